@@ -1,0 +1,289 @@
+"""PhiFlow state ↔ flat tuple of torch tensors plus a hashable layout.
+
+The order of dimensions is fixed: batch, dual, instance, spatial, channel, each alphabetically. PhiML's own order of
+flattened dimensions changes between processes. A staggered field gives one tensor per component, whatever its
+boundaries, so that faces are never stacked or padded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from numbers import Number
+from typing import Any, Iterator, Sequence, Union
+
+import numpy as np
+import torch
+from phi import math
+from phi.field import Field
+from phi.geom import Box, UniformGrid
+from phi.math import Shape, Tensor
+from phiml.math import extrapolation
+
+from phi_hybrid import _compat
+from phi_hybrid.errors import StateError
+
+_KINDS = {"batch": math.batch, "dual": math.dual, "instance": math.instance, "spatial": math.spatial, "channel": math.channel}
+
+
+@dataclass(frozen=True, order=True)
+class Axis:
+    """One named dimension. The size of an unlabelled batch axis is left open."""
+
+    kind: str
+    name: str
+    size: int | None = None
+    labels: tuple[str, ...] | None = None
+
+    def shape(self, size: int) -> Shape:
+        return _KINDS[self.kind](**{self.name: self.labels if self.labels else size})
+
+    @property
+    def phi_name(self) -> str:
+        return "~" + self.name if self.kind == "dual" else self.name
+
+    def __str__(self) -> str:
+        return f"{self.name}={','.join(self.labels) if self.labels else self.size or 'any'}"
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """A PhiML tensor: one native tensor per entry of the dimension `split`, or a single one."""
+
+    parts: tuple[tuple[Axis, ...], ...]
+    split: Axis | None = None
+
+    @property
+    def leaves(self) -> tuple[tuple[Axis, ...], ...]:
+        return self.parts
+
+    def unflatten(self, natives: Iterator[torch.Tensor]) -> Tensor:
+        tensors = [_assemble(next(natives), axes) for axes in self.parts]
+        return tensors[0] if self.split is None else math.stack(tensors, self.split.shape(len(tensors)))
+
+    def with_batch(self, name: str) -> TensorLayout:
+        return replace(self, parts=tuple(tuple(sorted_axes({*axes, Axis("batch", name)})) for axes in self.parts))
+
+    def without_batch(self) -> TensorLayout:
+        return replace(self, parts=tuple(tuple(a for a in axes if a.kind != "batch") for axes in self.parts))
+
+
+@dataclass(frozen=True)
+class FieldLayout:
+    """A field on a uniform grid. `key` stands for the domain and the boundary in comparisons."""
+
+    values: TensorLayout
+    key: tuple
+    geometry: UniformGrid = field(compare=False, repr=False)
+    boundary: extrapolation.Extrapolation = field(compare=False, repr=False)
+
+    @property
+    def leaves(self) -> tuple[tuple[Axis, ...], ...]:
+        return self.values.leaves
+
+    def unflatten(self, natives: Iterator[torch.Tensor]) -> Field:
+        return _compat.assemble_field(self.geometry, self.values.unflatten(natives), self.boundary)
+
+    def with_batch(self, name: str) -> FieldLayout:
+        return replace(self, values=self.values.with_batch(name))
+
+    def without_batch(self) -> FieldLayout:
+        return replace(self, values=self.values.without_batch())
+
+
+@dataclass(frozen=True)
+class ConstantLayout:
+    """A Python value (number, string, None): part of the layout, not of the tensors."""
+
+    value: Any
+    type: type
+
+    leaves: tuple = ()
+
+    def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
+        return self.value
+
+    def with_batch(self, name: str) -> ConstantLayout:
+        return self
+
+    without_batch = property(lambda self: lambda: self)
+
+
+@dataclass(frozen=True)
+class TreeLayout:
+    """A tuple, list or dict of states."""
+
+    type: type
+    keys: tuple | None
+    children: tuple[Layout, ...]
+
+    @property
+    def leaves(self) -> tuple[tuple[Axis, ...], ...]:
+        return tuple(leaf for child in self.children for leaf in child.leaves)
+
+    def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
+        values = [child.unflatten(natives) for child in self.children]
+        return dict(zip(self.keys, values)) if self.keys is not None else self.type(values)
+
+    def with_batch(self, name: str) -> TreeLayout:
+        return replace(self, children=tuple(child.with_batch(name) for child in self.children))
+
+    def without_batch(self) -> TreeLayout:
+        return replace(self, children=tuple(child.without_batch() for child in self.children))
+
+
+Layout = Union[TensorLayout, FieldLayout, ConstantLayout, TreeLayout]
+"""What is needed besides the tensors to rebuild a state: hashable, comparable, picklable, free of data."""
+
+
+def flatten(state: Any) -> tuple[tuple[torch.Tensor, ...], Layout]:
+    """Takes a PhiFlow state apart into torch tensors and a layout, without loss.
+
+    Values backed by NumPy become torch tensors of the precision and device of the torch values beside them.
+
+    Args:
+        state: `Field` on a uniform grid, PhiML `Tensor`, number, or tuple, list, dict of states, with any batch dims.
+
+    Returns:
+        tensors: one contiguous tensor per leaf, or per component of a staggered field, axes in canonical order.
+        layout: `unflatten(layout, tensors)` gives the state back.
+
+    Raises:
+        StateError: for values that no tensors can stand for (meshes, point clouds, sparse or layout tensors).
+    """
+    natives: list[Any] = []
+    layout = _describe(state, natives)
+    return _as_torch(natives), layout
+
+
+def unflatten(layout: Layout, tensors: Sequence[torch.Tensor]) -> Any:
+    """Inverse of `flatten`. Sizes of batch dims are taken from the tensors."""
+    expected = len(layout.leaves)
+    if len(tensors) != expected:
+        raise StateError(f"{len(tensors)} tensors given, but the layout holds {expected}: pass what flatten() returned")
+    with math.precision(precision_of(tensors)):
+        return layout.unflatten(iter(tensors))
+
+
+def precision_of(tensors: Sequence[torch.Tensor]) -> int:
+    """PhiML's precision in bits for computing with these tensors: that of the floats among them."""
+    bits = [torch.finfo(t.dtype).bits for t in tensors if t.dtype.is_floating_point or t.dtype.is_complex]
+    return bits[0] if bits else math.get_precision()
+
+
+def matches(layout: Layout, tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether the shapes of `tensors` fit the layout, batch sizes left open."""
+    leaves = layout.leaves
+    return len(leaves) == len(tensors) and all(
+        len(axes) == t.ndim and all(a.size in (None, s) for a, s in zip(axes, t.shape))
+        for axes, t in zip(leaves, tensors)
+    )
+
+
+def describe_leaves(layout: Layout) -> str:
+    """Human-readable shapes of the tensors of a layout."""
+    return ", ".join("(" + ", ".join(map(str, axes)) + ")" for axes in layout.leaves) or "no tensors"
+
+
+def expand(tensors: Sequence[torch.Tensor], source: Layout, target: Layout) -> tuple[torch.Tensor, ...]:
+    """Repeats tensors along the batch axes that `target` has and `source` lacks; sizes from the tensors are kept open.
+
+    Returned tensors have size 1 along new axes.
+    """
+    result = []
+    for tensor, old, new in zip(tensors, source.leaves, target.leaves):
+        names = [a.name for a in old]
+        for position, axis in enumerate(new):
+            if axis.name not in names:
+                tensor = tensor.unsqueeze(position)
+        result.append(tensor)
+    return tuple(result)
+
+
+def sorted_axes(axes: Sequence[Axis] | set[Axis]) -> list[Axis]:
+    """The canonical order."""
+    order = list(_KINDS)
+    return sorted(axes, key=lambda a: (order.index(a.kind), a.name))
+
+
+def _describe(state: Any, natives: list) -> Layout:
+    if isinstance(state, Field):
+        return _describe_field(state, natives)
+    if isinstance(state, Tensor):
+        return _describe_tensor(state, natives)
+    if isinstance(state, dict):
+        return TreeLayout(dict, tuple(state), tuple(_describe(v, natives) for v in state.values()))
+    if type(state) in (tuple, list):
+        return TreeLayout(type(state), None, tuple(_describe(v, natives) for v in state))
+    if state is None or isinstance(state, (Number, str)):
+        return ConstantLayout(state, type(state))
+    raise StateError(
+        f"a state holds Fields, PhiFlow Tensors, numbers, and tuples, lists or dicts of them, not {type(state).__name__}; "
+        "wrap native tensors with phi.math.wrap(native, dims)"
+    )
+
+
+def _describe_field(state: Field, natives: list) -> FieldLayout:
+    if not isinstance(state.geometry, UniformGrid):
+        raise StateError(
+            f"only fields on uniform grids can be flattened, got a field on {type(state.geometry).__name__}; "
+            "pass its values as a Tensor and close over the geometry"
+        )
+    values = _describe_tensor(state.values, natives)
+    return FieldLayout(values, _domain_key(state), state.geometry, state.boundary)
+
+
+def _domain_key(state: Field) -> tuple:
+    names = sorted(state.resolution.names)
+    bounds: Box = state.bounds
+    if bounds.lower.shape.batch or bounds.upper.shape.batch:
+        raise StateError(f"bounds with batch dims {bounds.shape.batch} are not supported: use one domain per state")
+    box = tuple((n, state.resolution.get_size(n), float(bounds.lower.vector[n]), float(bounds.upper.vector[n])) for n in names)
+    return box, repr(_compat.boundary_to_dict(state.boundary))
+
+
+def _describe_tensor(tensor: Tensor, natives: list) -> TensorLayout:
+    if _compat.is_sparse(tensor) or tensor.dtype.kind is object:
+        raise StateError(f"tensor of shape {tensor.shape} is sparse or holds Python objects; pass dense numeric tensors")
+    split = tensor.shape.dual
+    precision = tensor.dtype.precision if tensor.dtype.kind in (float, complex) else math.get_precision()
+    with math.precision(precision):  # PhiML casts natives to the global precision otherwise
+        if len(split) == 1:
+            parts = math.unstack(tensor, split)
+            return TensorLayout(tuple(_append(part, natives) for part in parts), _axis(split))
+        return TensorLayout((_append(tensor, natives),))
+
+
+def _append(tensor: Tensor, natives: list) -> tuple[Axis, ...]:
+    if not tensor.shape.is_uniform:
+        raise StateError(f"tensor of non-uniform shape {tensor.shape}; split it into a tuple of uniform tensors")
+    axes = sorted_axes([_axis(dim) for dim in tensor.shape])
+    natives.append(tensor.native([a.phi_name for a in axes]) if axes else tensor.native())
+    return tuple(axes)
+
+
+def _axis(dim: Shape) -> Axis:
+    labels = dim.labels[0]
+    size = None if dim.batch and not labels else dim.size
+    kind = next(k for k in _KINDS if getattr(dim, k))
+    return Axis(kind, dim.name.lstrip("~"), size, tuple(labels) if labels else None)
+
+
+def _as_torch(natives: list) -> tuple[torch.Tensor, ...]:
+    torch_natives = [n for n in natives if isinstance(n, torch.Tensor)]
+    floats = [n.dtype for n in torch_natives if n.dtype.is_floating_point]
+    device = torch_natives[0].device if torch_natives else torch.device(_compat.TORCH.get_default_device().ref)
+    precision = floats[0] if floats else (torch.float64 if math.get_precision() == 64 else torch.float32)
+
+    def convert(native: Any) -> torch.Tensor:
+        if isinstance(native, torch.Tensor):
+            return native.contiguous()
+        array = torch.as_tensor(np.array(native), device=device)
+        return array.to(precision) if array.dtype.is_floating_point else array
+
+    return tuple(convert(n) for n in natives)
+
+
+def _assemble(native: torch.Tensor, axes: tuple[Axis, ...]) -> Tensor:
+    if not axes:
+        return math.wrap(native)
+    return math.wrap(native, math.concat_shapes(*(a.shape(s) for a, s in zip(axes, native.shape))))

@@ -1,0 +1,5 @@
+"""Floor 2: a PhiFlow step, captured once as a torch graph and run without PhiFlow's overhead."""
+
+from phi_hybrid.capture.block import PhysicsBlock, capture
+
+__all__ = ["PhysicsBlock", "capture"]
