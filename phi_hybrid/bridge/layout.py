@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from numbers import Number
-from typing import Any, Iterator, Sequence, Union
+from typing import Any, Callable, Iterable, Iterator, Sequence, Union
 
 import numpy as np
 import torch
@@ -60,12 +60,6 @@ class TensorLayout:
         tensors = [_assemble(next(natives), axes) for axes in self.parts]
         return tensors[0] if self.split is None else math.stack(tensors, self.split.shape(len(tensors)))
 
-    def with_batch(self, name: str) -> TensorLayout:
-        return replace(self, parts=tuple(tuple(sorted_axes({*axes, Axis("batch", name)})) for axes in self.parts))
-
-    def without_batch(self) -> TensorLayout:
-        return replace(self, parts=tuple(tuple(a for a in axes if a.kind != "batch") for axes in self.parts))
-
 
 @dataclass(frozen=True)
 class FieldLayout:
@@ -83,12 +77,6 @@ class FieldLayout:
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Field:
         return _compat.assemble_field(self.geometry, self.values.unflatten(natives), self.boundary)
 
-    def with_batch(self, name: str) -> FieldLayout:
-        return replace(self, values=self.values.with_batch(name))
-
-    def without_batch(self) -> FieldLayout:
-        return replace(self, values=self.values.without_batch())
-
 
 @dataclass(frozen=True)
 class ConstantLayout:
@@ -101,9 +89,6 @@ class ConstantLayout:
 
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
         return self.value
-
-    def with_batch(self, name: str) -> ConstantLayout:
-        return self
 
     without_batch = property(lambda self: lambda: self)
 
@@ -123,12 +108,6 @@ class TreeLayout:
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
         values = [child.unflatten(natives) for child in self.children]
         return dict(zip(self.keys, values)) if self.keys is not None else self.type(values)
-
-    def with_batch(self, name: str) -> TreeLayout:
-        return replace(self, children=tuple(child.with_batch(name) for child in self.children))
-
-    def without_batch(self) -> TreeLayout:
-        return replace(self, children=tuple(child.without_batch() for child in self.children))
 
 
 Layout = Union[TensorLayout, FieldLayout, ConstantLayout, TreeLayout]
@@ -184,22 +163,61 @@ def describe_leaves(layout: Layout) -> str:
     return ", ".join("(" + ", ".join(map(str, axes)) + ")" for axes in layout.leaves) or "no tensors"
 
 
-def expand(tensors: Sequence[torch.Tensor], source: Layout, target: Layout) -> tuple[torch.Tensor, ...]:
-    """Repeats tensors along the batch axes that `target` has and `source` lacks; sizes from the tensors are kept open.
+def map_axes(layout: Layout, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> Layout:
+    """The layout with `f` applied to the axes of every tensor in it."""
+    if isinstance(layout, TensorLayout):
+        return replace(layout, parts=tuple(tuple(sorted_axes(f(axes))) for axes in layout.parts))
+    if isinstance(layout, FieldLayout):
+        return replace(layout, values=map_axes(layout.values, f))
+    if isinstance(layout, TreeLayout):
+        return replace(layout, children=tuple(map_axes(child, f) for child in layout.children))
+    return layout
 
-    Returned tensors have size 1 along new axes.
-    """
+
+def with_batch(layout: Layout, *names: str) -> Layout:
+    """The layout with batch axes added where they are missing."""
+    return map_axes(layout, lambda axes: [*axes, *(Axis("batch", n) for n in names if n not in {a.name for a in axes})])
+
+
+def without(layout: Layout, *names: str) -> Layout:
+    """The layout without the axes of these names."""
+    return map_axes(layout, lambda axes: [a for a in axes if a.name not in names])
+
+
+def batch_names(*layouts: Layout) -> list[str]:
+    """Names of all batch axes in canonical order."""
+    return sorted({a.name for layout in layouts for axes in layout.leaves for a in axes if a.kind == "batch"})
+
+
+def position_of(name: str, axes: tuple[Axis, ...]) -> int | None:
+    """Index of the axis `name` among `axes`, `None` if it is not there."""
+    return next((i for i, a in enumerate(axes) if a.name == name), None)
+
+
+def tuple_of(*layouts: Layout) -> TreeLayout:
+    """Layout of a tuple of states."""
+    return TreeLayout(tuple, None, layouts)
+
+
+def expand(tensors: Sequence[torch.Tensor], source: Layout, target: Layout) -> tuple[torch.Tensor, ...]:
+    """Inserts the batch axes that `target` has and `source` lacks, with size 1."""
     result = []
     for tensor, old, new in zip(tensors, source.leaves, target.leaves):
-        names = [a.name for a in old]
         for position, axis in enumerate(new):
-            if axis.name not in names:
+            if position_of(axis.name, old) is None:
                 tensor = tensor.unsqueeze(position)
         result.append(tensor)
     return tuple(result)
 
 
-def sorted_axes(axes: Sequence[Axis] | set[Axis]) -> list[Axis]:
+def stack(frames: Sequence[Sequence[torch.Tensor]], layout: Layout, name: str) -> tuple[tuple[torch.Tensor, ...], Layout]:
+    """Stacks states of one layout along a new batch axis, which takes its canonical place."""
+    stacked = with_batch(layout, name)
+    positions = [position_of(name, axes) for axes in stacked.leaves]
+    return tuple(torch.stack(leaf, p) for leaf, p in zip(zip(*frames), positions)), stacked
+
+
+def sorted_axes(axes: Iterable[Axis]) -> list[Axis]:
     """The canonical order."""
     order = list(_KINDS)
     return sorted(axes, key=lambda a: (order.index(a.kind), a.name))

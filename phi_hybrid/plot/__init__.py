@@ -1,0 +1,10 @@
+"""Figures of trajectories, errors, spectra and training histories (matplotlib only)."""
+
+from .animate import animate
+from .errors import errors
+from .history import history
+from .rollout import rollout
+from .spacetime import spacetime
+from .spectrum import energy_spectrum, spectrum
+
+__all__ = ['animate', 'energy_spectrum', 'errors', 'history', 'rollout', 'spacetime', 'spectrum']
