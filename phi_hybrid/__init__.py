@@ -1,0 +1,42 @@
+"""phi_hybrid: write the physics in ΦFlow, train through it at native PyTorch speed."""
+
+from phi_hybrid import bridge, pde
+from phi_hybrid.capture import PhysicsBlock, capture
+from phi_hybrid.coupling import Additive
+from phi_hybrid.data import Trajectories
+from phi_hybrid.errors import CaptureError, DataError, NonFiniteError, StateError
+from phi_hybrid.evaluate import Evaluation, evaluate
+from phi_hybrid.hybrid import HybridSolver
+from phi_hybrid.objective import Unrolled
+from phi_hybrid.train import Trainer
+from phi_hybrid.unroll import rollout
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Additive",
+    "CaptureError",
+    "DataError",
+    "Evaluation",
+    "HybridSolver",
+    "NonFiniteError",
+    "PhysicsBlock",
+    "StateError",
+    "Trainer",
+    "Trajectories",
+    "Unrolled",
+    "bridge",
+    "capture",
+    "evaluate",
+    "pde",
+    "plot",
+    "rollout",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "plot":  # matplotlib loads when it is used
+        import importlib
+
+        return importlib.import_module("phi_hybrid.plot")
+    raise AttributeError(f"module 'phi_hybrid' has no attribute {name!r}")

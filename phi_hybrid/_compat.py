@@ -156,10 +156,18 @@ def boundary_to_dict(boundary: extrapolation.Extrapolation) -> dict:
     """JSON description of a boundary condition. Unlike `Extrapolation.to_dict` it keeps vector values and their names."""
     if isinstance(boundary, extrapolation.ConstantExtrapolation):
         value = boundary.value
+        if any(getattr(native, "requires_grad", False) for native in value._natives()):
+            raise ValueError(
+                f"boundary value {boundary} is a trainable tensor, which would be frozen as a constant; set the values "
+                "at the boundary inside the step from an argument"
+            )
         if not value.shape:
             return {"constant": value.numpy().item()}
         if value.shape.names != ("vector",):
-            raise ValueError(f"boundary value of shape {value.shape}: only numbers and vectors are supported")
+            raise ValueError(
+                f"boundary value of shape {value.shape}: only numbers and vectors are supported; use one boundary for "
+                "all batch entries"
+            )
         return {"vector": {k: value.vector[k].numpy().item() for k in value.shape.get_item_names("vector")}}
     if isinstance(boundary, extrapolation._MixedExtrapolation):
         return {"sides": {side: boundary_to_dict(b) for side, b in boundary.ext.items()}}

@@ -247,16 +247,20 @@ def _describe_field(state: Field, natives: list) -> FieldLayout:
             "pass its values as a Tensor and close over the geometry"
         )
     values = _describe_tensor(state.values, natives)
-    return FieldLayout(values, _domain_key(state), state.geometry, state.boundary)
+    return FieldLayout(values, domain_key(state.geometry, state.boundary), state.geometry, state.boundary)
 
 
-def _domain_key(state: Field) -> tuple:
-    names = sorted(state.resolution.names)
-    bounds: Box = state.bounds
+def domain_key(geometry: UniformGrid, boundary: extrapolation.Extrapolation) -> tuple:
+    """Resolution, bounds and boundary in comparable form."""
+    bounds: Box = geometry.bounds
     if bounds.lower.shape.batch or bounds.upper.shape.batch:
         raise StateError(f"bounds with batch dims {bounds.shape.batch} are not supported: use one domain per state")
-    box = tuple((n, state.resolution.get_size(n), float(bounds.lower.vector[n]), float(bounds.upper.vector[n])) for n in names)
-    return box, repr(_compat.boundary_to_dict(state.boundary))
+    size, low, up = geometry.resolution.get_size, bounds.lower.vector, bounds.upper.vector
+    box = tuple((n, size(n), float(low[n]), float(up[n])) for n in sorted(geometry.resolution.names))
+    try:
+        return box, repr(_compat.boundary_to_dict(boundary))
+    except (ValueError, NotImplementedError) as error:
+        raise StateError(f"a field with this boundary cannot be flattened: {error}") from error
 
 
 def _describe_tensor(tensor: Tensor, natives: list) -> TensorLayout:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 import warnings
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 
 from phi_hybrid import _compat
-from phi_hybrid.bridge.layout import Layout, describe_leaves, flatten, matches, unflatten
+from phi_hybrid.bridge.layout import Layout, describe_leaves
+from phi_hybrid.capture.face import NativeFace, check_signature
 from phi_hybrid.capture.graph import CapturedGraph, check_against_eager
 from phi_hybrid.capture.trace import run_eager
 from phi_hybrid.errors import CaptureError, StateError
@@ -48,7 +48,7 @@ def capture(step: Callable, *example: Any, compile: bool = False, check: bool = 
     return block
 
 
-class PhysicsBlock(torch.nn.Module):
+class PhysicsBlock(NativeFace):
     """A captured PhiFlow step: `torch.nn.Module` without parameters; see `capture`.
 
     Two faces: called with PhiFlow states it behaves like the step. `flatten`, `native`, `unflatten` work on torch
@@ -61,75 +61,28 @@ class PhysicsBlock(torch.nn.Module):
         self.compile_graphs = compile
         self.check = check
         self.graphs = torch.nn.ModuleList()  # most recently captured first
-        self._layouts: list[Layout] = []  # of arguments, most recently flattened first
         self._captures = 0
 
-    def forward(self, *args: Any) -> Any:
-        """One step on PhiFlow states, same arguments and result as the step itself."""
-        tensors, layout = self._signature(args)
-        graph = self._graph(layout, tensors)
-        return unflatten(graph.output_layout, graph(*tensors))
+    def known_steps(self) -> Sequence[CapturedGraph]:
+        return tuple(self.graphs)
 
-    def flatten(self, *args: Any) -> tuple[torch.Tensor, ...]:
-        """State and inputs as torch tensors, in the order that `native` takes them."""
-        tensors, layout = self._signature(args)
-        self._layouts = [layout, *(known for known in self._layouts if known != layout)][:MAX_GRAPHS]
-        return tensors
-
-    def native(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One step on torch tensors, `(*state, *inputs) -> state`, differentiable.
-
-        Args:
-            *tensors: as returned by `flatten`; batch sizes, precision and device may differ from those flattened.
-
-        Raises:
-            StateError: if no state seen so far has tensors of these shapes.
-        """
-        for graph in self.graphs:
-            if graph.accepts(tensors):
-                return graph(*tensors)
-        return self._graph(self._layout_of(tensors), tensors)(*tensors)
-
-    def unflatten(self, tensors: tuple[torch.Tensor, ...]) -> Any:
-        """PhiFlow state from the tensors that `native` returned."""
-        for graph in self.graphs:
-            if matches(graph.output_layout, tensors):
-                return unflatten(graph.output_layout, tensors)
-        raise StateError(
-            f"tensors of shapes {[tuple(t.shape) for t in tensors]} are no result of this block, whose results are "
-            f"{[describe_leaves(g.output_layout) for g in self.graphs]}; pass what native() returned"
-        )
+    def check_arguments(self, args: tuple) -> None:
+        if not isinstance(self.step, LostStep):
+            check_signature(self.step, args)
 
     def graph_for(self, *args: Any) -> CapturedGraph:
         """The graph for these PhiFlow arguments, captured if need be."""
-        tensors, layout = self._signature(args)
-        return self._graph(layout, tensors)
+        tensors, layout = self.signature(args)
+        return self.bind(layout, tensors)
 
-    def _signature(self, args: tuple) -> tuple[tuple[torch.Tensor, ...], Layout]:
-        check_arguments(self.step, args)
-        tensors, layout = flatten(args)
-        check_tensors(tensors, layout)
-        return tensors, layout
-
-    def _layout_of(self, tensors: tuple[torch.Tensor, ...]) -> Layout:
-        known = [*self._layouts, *(g.layout for g in self.graphs)]
-        for layout in known:
-            if matches(layout, tensors):
-                check_tensors(tensors, layout)
-                return layout
-        raise StateError(
-            f"no state with tensors of shapes {[tuple(t.shape) for t in tensors]} is known; known are "
-            f"{sorted({describe_leaves(k) for k in known})}. Call flatten() with such a state first, or use torch.vmap "
-            "for further batch axes"
-        )
-
-    def _graph(self, layout: Layout, tensors: tuple[torch.Tensor, ...]) -> CapturedGraph:
+    def bind(self, layout: Layout, tensors: Sequence[torch.Tensor]) -> CapturedGraph:
+        """The graph for this layout and these shapes, precision and device, captured if need be."""
         for graph in self.graphs:
             if graph.layout == layout and graph.accepts(tensors):
                 return graph
         return self._capture(layout, tensors)
 
-    def _capture(self, layout: Layout, tensors: tuple[torch.Tensor, ...]) -> CapturedGraph:
+    def _capture(self, layout: Layout, tensors: Sequence[torch.Tensor]) -> CapturedGraph:
         if _compat.functorch_active():  # tracing needs plain tensors; their values do not matter to it
             with _compat.outside_transformations():
                 tensors = tuple(torch.ones(t.shape, dtype=t.dtype, device=t.device) for t in tensors)
@@ -186,37 +139,3 @@ class LostStep:
             "captured before. Way out: define the step at module level, or call the block with this signature before "
             "pickling"
         )
-
-
-def check_arguments(step: Callable, args: tuple) -> None:
-    """Names missing and superfluous arguments before any work is done."""
-    if isinstance(step, LostStep):
-        return
-    try:
-        signature = inspect.signature(step)
-    except (TypeError, ValueError):
-        return  # builtins have none
-    try:
-        signature.bind(*args)
-    except TypeError as error:
-        raise StateError(
-            f"the step takes {signature} but got {len(args)} arguments: {error}; pass the state and then every input, "
-            "in this order"
-        ) from None
-
-
-def check_tensors(tensors: tuple[torch.Tensor, ...], layout: Layout) -> None:
-    """All arguments of a step have one precision and one device.
-
-    Raises:
-        StateError: naming the clash.
-    """
-    floats = sorted({str(t.dtype) for t in tensors if t.is_floating_point()})
-    if len(floats) > 1:
-        raise StateError(
-            f"arguments of different precision: {', '.join(floats)} in {describe_leaves(layout)}. Convert them, e.g. "
-            "phi.math.to_float within `with phi.math.precision(64):`"
-        )
-    devices = sorted({str(t.device) for t in tensors})
-    if len(devices) > 1:
-        raise StateError(f"arguments on different devices: {', '.join(devices)}. Move them with phi.math.to_device")

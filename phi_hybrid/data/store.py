@@ -1,0 +1,145 @@
+"""Trajectories ↔ HDF5 file: tensors as data sets, layout and metadata as JSON attributes."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+import torch
+from phi.geom import Box, UniformGrid
+from phi.math import spatial
+
+from phi_hybrid import _compat
+from phi_hybrid.bridge.layout import (
+    Axis,
+    ConstantLayout,
+    FieldLayout,
+    Layout,
+    TensorLayout,
+    TreeLayout,
+    describe_leaves,
+    domain_key,
+)
+from phi_hybrid.errors import DataError
+
+_FORMAT = "phi_hybrid.trajectories"
+_VERSION = 1
+
+Contents = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], Layout, TreeLayout, dict]
+
+
+def write(
+    path: str | os.PathLike,
+    states: tuple[torch.Tensor, ...],
+    inputs: tuple[torch.Tensor, ...],
+    state_layout: Layout,
+    input_layout: TreeLayout,
+    metadata: dict[str, Any],
+) -> None:
+    """Writes to a temporary file beside `path` and renames it: there is never half a file of that name."""
+    import h5py
+
+    path = os.fspath(path)
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    try:
+        header = json.dumps({"states": to_dict(state_layout), "inputs": to_dict(input_layout), "metadata": metadata})
+    except TypeError as error:
+        raise DataError(f"metadata must be JSON values (numbers, strings, lists, dicts): {error}") from None
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
+    os.close(handle)
+    try:
+        with h5py.File(temporary, "w") as file:
+            file.attrs.update({"format": _FORMAT, "version": _VERSION, "header": header})
+            for group, tensors in (("states", states), ("inputs", inputs)):
+                for number, tensor in enumerate(tensors):
+                    file.create_dataset(f"{group}/{number}", data=tensor.detach().cpu().numpy())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read(path: str | os.PathLike) -> Contents:
+    """Reads what `write` wrote.
+
+    Raises:
+        DataError: for a damaged or foreign file, naming what is wrong.
+        FileNotFoundError: if there is none.
+    """
+    import h5py
+
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no trajectories at {path}; write them with Trajectories.generate(..., path=...)")
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != _FORMAT:
+                raise DataError(f"{path} was not written by phi_hybrid (format {file.attrs.get('format')!r})")
+            if file.attrs["version"] > _VERSION:
+                raise DataError(f"{path} has version {file.attrs['version']}, newer than {_VERSION}; update phi_hybrid")
+            header = json.loads(file.attrs["header"])
+            layouts = {group: from_dict(header[group]) for group in ("states", "inputs")}
+            tensors = {group: _read_group(file, group, len(layout.leaves)) for group, layout in layouts.items()}
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged or truncated ({error}); generate it again") from error
+    _check_shapes(path, tensors["states"], layouts["states"])
+    return tensors["states"], tensors["inputs"], layouts["states"], layouts["inputs"], header["metadata"]
+
+
+def _read_group(file: Any, group: str, count: int) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(np.asarray(file[f"{group}/{n}"])) for n in range(count))
+
+
+def _check_shapes(path: str, tensors: tuple[torch.Tensor, ...], layout: Layout) -> None:
+    for tensor, axes in zip(tensors, layout.leaves):
+        if tuple(tensor.shape[2:]) != tuple(a.size for a in axes):
+            raise DataError(
+                f"{path} holds a state tensor of shape {tuple(tensor.shape)}, but its header promises (trajectory, time) "
+                f"and {describe_leaves(layout)}; generate it again"
+            )
+
+
+def to_dict(layout: Layout) -> dict:
+    """JSON description of a layout."""
+    if isinstance(layout, TreeLayout):
+        keys = None if layout.keys is None else list(layout.keys)
+        return {"tree": layout.type.__name__, "keys": keys, "children": [to_dict(c) for c in layout.children]}
+    if isinstance(layout, FieldLayout):
+        (*box,), _ = layout.key
+        return {"field": to_dict(layout.values), "box": box, "boundary": _compat.boundary_to_dict(layout.boundary)}
+    if isinstance(layout, TensorLayout):
+        split = None if layout.split is None else _axis_to_list(layout.split)
+        return {"tensor": [[_axis_to_list(a) for a in axes] for axes in layout.parts], "split": split}
+    return {"constant": layout.value}
+
+
+def from_dict(description: dict) -> Layout:
+    """Inverse of `to_dict`."""
+    if "tree" in description:
+        keys = None if description["keys"] is None else tuple(description["keys"])
+        type_ = {"tuple": tuple, "list": list, "dict": dict}[description["tree"]]
+        return TreeLayout(type_, keys, tuple(from_dict(c) for c in description["children"]))
+    if "field" in description:
+        resolution = spatial(**{name: size for name, size, _, _ in description["box"]})
+        geometry = UniformGrid(resolution, Box(**{name: (low, up) for name, _, low, up in description["box"]}))
+        boundary = _compat.boundary_from_dict(description["boundary"])
+        return FieldLayout(from_dict(description["field"]), domain_key(geometry, boundary), geometry, boundary)
+    if "tensor" in description:
+        split = None if description["split"] is None else _axis_from_list(description["split"])
+        return TensorLayout(tuple(tuple(map(_axis_from_list, axes)) for axes in description["tensor"]), split)
+    return ConstantLayout(description["constant"], type(description["constant"]))
+
+
+def _axis_to_list(axis: Axis) -> list:
+    return [axis.kind, axis.name, axis.size, None if axis.labels is None else list(axis.labels)]
+
+
+def _axis_from_list(entries: list) -> Axis:
+    kind, name, size, labels = entries
+    return Axis(kind, name, size, None if labels is None else tuple(labels))

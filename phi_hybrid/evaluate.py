@@ -1,0 +1,94 @@
+"""Errors of solvers against reference trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping
+
+import torch
+
+from phi_hybrid.data import Trajectories
+from phi_hybrid.errors import StateError
+from phi_hybrid.unroll import as_step, bind
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors over time of several solvers, `(trajectory, step)`, step 0 being the state after the first step.
+
+    `mae` is ⟨|u − u*|⟩ over space and components in units of the state, `nrmse` is ‖u − u*‖₂ / ‖u*‖₂. From the first
+    non-finite state on, errors of a trajectory are infinite: failure is not missing data.
+    """
+
+    mae: Mapping[str, torch.Tensor]
+    nrmse: Mapping[str, torch.Tensor]
+
+    def summary(self, horizons: tuple[int, ...] = ()) -> dict[str, dict[str, float]]:
+        """Solver → metric → number: `mae` and `nrmse` over all steps, `mae_n` over the first n, `blow_up` (fraction of
+        trajectories that became non-finite)."""
+        return {name: self._summary_of(name, horizons) for name in self.mae}
+
+    def table(self, horizons: tuple[int, ...] = ()) -> str:
+        """The summary as text, one row per solver."""
+        summary = self.summary(horizons)
+        metrics = list(next(iter(summary.values())))
+        width = max(len(name) for name in summary) + 2
+        rows = ["".ljust(width) + "".join(m.rjust(11) for m in metrics)]
+        rows += [name.ljust(width) + "".join(f"{row[m]:11.4g}" for m in metrics) for name, row in summary.items()]
+        return "\n".join(rows)
+
+    def _summary_of(self, name: str, horizons: tuple[int, ...]) -> dict[str, float]:
+        mae, nrmse = self.mae[name], self.nrmse[name]
+        too_long = [h for h in horizons if not 1 <= h <= mae.shape[1]]
+        if too_long:
+            raise StateError(f"horizons {too_long}: the evaluation has {mae.shape[1]} steps; use 1 … {mae.shape[1]}")
+        return {
+            "mae": float(mae.mean()),
+            **{f"mae_{h}": float(mae[:, :h].mean()) for h in horizons},
+            "nrmse": float(nrmse.mean()),
+            "blow_up": float((~torch.isfinite(mae[:, -1])).double().mean()),
+        }
+
+
+def evaluate(solvers: Mapping[str, Callable], data: Trajectories, steps: int | None = None) -> Evaluation:
+    """Rolls every solver out from the first states of `data` and compares each step with the reference.
+
+    Args:
+        solvers: name → step, e.g. `{'source': physics, 'hybrid': solver}`; inputs come from the data.
+        data: held-out trajectories on the grid of the solvers, `(trajectory, time, x, y, vector)`.
+        steps: number of steps, all that the data has by default.
+
+    Raises:
+        StateError: if `steps` is out of range or the data do not fit a solver.
+    """
+    steps = data.steps if steps is None else steps
+    if not 1 <= steps <= data.steps:
+        raise StateError(f"steps = {steps} but the data has trajectories of {data.steps} steps; use 1 … {data.steps}")
+    errors = {name: trajectory_errors(solver, data, steps) for name, solver in solvers.items()}
+    return Evaluation({n: e[0] for n, e in errors.items()}, {n: e[1] for n, e in errors.items()})
+
+
+@torch.no_grad()
+def trajectory_errors(solver: Callable, data: Trajectories, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """MAE and nRMSE, each `(trajectory, step)`, of one solver."""
+    solver = as_step(solver)
+    batch = data.cut(slice(None), 0, steps).to(_device_of(solver))
+    inputs = batch.step_inputs
+    bound = bind(solver, batch.initial, batch.layout, inputs)
+    state, mae, nrmse = bound.state, [], []
+    for n in range(steps):
+        state = bound.step(*state, *inputs.at(n))
+        reference = torch.cat([t[:, n].flatten(1) for t in batch.targets], 1).double()
+        error = torch.cat([s.flatten(1) for s in state], 1).double() - reference
+        mae.append(error.abs().mean(1))
+        nrmse.append(error.norm(dim=1) / reference.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny))
+    return _failed_is_infinite(torch.stack(mae, 1)), _failed_is_infinite(torch.stack(nrmse, 1))
+
+
+def _failed_is_infinite(errors: torch.Tensor) -> torch.Tensor:
+    failed = (~torch.isfinite(errors)).cumsum(1) > 0
+    return torch.where(failed, torch.inf, errors).cpu()
+
+
+def _device_of(module: Any) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

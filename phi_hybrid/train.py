@@ -1,0 +1,242 @@
+"""The training loop: any solver, objective and optimizer; checkpoints, validation, exact resume."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from typing import Any, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+
+from phi_hybrid.capture import NativeFace
+from phi_hybrid.data import Batch, Trajectories
+from phi_hybrid.errors import DataError, NonFiniteError, StateError
+from phi_hybrid.evaluate import trajectory_errors
+from phi_hybrid.hybrid import HybridSolver
+from phi_hybrid.objective import Objective
+from phi_hybrid.scaling import estimate_scales
+
+
+class Trainer:
+    """Trains a solver on windows of reference trajectories.
+
+    A hybrid solver whose scales have not been set gets them estimated from the data. The order of the windows depends
+    on the seed and the number of the update alone, so that a resumed training sees what it would have seen.
+
+    Args:
+        solver: `HybridSolver`, or another step with trainable parameters.
+        data: reference trajectories on the solver's grid.
+        objective: e.g. `Unrolled(16)`.
+        optimizer: any torch optimizer over the solver's parameters; called as `optimizer.step(closure)`.
+        scheduler: torch learning-rate scheduler of this optimizer, stepped after every update.
+        batch_size: windows per update.
+        clip: largest norm of the gradient; longer ones are scaled down to it. No limit by default.
+        seed: of the window order and of torch's generator during training.
+        validation: held-out trajectories, rolled out in full every `validate_every` updates.
+        checkpoint: file to which everything is saved, atomically, every `checkpoint_every` updates and at the end.
+        progress: whether to show a progress bar with loss and speed.
+
+    Attributes:
+        history: `{'update', 'loss', 'lr', 'gradient_norm': [...], 'validation': {'update': [...], 'mae': [...]}}`.
+
+    Raises:
+        DataError: if trajectories are shorter than the windows.
+        StateError: for settings out of range.
+    """
+
+    def __init__(
+        self,
+        solver: NativeFace,
+        data: Trajectories,
+        objective: Objective,
+        *,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        batch_size: int = 8,
+        clip: float | None = None,
+        seed: int = 0,
+        validation: Trajectories | None = None,
+        validate_every: int = 100,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_every: int = 100,
+        progress: bool = True,
+    ) -> None:
+        for name, value in dict(batch_size=batch_size, validate_every=validate_every, checkpoint_every=checkpoint_every).items():
+            if value < 1:
+                raise StateError(f"{name} = {value}: must be at least 1")
+        self.solver = solver
+        self.data = data
+        self.objective = objective
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.clip = clip
+        self.seed = seed
+        self.validation = validation
+        self.validate_every = validate_every
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.progress = progress
+        self.windows = data.windows(objective.steps)
+        self.batch_size = min(batch_size, len(self.windows))
+        self.update = 0
+        self.history: dict[str, Any] = _empty_history()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._rng = torch.get_rng_state()
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._gradient_norm = math.nan
+        if isinstance(solver, HybridSolver) and not solver.scaled:
+            estimate_scales(solver, data)
+
+    def fit(self, updates: int = 1000) -> dict[str, Any]:
+        """Trains until `updates` updates have been made in all; a resumed trainer makes those that are missing.
+
+        Returns:
+            The history.
+
+        Raises:
+            NonFiniteError: if loss or gradient is not finite; the solver keeps the weights before that update.
+        """
+        if updates < 0:
+            raise StateError(f"updates = {updates}: must not be negative")
+        order = _WindowOrder(len(self.windows), self.batch_size, self.seed, self.update, updates)
+        loader = DataLoader(
+            self.windows, batch_sampler=order, collate_fn=self.windows.collate, generator=torch.Generator()
+        )
+        bar = tqdm(loader, desc=f"train {self.objective}", disable=not self.progress, unit="update")
+        with torch.random.fork_rng():
+            torch.set_rng_state(self._rng)
+            for batch in bar:
+                loss = self._step(batch.to(self._parameters[0].device))
+                self._record(loss)
+                if self.progress and (self.update % 10 == 0 or self.update == updates):
+                    bar.set_postfix(loss=f"{loss:.3e}", refresh=False)
+                if self.validation is not None and self.update % self.validate_every == 0:
+                    self._validate()
+                self._rng = torch.get_rng_state()
+                if self.checkpoint is not None and self.update % self.checkpoint_every == 0:
+                    self.save(self.checkpoint)
+        if self.checkpoint is not None:
+            self.save(self.checkpoint)
+        return self.history
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes solver, optimizer, scheduler, random state and history; an older file stays whole until then."""
+        state = {
+            "solver": self.solver.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "rng": self._rng,
+            "update": self.update,
+            "history": self.history,
+            "settings": self._settings(),
+        }
+        folder = os.path.dirname(os.fspath(path)) or "."
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
+        os.close(handle)
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def resume(self, path: str | os.PathLike) -> Trainer:
+        """Continues where a checkpoint left off: `trainer.resume(path).fit(updates)`.
+
+        Raises:
+            DataError: if the file is damaged.
+            StateError: if it belongs to a training with other settings.
+        """
+        try:
+            state = torch.load(path, map_location=self._parameters[0].device, weights_only=True)
+            settings = state["settings"]
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise DataError(f"{path} is no complete checkpoint ({type(error).__name__}: {error}); start anew") from error
+        if settings != self._settings():
+            changed = {k: (v, settings.get(k)) for k, v in self._settings().items() if v != settings.get(k)}
+            raise StateError(f"the checkpoint {path} is of another training; now and then: {changed}")
+        self.solver.load_state_dict(state["solver"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self._rng = state["rng"].cpu()
+        self.update = state["update"]
+        self.history = state["history"]
+        return self
+
+    def _step(self, batch: Batch) -> float:
+        def closure() -> torch.Tensor:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.objective.loss(self.objective.outputs(self.solver, batch), batch)
+            self._require_finite("loss", loss)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if self.clip is None else self.clip)
+            self._require_finite("gradient norm", norm)
+            self._gradient_norm = float(norm)
+            return loss
+
+        loss = float(self.optimizer.step(closure))
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return loss
+
+    def _require_finite(self, name: str, value: torch.Tensor) -> None:
+        if not torch.isfinite(value):
+            raise NonFiniteError(
+                f"{name} is {value.item()} at update {self.update} (learning rate {self.optimizer.param_groups[0]['lr']:g}); "
+                "the solver keeps the weights before it. Reduce the learning rate, clip the gradient, or unroll fewer steps",
+                self.update,
+            )
+
+    def _record(self, loss: float) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        entry = {"update": self.update, "loss": loss, "lr": lr, "gradient_norm": self._gradient_norm}
+        for name, value in entry.items():
+            self.history[name].append(value)
+        self.update += 1
+
+    def _validate(self) -> None:
+        mae, _ = trajectory_errors(self.solver, self.validation, self.validation.steps)
+        self.history["validation"]["update"].append(self.update)
+        self.history["validation"]["mae"].append(float(mae.mean()))
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "objective": repr(self.objective),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "windows": len(self.windows),
+            "clip": self.clip,
+        }
+
+
+class _WindowOrder(Sampler):
+    """Batches of window numbers, shuffled anew in every epoch, from update `start` on."""
+
+    def __init__(self, windows: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+        self.windows, self.batch_size, self.seed = windows, batch_size, seed
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch = self.windows // self.batch_size
+        shuffled_epoch, order = None, None
+        for update in range(self.start, self.stop):
+            epoch, position = divmod(update, per_epoch)
+            if epoch != shuffled_epoch:
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                shuffled_epoch, order = epoch, torch.randperm(self.windows, generator=generator)
+            yield order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
+
+
+def _empty_history() -> dict[str, Any]:
+    return {"update": [], "loss": [], "lr": [], "gradient_norm": [], "validation": {"update": [], "mae": []}}

@@ -1,0 +1,165 @@
+"""Repeated steps on native tensors, inputs that change with time, and rollouts of PhiFlow states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Sequence
+
+import torch
+
+from phi_hybrid.bridge.layout import (
+    Layout,
+    batch_names,
+    describe_leaves,
+    expand,
+    flatten,
+    position_of,
+    stack,
+    tuple_of,
+    unflatten,
+    with_batch,
+    without,
+)
+from phi_hybrid.capture import NativeFace, NativeStep, PlainStep
+from phi_hybrid.errors import NonFiniteError, StateError
+
+Tensors = tuple[torch.Tensor, ...]
+
+TIME = "time"
+"""Name of the batch dim that runs over solver steps."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Extra arguments of a step: constant, or with a batch dim `time` that is sliced step by step."""
+
+    tensors: Tensors
+    layout: Layout
+
+    def at(self, step: int) -> Tensors:
+        """The tensors of one step."""
+        positions = [position_of(TIME, axes) for axes in self.layout.leaves]
+        return tuple(t if p is None else t.select(p, step) for t, p in zip(self.tensors, positions))
+
+    @property
+    def frame_layout(self) -> Layout:
+        """Layout of `at(step)`."""
+        return without(self.layout, TIME)
+
+    def check_length(self, steps: int) -> None:
+        for tensor, axes in zip(self.tensors, self.layout.leaves):
+            position = position_of(TIME, axes)
+            if position is not None and tensor.shape[position] < steps:
+                raise StateError(
+                    f"an input has {tensor.shape[position]} entries along '{TIME}' but {steps} steps need {steps}; "
+                    "pass more entries or fewer steps"
+                )
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A native step whose output can be its next input, with the state to start from."""
+
+    step: NativeStep
+    state: Tensors
+    layout: Layout
+    """Of the state."""
+
+
+def as_step(step: Callable) -> NativeFace:
+    """Blocks and hybrid solvers as they are, plain PhiFlow code behind the same face."""
+    return step if isinstance(step, NativeFace) else PlainStep(step)
+
+
+def bind(step: NativeFace, state: Tensors, layout: Layout, inputs: Inputs) -> Bound:
+    """Binds a step to a state and inputs.
+
+    A state that lacks batch dims of the inputs or of the step's result is repeated along them.
+
+    Raises:
+        StateError: if the step returns another kind of state than it takes.
+    """
+    for _ in range(2):
+        arguments = (*state, *inputs.at(0))
+        native = step.bind(tuple_of(layout, *inputs.frame_layout.children), arguments)
+        if native.output_layout == layout:
+            return Bound(native, state, layout)
+        added = [n for n in batch_names(native.output_layout) if n not in batch_names(layout)]
+        if with_batch(layout, *added) != with_batch(native.output_layout, *added):
+            break
+        sizes = [t.shape for t in native(*arguments)]
+        widened = expand(state, layout, with_batch(layout, *added))
+        state = tuple(t.expand(size).contiguous() for t, size in zip(widened, sizes))
+        layout = with_batch(layout, *added)
+    raise StateError(
+        f"the step takes a state of {describe_leaves(layout)} but returns {describe_leaves(native.output_layout)} "
+        "(or another boundary, domain or structure), so it cannot be repeated; return a state like the one given"
+    )
+
+
+def unroll(bound: Bound, inputs: Inputs, steps: int, start: int = 0) -> list[Tensors]:
+    """`steps` states after the first, differentiable: uₙ₊₁ = S(uₙ, inputs(n))."""
+    state, states = bound.state, []
+    for n in range(start, start + steps):
+        state = bound.step(*state, *inputs.at(n))
+        states.append(state)
+    return states
+
+
+def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = True) -> Any:
+    """Repeats a step without recording gradients: u₀, u₁, …, u_steps.
+
+    Args:
+        step: `state, *inputs -> state`: PhiFlow code, `PhysicsBlock` or `HybridSolver`.
+        state: u₀, e.g. fields of shape `(batch, x, y, vector)`; no dim `time`.
+        steps: number of steps, at least 0.
+        *inputs: further arguments of the step; those with a batch dim `time` are sliced, entry n for step n.
+        check: whether a non-finite state is an error; otherwise it stays in the trajectory.
+
+    Returns:
+        State with a batch dim `time` of size `steps + 1`, `(time, batch, x, y, vector)`.
+
+    Raises:
+        NonFiniteError: at the first step whose result holds NaN or infinity; `error.trajectory` has the states before.
+        StateError: for negative `steps`, missing or too short inputs, or a state with a dim `time`.
+    """
+    if not isinstance(steps, int) or steps < 0:
+        raise StateError(f"steps = {steps!r}: a rollout takes a number of steps ≥ 0")
+    step = as_step(step)
+    step.check_arguments((state, *inputs))
+    tensors, layout = flatten(state)
+    if TIME in batch_names(layout):
+        raise StateError(f"the initial state has a dim '{TIME}'; pick a frame, e.g. state.time[0]")
+    arguments = Inputs(*flatten(tuple(inputs)))
+    arguments.check_length(steps)
+    if check:
+        require_finite(tensors, 0, "the initial state")
+    if steps == 0:
+        return unflatten(*reversed(stack([tensors], layout, TIME)))
+    with torch.no_grad():
+        bound = bind(step, tensors, layout, arguments)
+        frames = [bound.state]
+        for n in range(steps):
+            frames.append(bound.step(*frames[-1], *arguments.at(n)))
+            if check and not all_finite(frames[-1]):
+                known, known_layout = stack(frames[:-1], bound.layout, TIME)
+                raise NonFiniteError(
+                    f"the state became NaN or infinite in step {n + 1} of {steps}. The states before are in "
+                    "error.trajectory; reduce the time step, train with longer unrolling, or pass check=False",
+                    n + 1,
+                    unflatten(known_layout, known),
+                )
+        trajectory, trajectory_layout = stack(frames, bound.layout, TIME)
+    return unflatten(trajectory_layout, trajectory)
+
+
+def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity."""
+    return all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def require_finite(tensors: Sequence[torch.Tensor], step: int, what: str) -> None:
+    """Raises NonFiniteError if a tensor holds NaN or infinity."""
+    if not all_finite(tensors):
+        bad = sum(int((~torch.isfinite(t)).sum()) for t in tensors)
+        raise NonFiniteError(f"{what} holds {bad} NaN or infinite values; mend or drop it", step)
