@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from phi_hybrid import _compat
+from phi_hybrid.capture.padding import pad_circular
 from phi_hybrid.capture.sparse import csr_product
 from phi_hybrid.errors import CaptureError
 
@@ -52,6 +53,9 @@ class Guard(TorchFunctionMode):
                 )
             with _compat.without_tracing():
                 return func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.pad:
+            padded = _pad(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {})) if padded is None else padded
         return func(*args, **(kwargs or {}))
 
     def is_input(self, tensor: Any) -> bool:
@@ -130,6 +134,10 @@ def user_line(frames: traceback.StackSummary | None = None) -> str:
         if not frame.filename.startswith(_LIBRARIES) and not frame.filename.startswith("<"):
             return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
     return "an unknown line"
+
+
+def _pad(values: torch.Tensor, widths: tuple, mode: str = "constant", value: float | None = None) -> torch.Tensor | None:
+    return pad_circular(values, tuple(widths)) if mode == "circular" else None
 
 
 def _same(a: tuple, b: tuple) -> bool:

@@ -115,6 +115,15 @@ def _replace_operators(module: torch.fx.GraphModule) -> None:
             node.op, node.target = "call_module", "sparse_product"
         elif node.target is _aten.view.default:
             node.target = _aten.reshape.default  # a caller's tensors need not have the strides of the example
+        if _changes_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+
+
+def _changes_nothing(node: torch.fx.Node) -> bool:
+    """PhiFlow permutes and reshapes at every turn, mostly to what is there already."""
+    if node.target is _aten.permute.default:
+        return list(node.args[1]) == list(range(len(node.args[1])))
+    return node.target is _aten.reshape.default and node.meta["val"].shape == node.args[0].meta["val"].shape
 
 
 def _fold_constants(module: torch.fx.GraphModule) -> None:
