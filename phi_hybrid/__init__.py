@@ -1,6 +1,7 @@
 """phi_hybrid: write the physics in ΦFlow, train through it at native PyTorch speed."""
 
 from phi_hybrid import bridge, pde
+from phi_hybrid._version import __version__
 from phi_hybrid.capture import PhysicsBlock, capture
 from phi_hybrid.coupling import Additive
 from phi_hybrid.data import Trajectories
@@ -11,7 +12,6 @@ from phi_hybrid.objective import Unrolled
 from phi_hybrid.train import Trainer
 from phi_hybrid.unroll import rollout
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Additive",
@@ -25,6 +25,7 @@ __all__ = [
     "Trainer",
     "Trajectories",
     "Unrolled",
+    "__version__",
     "bridge",
     "capture",
     "evaluate",

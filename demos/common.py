@@ -1,0 +1,58 @@
+"""What the demos share: command line, figures and metrics on disk, tables over seeds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import torch
+
+
+def arguments(description: str, name: str) -> argparse.ArgumentParser:
+    """Options that every demo takes; add its own before parsing."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small version, under a minute")
+    parser.add_argument("--full", action="store_true", help="long version, behind the figures in docs/")
+    parser.add_argument("--seed", type=int, default=0, help="of data, initial weights and training")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from --seed on; prints median and spread")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("out") / name, help="folder for figures and metrics.json")
+    return parser
+
+
+def write_metrics(folder: Path, per_seed: list[dict[str, dict[str, float]]], seconds: float) -> None:
+    """metrics.json: method → metric → median over seeds, the single seeds beside it, and the seconds of one seed."""
+    metrics = {method: {m: median_of(per_seed, method, m) for m in row} for method, row in per_seed[0].items()}
+    extra = {"seeds": per_seed} if len(per_seed) > 1 else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps({**metrics, **extra, "seconds": seconds}, indent=1) + "\n")
+
+
+def median_of(per_seed: list[dict[str, dict[str, float]]], method: str, metric: str) -> float:
+    return statistics.median(run[method][metric] for run in per_seed)
+
+
+def seed_table(per_seed: list[dict[str, dict[str, float]]], metrics: list[str]) -> str:
+    """Median [smallest, largest] over the seeds, one row per method."""
+    rows = ["".ljust(14) + "".join(m.rjust(30) for m in metrics)]
+    for method in per_seed[0]:
+        cells = []
+        for metric in metrics:
+            values = [run[method][metric] for run in per_seed]
+            cells.append(f"{statistics.median(values):.4g} [{min(values):.4g}, {max(values):.4g}]")
+        rows.append(method.ljust(14) + "".join(c.rjust(30) for c in cells))
+    return "\n".join(rows)
+
+
+def save_figures(folder: Path, figures: dict[str, object]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=90)
+        print(f"wrote {folder / name}.png")
+
+
+def require_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no CUDA device; use --device cpu")
