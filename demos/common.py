@@ -16,7 +16,9 @@ def arguments(description: str, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small version, under a minute")
     parser.add_argument("--full", action="store_true", help="long version, behind the figures in docs/")
     parser.add_argument("--seed", type=int, default=0, help="of data, initial weights and training")
-    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from --seed on; prints median and spread")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="number of seeds, from --seed on; prints median and spread"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, default=Path("out") / name, help="folder for figures and metrics.json")
     return parser

@@ -12,7 +12,6 @@ from phi_hybrid.objective import Unrolled
 from phi_hybrid.train import Trainer
 from phi_hybrid.unroll import rollout
 
-
 __all__ = [
     "Additive",
     "CaptureError",

@@ -12,7 +12,8 @@ Importing it mends two defects of PhiFlow on torch, for eager code as well as fo
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from phi import math

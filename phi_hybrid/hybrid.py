@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -122,9 +123,7 @@ class _HybridStep:
         if any(i >= len(inputs) for i in seen):
             raise StateError(f"sees = {solver.sees} but the step has only {len(inputs)} inputs; count from 0")
         after = self._physics.output_layout
-        self._input_map = _channel_map(
-            tuple_of(after, *(inputs[i] for i in seen), *solver._features_layout.children)
-        )
+        self._input_map = _channel_map(tuple_of(after, *(inputs[i] for i in seen), *solver._features_layout.children))
         self._correction_map = _channel_map(after, tuple(self._input_map.batch))
         self.output_layout = with_batch(after, *self._input_map.batch)
         self._state_layout, self._after_layout = state, after

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -64,7 +65,9 @@ class Trainer:
         checkpoint_every: int = 100,
         progress: bool = True,
     ) -> None:
-        for name, value in dict(batch_size=batch_size, validate_every=validate_every, checkpoint_every=checkpoint_every).items():
+        for name, value in dict(
+            batch_size=batch_size, validate_every=validate_every, checkpoint_every=checkpoint_every
+        ).items():
             if value < 1:
                 raise StateError(f"{name} = {value}: must be at least 1")
         self.solver = solver
@@ -158,7 +161,9 @@ class Trainer:
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise DataError(f"{path} is no complete checkpoint ({type(error).__name__}: {error}); start anew") from error
+            raise DataError(
+                f"{path} is no complete checkpoint ({type(error).__name__}: {error}); start anew"
+            ) from error
         if settings != self._settings():
             changed = {k: (v, settings.get(k)) for k, v in self._settings().items() if v != settings.get(k)}
             raise StateError(f"the checkpoint {path} is of another training; now and then: {changed}")

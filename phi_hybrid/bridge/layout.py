@@ -7,9 +7,10 @@ boundaries, so that faces are never stacked or padded.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Number
-from typing import Any, Callable, Iterable, Iterator, Sequence, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,13 @@ from phiml.math import extrapolation
 from phi_hybrid import _compat
 from phi_hybrid.errors import StateError
 
-_KINDS = {"batch": math.batch, "dual": math.dual, "instance": math.instance, "spatial": math.spatial, "channel": math.channel}
+_KINDS = {
+    "batch": math.batch,
+    "dual": math.dual,
+    "instance": math.instance,
+    "spatial": math.spatial,
+    "channel": math.channel,
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -110,7 +117,7 @@ class TreeLayout:
         return dict(zip(self.keys, values)) if self.keys is not None else self.type(values)
 
 
-Layout = Union[TensorLayout, FieldLayout, ConstantLayout, TreeLayout]
+Layout = TensorLayout | FieldLayout | ConstantLayout | TreeLayout
 """What is needed besides the tensors to rebuild a state: hashable, comparable, picklable, free of data."""
 
 
@@ -210,7 +217,9 @@ def expand(tensors: Sequence[torch.Tensor], source: Layout, target: Layout) -> t
     return tuple(result)
 
 
-def stack(frames: Sequence[Sequence[torch.Tensor]], layout: Layout, name: str) -> tuple[tuple[torch.Tensor, ...], Layout]:
+def stack(
+    frames: Sequence[Sequence[torch.Tensor]], layout: Layout, name: str
+) -> tuple[tuple[torch.Tensor, ...], Layout]:
     """Stacks states of one layout along a new batch axis, which takes its canonical place."""
     stacked = with_batch(layout, name)
     positions = [position_of(name, axes) for axes in stacked.leaves]
@@ -265,7 +274,9 @@ def domain_key(geometry: UniformGrid, boundary: extrapolation.Extrapolation) -> 
 
 def _describe_tensor(tensor: Tensor, natives: list) -> TensorLayout:
     if _compat.is_sparse(tensor) or tensor.dtype.kind is object:
-        raise StateError(f"tensor of shape {tensor.shape} is sparse or holds Python objects; pass dense numeric tensors")
+        raise StateError(
+            f"tensor of shape {tensor.shape} is sparse or holds Python objects; pass dense numeric tensors"
+        )
     split = tensor.shape.dual
     precision = tensor.dtype.precision if tensor.dtype.kind in (float, complex) else math.get_precision()
     with math.precision(precision):  # PhiML casts natives to the global precision otherwise

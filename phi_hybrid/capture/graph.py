@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -87,7 +88,8 @@ def check_against_eager(graph: CapturedGraph, step: Callable, tensors: tuple[tor
             raise CaptureError(
                 f"the captured graph and plain PhiFlow differ on perturbed values ({kind} {number}, difference {size}). "
                 "Something in the step changes from call to call or depends on values: a counter, a random generator of "
-                "its own, a cache. Way out: pass it as an argument, or use the step uncaptured"
+                "its own, a cache; or the step hides operations from autograd with torch.no_grad. Way out: pass it as an "
+                "argument, use math.stop_gradient instead of no_grad, or use the step uncaptured"
             )
 
 

@@ -6,7 +6,8 @@ import contextlib
 import os
 import random
 import traceback
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,11 @@ _TAKES_VALUE = {
 
 _LIBRARIES = tuple(
     os.path.dirname(__import__(name).__file__) + os.sep for name in ("torch", "phi", "phiml", "numpy")
-) + (os.path.dirname(__file__) + os.sep, os.path.dirname(_compat.__file__) + os.sep + "bridge" + os.sep, _compat.__file__)
+) + (
+    os.path.dirname(__file__) + os.sep,
+    os.path.dirname(_compat.__file__) + os.sep + "bridge" + os.sep,
+    _compat.__file__,
+)
 
 
 class Guard(TorchFunctionMode):
@@ -136,7 +141,9 @@ def user_line(frames: traceback.StackSummary | None = None) -> str:
     return "an unknown line"
 
 
-def _pad(values: torch.Tensor, widths: tuple, mode: str = "constant", value: float | None = None) -> torch.Tensor | None:
+def _pad(
+    values: torch.Tensor, widths: tuple, mode: str = "constant", value: float | None = None
+) -> torch.Tensor | None:
     return pad_circular(values, tuple(widths)) if mode == "circular" else None
 
 

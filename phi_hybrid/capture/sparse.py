@@ -16,7 +16,9 @@ def csr_product(
 
 
 @csr_product.register_fake
-def _(columns: torch.Tensor, row_pointers: torch.Tensor, values: torch.Tensor, rows: int, dense: torch.Tensor) -> torch.Tensor:
+def _(
+    columns: torch.Tensor, row_pointers: torch.Tensor, values: torch.Tensor, rows: int, dense: torch.Tensor
+) -> torch.Tensor:
     return dense.new_empty(dense.shape[0], rows, dense.shape[2], dense.shape[3])
 
 
@@ -57,5 +59,6 @@ def _multiply_by_gather(
         counts = row_pointers[b].diff()
         row_of = torch.repeat_interleave(torch.arange(rows, device=dense.device), counts, output_size=values.shape[1])
         terms = values[b].unsqueeze(-1) * dense[b].index_select(0, columns[b])
-        result.append(torch.zeros_like(terms[:1]).expand(rows, -1, -1).index_add(0, row_of, terms))
+        start = torch.zeros_like(terms[:1]).repeat(rows, 1, 1)  # inductor miscompiles index_add to an expanded tensor
+        result.append(start.index_add(0, row_of, terms))
     return torch.stack(result)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from phi import math
@@ -20,7 +21,9 @@ from phi_hybrid.errors import CaptureError
 _aten = torch.ops.aten
 
 
-def run_eager(step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...]) -> tuple[tuple[torch.Tensor, ...], Layout]:
+def run_eager(
+    step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...]
+) -> tuple[tuple[torch.Tensor, ...], Layout]:
     """Plain PhiFlow: unflatten the arguments, call the step, flatten the result."""
     with computing_like(tensors):
         return flatten(step(*unflatten(layout, tensors)))
@@ -59,7 +62,8 @@ def trace(step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...]) -> 
 
     versions = [t._version for t in tensors]
     try:
-        module = make_fx(native)(*tensors)
+        with torch.random.fork_rng(enabled=True):  # a capture must not shift the user's random numbers
+            module = make_fx(native)(*tensors)
     except Exception as error:
         if guard.error is not None or isinstance(error, CaptureError):
             raise (guard.error or error) from None

@@ -61,7 +61,9 @@ def _coarse_tensors(layout: Layout, tensors: list[torch.Tensor], factor: int) ->
             if axis.kind == "spatial":
                 position = position_of(axis.name, axes)
                 if axis.name == dim:
-                    tensor = tensor[(slice(None),) * position + (_kept_faces(layout, dim, tensor.shape[position], factor),)]
+                    tensor = tensor[
+                        (slice(None),) * position + (_kept_faces(layout, dim, tensor.shape[position], factor),)
+                    ]
                 else:
                     tensor = _block_mean(tensor, position, factor, axis.name)
         result.append(tensor)
@@ -84,7 +86,9 @@ def _coarse_layout(layout: Layout, factor: int) -> Layout:
     if isinstance(layout, TreeLayout):
         return replace(layout, children=tuple(_coarse_layout(child, factor) for child in layout.children))
     if isinstance(layout, FieldLayout):
-        resolution = {n: _divide(layout.geometry.resolution.get_size(n), factor, n) for n in layout.geometry.resolution.names}
+        resolution = {
+            n: _divide(layout.geometry.resolution.get_size(n), factor, n) for n in layout.geometry.resolution.names
+        }
         geometry = UniformGrid(spatial(**resolution), layout.geometry.bounds)
         fine = {n: layout.geometry.resolution.get_size(n) for n in resolution}
         values = _resized(layout.values, lambda a: resolution[a.name] + a.size - fine[a.name])

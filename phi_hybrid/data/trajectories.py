@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -136,7 +137,9 @@ class Trajectories:
         """Some of the trajectories."""
         if isinstance(selection, int):
             selection = [selection]
-        chosen = replace(self, states=tuple(t[selection] for t in self.states), inputs=tuple(t[selection] for t in self.inputs))
+        chosen = replace(
+            self, states=tuple(t[selection] for t in self.states), inputs=tuple(t[selection] for t in self.inputs)
+        )
         if len(chosen) == 0:
             raise DataError(f"selection {selection} of {len(self)} trajectories is empty")
         return chosen
@@ -149,7 +152,9 @@ class Trajectories:
         """
         count = round(first * len(self)) if isinstance(first, float) else first
         if not 0 < count < len(self):
-            raise DataError(f"split({first}) leaves one part of {len(self)} trajectories empty; use 1 … {len(self) - 1}")
+            raise DataError(
+                f"split({first}) leaves one part of {len(self)} trajectories empty; use 1 … {len(self) - 1}"
+            )
         return self[:count], self[count:]
 
     def windows(self, steps: int) -> Windows:

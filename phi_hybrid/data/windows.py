@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset
@@ -86,7 +87,9 @@ class Windows(Dataset):
 
     def __init__(self, data: Trajectories, steps: int) -> None:
         if not 1 <= steps <= data.steps:
-            raise DataError(f"windows of {steps} steps do not fit in trajectories of {data.steps}; use 1 … {data.steps}")
+            raise DataError(
+                f"windows of {steps} steps do not fit in trajectories of {data.steps}; use 1 … {data.steps}"
+            )
         self.data = data
         self.steps = steps
         self.per_trajectory = data.steps - steps + 1

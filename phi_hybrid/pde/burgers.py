@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math as pymath
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from phi import math
 from phi.field import CenteredGrid, Field, StaggeredGrid
 from phi.geom import Box
 from phi.math import batch, channel, spatial, wrap
 from phi.math.extrapolation import PERIODIC
 from phi.physics import advect, diffuse
-from phi import math
 
 
-def burgers_step(dt: float, viscosity: float, substeps: int = 1, advection: Callable = advect.semi_lagrangian) -> Callable:
+def burgers_step(
+    dt: float, viscosity: float, substeps: int = 1, advection: Callable = advect.semi_lagrangian
+) -> Callable:
     """One step of forced Burgers: advection, explicit diffusion, force.
 
     Args:
@@ -53,7 +55,13 @@ def square(cells: int, length: float = 32.0) -> Field:
 
 
 def waves_1d(
-    grid: Field, trajectories: int, times: np.ndarray | None, modes: tuple[int, int], waves: int, amplitude: float, seed: int
+    grid: Field,
+    trajectories: int,
+    times: np.ndarray | None,
+    modes: tuple[int, int],
+    waves: int,
+    amplitude: float,
+    seed: int,
 ) -> Field:
     """Sums of random sine waves on a line, f(x, t) = Σ Aᵢ sin(2π lᵢ x/L + ωᵢ t + φᵢ).
 

@@ -7,4 +7,4 @@ from .rollout import rollout
 from .spacetime import spacetime
 from .spectrum import energy_spectrum, spectrum
 
-__all__ = ['animate', 'energy_spectrum', 'errors', 'history', 'rollout', 'spacetime', 'spectrum']
+__all__ = ["animate", "energy_spectrum", "errors", "history", "rollout", "spacetime", "spectrum"]

@@ -32,10 +32,19 @@ def label_ends(ax: Axes, ends: Sequence[LineEnd]) -> None:
     heights = spread(wanted, pixels / ax.get_window_extent().height)
     for end, (x, y), height in zip(ends, points, heights):
         moved = abs(height - y) > 0.02 or x < 0.97
-        leader = {'arrowstyle': '-', 'linewidth': 0.6, 'color': end.colour, 'alpha': 0.6, 'shrinkA': 1, 'shrinkB': 1}
-        ax.annotate(end.name, xy=(x, min(max(y, 0), 1)), xycoords='axes fraction', xytext=(1.03, height),
-                    textcoords='axes fraction', color=end.colour, va='center', ha='left', annotation_clip=False,
-                    arrowprops={**leader, 'relpos': (0, 0.5)} if moved else None)
+        leader = {"arrowstyle": "-", "linewidth": 0.6, "color": end.colour, "alpha": 0.6, "shrinkA": 1, "shrinkB": 1}
+        ax.annotate(
+            end.name,
+            xy=(x, min(max(y, 0), 1)),
+            xycoords="axes fraction",
+            xytext=(1.03, height),
+            textcoords="axes fraction",
+            color=end.colour,
+            va="center",
+            ha="left",
+            annotation_clip=False,
+            arrowprops={**leader, "relpos": (0, 0.5)} if moved else None,
+        )
 
 
 def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
@@ -43,14 +52,16 @@ def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
 
     Clusters of overlapping labels are centred on the mean of their wanted heights (pool adjacent violators).
     """
-    order = np.argsort(wanted, kind='stable')
+    order = np.argsort(wanted, kind="stable")
     clusters: list[list[float]] = []  # [mean of the wanted heights less the offsets, number of labels]
     for rank, index in enumerate(order):
         clusters.append([wanted[index] - gap * rank, 1])
         while len(clusters) > 1 and clusters[-2][0] > clusters[-1][0]:
             mean, count = clusters.pop()
-            clusters[-1] = [(clusters[-1][0] * clusters[-1][1] + mean * count) / (clusters[-1][1] + count),
-                            clusters[-1][1] + count]
+            clusters[-1] = [
+                (clusters[-1][0] * clusters[-1][1] + mean * count) / (clusters[-1][1] + count),
+                clusters[-1][1] + count,
+            ]
     base = np.repeat([mean for mean, _ in clusters], [int(count) for _, count in clusters])
     base = np.clip(base, 0.0, max(0.0, 1.0 - gap * (len(wanted) - 1)))
     heights = np.empty(len(wanted))
@@ -62,6 +73,16 @@ def corner_notes(ax: Axes, notes: Sequence[tuple[str, str]]) -> None:
     """Small coloured remarks (text, colour) from the upper left corner of the axes downwards."""
     pixels = 7 * 1.35 * ax.figure.dpi / 72
     for row, (text, colour) in enumerate(notes):
-        ax.text(0.03, 0.97 - row * pixels / ax.get_window_extent().height, text, color=colour or FAINT,
-                transform=ax.transAxes, va='top', ha='left', fontsize=7, fontstyle='italic', zorder=7,
-                path_effects=HALO)
+        ax.text(
+            0.03,
+            0.97 - row * pixels / ax.get_window_extent().height,
+            text,
+            color=colour or FAINT,
+            transform=ax.transAxes,
+            va="top",
+            ha="left",
+            fontsize=7,
+            fontstyle="italic",
+            zorder=7,
+            path_effects=HALO,
+        )

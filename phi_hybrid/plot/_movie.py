@@ -31,10 +31,10 @@ class Scene(NamedTuple):
 def write_mp4(path: Path, scene: Scene, frames: int, fps: float, dpi: float) -> None:
     """Write an H.264 movie with ffmpeg."""
     if not FFMpegWriter.isAvailable():
-        raise ValueError(f'cannot write {path.suffix!r}: ffmpeg was not found; install it or use the suffix .gif')
+        raise ValueError(f"cannot write {path.suffix!r}: ffmpeg was not found; install it or use the suffix .gif")
     FigureCanvasAgg(scene.figure)
     # H.264 needs even numbers of pixels
-    writer = FFMpegWriter(fps=fps, extra_args=['-vf', 'pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white'])
+    writer = FFMpegWriter(fps=fps, extra_args=["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white"])
     with writer.saving(scene.figure, str(path), dpi):
         for frame in range(frames):
             scene.update(frame)
@@ -49,12 +49,12 @@ def write_gif(path: Path, scene: Scene, frames: int, fps: float, dpi: float, max
     for frame in range(frames):
         scene.update(frame)
         canvas.draw()
-        image = Image.frombytes('RGBA', canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert('RGB')
+        image = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
         images.append(_quantised(image, fine))
     data = _encode(images, fps)
     if len(data) > max_bytes and scene.maps:
         plain = _palette(scene, _PLAIN)
-        images = [_quantised(image.convert('RGB'), plain) for image in images]
+        images = [_quantised(image.convert("RGB"), plain) for image in images]
         data = _encode(images, fps)
     every = 1
     while len(data) > max_bytes and every < frames:
@@ -71,7 +71,7 @@ def _palette(scene: Scene, shades: int) -> Image.Image:
     colours += [colour_map(name)(np.linspace(0, 1, shades))[:, :3] for name in scene.maps]
     colours += [white + steps[1::2] * (np.array(to_rgb(line)) - white) for line in scene.lines]
     table = np.round(255 * np.concatenate(colours)).astype(np.uint8)[:256]
-    palette = Image.new('P', (1, 1))
+    palette = Image.new("P", (1, 1))
     palette.putpalette(np.concatenate([table, np.repeat(table[:1], 256 - len(table), axis=0)]).tobytes())
     return palette
 
@@ -85,5 +85,5 @@ def _encode(images: list[Image.Image], fps: float) -> bytes:
     buffer = io.BytesIO()
     # Players slow down delays below 20 ms, and the format counts in 10 ms.
     delay = max(20, 10 * round(100 / fps))
-    images[0].save(buffer, 'GIF', save_all=True, append_images=images[1:], duration=delay, loop=0, optimize=False)
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=delay, loop=0, optimize=False)
     return buffer.getvalue()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SEQUENTIAL, DIVERGING, DIFFERENCE = 'viridis', 'RdBu_r', 'PuOr_r'
+SEQUENTIAL, DIVERGING, DIFFERENCE = "viridis", "RdBu_r", "PuOr_r"
 _OUTLIER = 10.0  # a frame this many times larger than the typical one does not set the scale
 
 
@@ -80,4 +80,4 @@ def _extend(values: Sequence[np.ndarray], low: float, high: float) -> str:
     slack = 1e-6 * (high - low)
     smallest, largest = finite_range(values)
     below, above = smallest < low - slack, largest > high + slack
-    return {(False, False): 'neither', (True, False): 'min', (False, True): 'max', (True, True): 'both'}[below, above]
+    return {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]

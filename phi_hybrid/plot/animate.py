@@ -16,9 +16,20 @@ from ._style import styled
 
 
 @styled
-def animate(trajectories: Trajectories, path: str | os.PathLike, *, reference: str | None = None, dt: float = 1.0,
-            quantity: str | Callable[[Field], Field] | None = None, example: int = 0, fps: float = 20, stride: int = 1,
-            max_frames: int = 200, dpi: float = 80, max_bytes: int = 3 << 19) -> Path:
+def animate(
+    trajectories: Trajectories,
+    path: str | os.PathLike,
+    *,
+    reference: str | None = None,
+    dt: float = 1.0,
+    quantity: str | Callable[[Field], Field] | None = None,
+    example: int = 0,
+    fps: float = 20,
+    stride: int = 1,
+    max_frames: int = 200,
+    dpi: float = 80,
+    max_bytes: int = 3 << 19,
+) -> Path:
     """Write an animation of one or several solvers, with the differences to a reference below them.
 
     2D: one panel per solver. 1D: all solvers as lines in one panel. The file appears under its name only when it is
@@ -45,10 +56,10 @@ def animate(trajectories: Trajectories, path: str | os.PathLike, *, reference: s
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in ('.gif', '.mp4'):
-        raise ValueError(f'cannot write {path.name!r}: unsupported suffix {suffix!r}, expected .gif or .mp4')
+    if suffix not in (".gif", ".mp4"):
+        raise ValueError(f"cannot write {path.name!r}: unsupported suffix {suffix!r}, expected .gif or .mp4")
     if stride < 1 or max_frames < 1 or fps <= 0:
-        raise ValueError(f'stride={stride}, max_frames={max_frames}, fps={fps}: all must be positive')
+        raise ValueError(f"stride={stride}, max_frames={max_frames}, fps={fps}: all must be positive")
     fields = as_mapping(trajectories)
     check_reference(list(fields), reference)
     count = frame_count(fields)
@@ -56,9 +67,9 @@ def animate(trajectories: Trajectories, path: str | os.PathLike, *, reference: s
     series = read(fields, pick_frames(range(0, count, stride * thinning), count), quantity, example)
     scene = (moving_lines if len(series[0].shown.axes) == 1 else moving_images)(series, reference, dt)
     frames, rate = len(series[0].frames), fps / thinning
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix='.animate-') as folder:
-        partial = Path(folder) / f'partial{suffix}'
-        if suffix == '.gif':
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".animate-") as folder:
+        partial = Path(folder) / f"partial{suffix}"
+        if suffix == ".gif":
             write_gif(partial, scene, frames, rate, dpi, max_bytes)
         else:
             write_mp4(partial, scene, frames, rate, dpi)

@@ -15,8 +15,15 @@ from ._style import HALO, line_figure, line_styles, open_axes, styled
 
 
 @styled
-def errors(curves: Mapping[str, Any], *, dt: float = 1.0, ax: Axes | None = None, quantity: str = 'MAE',
-           log: bool = True, band: tuple[float, float] = (10, 90)) -> Figure:
+def errors(
+    curves: Mapping[str, Any],
+    *,
+    dt: float = 1.0,
+    ax: Axes | None = None,
+    quantity: str = "MAE",
+    log: bool = True,
+    band: tuple[float, float] = (10, 90),
+) -> Figure:
     """Show the median error over time with a band of percentiles over the samples.
 
     Non-finite errors count as larger than every finite one, so failed samples stay in the statistics: a line ends where
@@ -38,13 +45,13 @@ def errors(curves: Mapping[str, Any], *, dt: float = 1.0, ax: Axes | None = None
         ValueError: For curves of another rank, without a `time` dim or empty, and for percentiles out of order.
     """
     if not 0 <= band[0] <= band[1] <= 100:
-        raise ValueError(f'band={band}: expected two increasing percentiles between 0 and 100, e.g. (10, 90)')
+        raise ValueError(f"band={band}: expected two increasing percentiles between 0 and 100, e.g. (10, 90)")
     if not curves:
-        raise ValueError('curves is empty: expected a mapping name -> errors (samples, time)')
+        raise ValueError("curves is empty: expected a mapping name -> errors (samples, time)")
     samples = {str(name): as_samples(str(name), curve) for name, curve in curves.items()}
     figure, ax = line_figure(ax)
     open_axes(ax)
-    ax.set(xlabel='t', ylabel=quantity, yscale='log' if log else 'linear')
+    ax.set(xlabel="t", ylabel=quantity, yscale="log" if log else "linear")
     styles = line_styles(list(samples))
     spreads = {name: statistics(values, band) for name, values in samples.items()}
     ends = [_draw(ax, name, dt, spread, log, styles[name]) for name, spread in spreads.items()]
@@ -52,7 +59,7 @@ def errors(curves: Mapping[str, Any], *, dt: float = 1.0, ax: Axes | None = None
     ax.set_xlim(0, dt * max(longest - 1, 1))
     _fill_bands(ax, dt, spreads, log, styles)
     for name, values in samples.items():
-        _mark_failure(ax, dt, values, spreads[name][1], log, styles[name]['color'])
+        _mark_failure(ax, dt, values, spreads[name][1], log, styles[name]["color"])
     label_ends(ax, ends)
     return figure
 
@@ -60,13 +67,13 @@ def errors(curves: Mapping[str, Any], *, dt: float = 1.0, ax: Axes | None = None
 def as_samples(name: str, curve: Any) -> np.ndarray:
     """Errors as an array (samples, time)."""
     if isinstance(curve, Tensor):
-        if 'time' not in curve.shape:
+        if "time" not in curve.shape:
             raise ValueError(f"curve {name!r}: no dim 'time' in {curve.shape}; average over space, not over time")
-        return np.asarray(curve.numpy([curve.shape.without('time'), 'time']), dtype=np.float64)
-    values = curve.detach().cpu().numpy() if hasattr(curve, 'detach') else curve
+        return np.asarray(curve.numpy([curve.shape.without("time"), "time"]), dtype=np.float64)
+    values = curve.detach().cpu().numpy() if hasattr(curve, "detach") else curve
     values = np.asarray(values, dtype=np.float64)
     if values.ndim not in (1, 2) or not values.size:
-        raise ValueError(f'curve {name!r}: expected shape (samples, time) or (time,), got {values.shape}')
+        raise ValueError(f"curve {name!r}: expected shape (samples, time) or (time,), got {values.shape}")
     return np.atleast_2d(values)
 
 
@@ -79,9 +86,9 @@ def statistics(values: np.ndarray, band: tuple[float, float]) -> tuple[np.ndarra
 
 def _percentile(ranked: np.ndarray, percent: float) -> np.ndarray:
     # Linear interpolation between a finite value and ∞ gives nan if its weight is 0, hence the two neighbours.
-    below = np.percentile(ranked, percent, axis=0, method='lower')
-    above = np.percentile(ranked, percent, axis=0, method='higher')
-    with np.errstate(invalid='ignore'):
+    below = np.percentile(ranked, percent, axis=0, method="lower")
+    above = np.percentile(ranked, percent, axis=0, method="higher")
+    with np.errstate(invalid="ignore"):
         between = np.percentile(ranked, percent, axis=0)
     return np.where(below == above, below, np.where(np.isfinite(above), between, np.inf))
 
@@ -95,22 +102,24 @@ def _draw(ax: Axes, name: str, dt: float, spread: tuple[np.ndarray, ...], log: b
     shown = _drawable(median, log)
     ax.plot(dt * np.arange(len(median)), np.where(shown, median, np.nan), label=name, **style)
     if not shown.any():
-        return LineEnd(name, style['color'], np.nan, np.nan)
+        return LineEnd(name, style["color"], np.nan, np.nan)
     last = int(np.flatnonzero(shown)[-1])
-    return LineEnd(name, style['color'], dt * last, median[last])
+    return LineEnd(name, style["color"], dt * last, median[last])
 
 
 def _fill_bands(ax: Axes, dt: float, spreads: dict[str, tuple], log: bool, styles: dict[str, dict]) -> None:
     # The limits belong to what is finite; only then may an infinite upper edge be drawn as the top of the axes.
     for name, (lower, _, upper) in spreads.items():
         shown = _drawable(lower, log) & _drawable(upper, log)
-        ax.fill_between(dt * np.arange(len(lower)), lower, upper, where=shown, color=styles[name]['color'], alpha=0.16,
-                        linewidth=0)
+        ax.fill_between(
+            dt * np.arange(len(lower)), lower, upper, where=shown, color=styles[name]["color"], alpha=0.16, linewidth=0
+        )
     top = ax.get_ylim()[1]
     for name, (lower, _, upper) in spreads.items():
         shown = _drawable(lower, log) & np.isposinf(upper)
-        ax.fill_between(dt * np.arange(len(lower)), lower, top, where=shown, color=styles[name]['color'], alpha=0.07,
-                        linewidth=0)
+        ax.fill_between(
+            dt * np.arange(len(lower)), lower, top, where=shown, color=styles[name]["color"], alpha=0.07, linewidth=0
+        )
     ax.set_ylim(top=top)
 
 
@@ -120,16 +129,26 @@ def _mark_failure(ax: Axes, dt: float, values: np.ndarray, median: np.ndarray, l
     if not failed.any():
         return
     step = int(np.flatnonzero(failed.any(axis=0))[0])
-    known = np.flatnonzero(_drawable(median[:step + 1], log))
-    many = f' ({failed.any(axis=1).sum()} of {len(values)})' if len(values) > 1 else ''
-    note = f'blow-up from t = {dt * step:.4g}{many}'
+    known = np.flatnonzero(_drawable(median[: step + 1], log))
+    many = f" ({failed.any(axis=1).sum()} of {len(values)})" if len(values) > 1 else ""
+    note = f"blow-up from t = {dt * step:.4g}{many}"
     if len(known):
-        at, height, transform = dt * known[-1], median[known[-1]], 'data'
-        ax.plot(at, height, marker='X', markersize=8, color=colour, markeredgecolor='white', zorder=6)
+        at, height, transform = dt * known[-1], median[known[-1]], "data"
+        ax.plot(at, height, marker="X", markersize=8, color=colour, markeredgecolor="white", zorder=6)
     else:
-        at, height, transform = 0.0, 0.0, 'axes fraction'  # nothing to stand on: the first step has failed already
-        ax.plot(at, height, marker='X', markersize=8, color=colour, transform=ax.transAxes, clip_on=False, zorder=6)
+        at, height, transform = 0.0, 0.0, "axes fraction"  # nothing to stand on: the first step has failed already
+        ax.plot(at, height, marker="X", markersize=8, color=colour, transform=ax.transAxes, clip_on=False, zorder=6)
     rightwards = at < 0.6 * ax.get_xlim()[1]
-    ax.annotate(note, (at, height), xycoords=transform, xytext=(6 if rightwards else -6, 7),
-                textcoords='offset points', color=colour, fontsize=7.5, fontstyle='italic', zorder=6, path_effects=HALO,
-                ha='left' if rightwards else 'right')
+    ax.annotate(
+        note,
+        (at, height),
+        xycoords=transform,
+        xytext=(6 if rightwards else -6, 7),
+        textcoords="offset points",
+        color=colour,
+        fontsize=7.5,
+        fontstyle="italic",
+        zorder=6,
+        path_effects=HALO,
+        ha="left" if rightwards else "right",
+    )

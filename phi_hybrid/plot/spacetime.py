@@ -15,9 +15,16 @@ from .rollout import differences, scales
 
 
 @styled
-def spacetime(trajectories: Trajectories, *, reference: str | None = None, dt: float = 1.0,
-              quantity: str | Callable[[Field], Field] | None = None, example: int = 0, title: str | None = None,
-              unit: str = '') -> Figure:
+def spacetime(
+    trajectories: Trajectories,
+    *,
+    reference: str | None = None,
+    dt: float = 1.0,
+    quantity: str | Callable[[Field], Field] | None = None,
+    example: int = 0,
+    title: str | None = None,
+    unit: str = "",
+) -> Figure:
     """Show 1D trajectories over x (to the right) and t (upwards), with the differences to a reference below them.
 
     δ(x, t) = u(x, t) − u_ref(x, t) on one symmetric scale; all upper panels share one colour scale.
@@ -41,15 +48,18 @@ def spacetime(trajectories: Trajectories, *, reference: str | None = None, dt: f
     check_reference(list(fields), reference)
     count = frame_count(fields)
     if space_rank(fields) != 1:
-        raise ValueError(f'spacetime shows 1D trajectories, got {next(iter(fields.values())).shape}; '
-                         f'use rollout or animate, or pass a slice such as trajectory.y[0]')
+        raise ValueError(
+            f"spacetime shows 1D trajectories, got {next(iter(fields.values())).shape}; "
+            f"use rollout or animate, or pass a slice such as trajectory.y[0]"
+        )
     series = read(fields, pick_frames(range(count), count), quantity, example)
     if reference is not None:
         series.sort(key=lambda one: one.name != reference)
     shown, apart = series[0].shown, differences(series, reference)
     of_values, of_differences = scales(series, reference)
-    grid = panel_grid(1 + bool(apart), len(series), 1.05, right=0.95, title=title, row_gap=0.14,
-                      top=0.24 if series[0].name else 0.08)
+    grid = panel_grid(
+        1 + bool(apart), len(series), 1.05, right=0.95, title=title, row_gap=0.14, top=0.24 if series[0].name else 0.08
+    )
     # Each frame is one row of pixels, centred on its own time.
     extent = [*shown.bounds[0], -0.5 * dt, (count - 0.5) * dt]
     rows = [({one.name: one.values for one in series}, of_values), (apart, of_differences)]
@@ -62,10 +72,10 @@ def spacetime(trajectories: Trajectories, *, reference: str | None = None, dt: f
             else:
                 ax.set_axis_off()  # the reference has no difference to itself
     for ax, one in zip(grid.axes[0], series):
-        ax.set_title(one.name, pad=4, fontweight='bold')
-    outer_labels(grid.axes, shown.axes[0], 't')
+        ax.set_title(one.name, pad=4, fontweight="bold")
+    outer_labels(grid.axes, shown.axes[0], "t")
     label = with_unit(shown.label, unit)
     grid.colour_bar(of_values, label, (0, 1))
     if of_differences is not None:
-        grid.colour_bar(of_differences, with_unit(f'difference to {reference}', unit), (1, 2))
+        grid.colour_bar(of_differences, with_unit(f"difference to {reference}", unit), (1, 2))
     return grid.figure

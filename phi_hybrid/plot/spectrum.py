@@ -18,8 +18,9 @@ from ._style import line_figure, line_styles, open_axes, styled
 
 
 @styled
-def spectrum(trajectories: Trajectories, *, frame: int = -1, ax: Axes | None = None,
-             example: int | None = None) -> Figure:
+def spectrum(
+    trajectories: Trajectories, *, frame: int = -1, ax: Axes | None = None, example: int | None = None
+) -> Figure:
     """Show the energy spectrum of several solvers at one frame on logarithmic axes.
 
     E(k) as in `energy_spectrum`, averaged over the entries of all batch dims other than `time`. Non-finite entries are
@@ -41,14 +42,14 @@ def spectrum(trajectories: Trajectories, *, frame: int = -1, ax: Axes | None = N
     at = int(pick_frames([frame], frame_count(fields))[0])
     figure, ax = line_figure(ax)
     open_axes(ax)
-    ax.set(xscale='log', yscale='log', xlabel='wavenumber k [rad / length]', ylabel='energy E(k)')
+    ax.set(xscale="log", yscale="log", xlabel="wavenumber k [rad / length]", ylabel="energy E(k)")
     styles, curves, notes = line_styles(list(fields)), {}, []
     for name, field in fields.items():
-        wavenumber, energies = _spectra(field[{'time': at}], example)
+        wavenumber, energies = _spectra(field[{"time": at}], example)
         finite = np.isfinite(energies).all(axis=1)
         if not finite.all():
-            who = f'{name}: ' if name else ''
-            notes.append((f'{who}{(~finite).sum()} of {len(finite)} non-finite', styles[name]['color']))
+            who = f"{name}: " if name else ""
+            notes.append((f"{who}{(~finite).sum()} of {len(finite)} non-finite", styles[name]["color"]))
         if finite.any():
             curves[name] = wavenumber[1:], energies[finite].mean(axis=0)[1:]
     # The round-off of single precision would otherwise stretch the axis over empty decades.
@@ -57,9 +58,9 @@ def spectrum(trajectories: Trajectories, *, frame: int = -1, ax: Axes | None = N
     for name, (k, energy) in curves.items():
         seen = np.flatnonzero(energy > floor)
         ax.plot(k, np.where(energy > floor, energy, np.nan), label=name, **styles[name])
-        ends += [LineEnd(name, styles[name]['color'], k[seen[-1]], energy[seen[-1]])] if len(seen) else []
+        ends += [LineEnd(name, styles[name]["color"], k[seen[-1]], energy[seen[-1]])] if len(seen) else []
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     corner_notes(ax, notes)
     label_ends(ax, ends)
@@ -91,16 +92,20 @@ def _spectra(field: Field, example: int | None) -> tuple[np.ndarray, np.ndarray]
     names = space_names(field)
     periodic = all(is_periodic(field, name) for name in names)
     if not periodic:
-        warnings.warn(f'energy spectrum of a field with boundary {field.boundary}: the jump at non-periodic edges '
-                      f'shows as a false tail of about k⁻²', stacklevel=3)
+        warnings.warn(
+            f"energy spectrum of a field with boundary {field.boundary}: the jump at non-periodic edges "
+            f"shows as a false tail of about k⁻²",
+            stacklevel=3,
+        )
     values = _entries(field, names, periodic, example)
-    numbers = [2 * np.pi * np.fft.fftfreq(size, float(field.dx.vector[name]))
-               for name, size in zip(names, values.shape[2:])]
+    numbers = [
+        2 * np.pi * np.fft.fftfreq(size, float(field.dx.vector[name])) for name, size in zip(names, values.shape[2:])
+    ]
     step = 2 * np.pi / max(float(field.bounds.size.vector[name]) for name in names)
-    length = np.sqrt(sum(part ** 2 for part in np.meshgrid(*numbers, indexing='ij')))
+    length = np.sqrt(sum(part**2 for part in np.meshgrid(*numbers, indexing="ij")))
     shell = np.rint(length / step).astype(int).ravel()
     axes = tuple(range(2, values.ndim))
-    with np.errstate(all='ignore'):
+    with np.errstate(all="ignore"):
         modes = np.fft.fftn(values, axes=axes) / np.prod(values.shape[2:])
         power = 0.5 * (np.abs(modes) ** 2).sum(axis=1).reshape(len(values), -1)
     # bincount would spread a single nan to its own shell only, although every mode of such an entry is nan
@@ -115,10 +120,11 @@ def _entries(field: Field, names: list[str], periodic: bool, example: int | None
     values = math.expand(values, field.resolution.only(names))
     batch = values.shape.batch
     if example is not None:
-        wrong = {dim: batch.get_size(dim) for dim in batch.names if not -batch.get_size(dim) <= example
-                 < batch.get_size(dim)}
+        wrong = {
+            dim: batch.get_size(dim) for dim in batch.names if not -batch.get_size(dim) <= example < batch.get_size(dim)
+        }
         if wrong:
-            raise ValueError(f'example={example} out of range: the batch dims have sizes {wrong}')
+            raise ValueError(f"example={example} out of range: the batch dims have sizes {wrong}")
         values = values[{dim: example for dim in batch.names}]
         batch = values.shape.batch
     return np.asarray(values.numpy([batch, values.shape.without(batch).without(names), *names]), dtype=np.float64)

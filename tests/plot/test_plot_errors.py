@@ -24,49 +24,49 @@ def test_failures_rank_above_all_finite_errors():
 
 
 def test_line_and_band_hold_the_statistics():
-    ax = errors({'a': VALUES}, dt=0.5).axes[0]
+    ax = errors({"a": VALUES}, dt=0.5).axes[0]
     line = ax.get_lines()[0]
     np.testing.assert_allclose(line.get_xdata(), 0.5 * np.arange(6))
     np.testing.assert_allclose(line.get_ydata(), np.median(VALUES, axis=0))
     top = ax.collections[0].get_paths()[0].vertices[:, 1].max()
     assert top == pytest.approx(np.percentile(VALUES, 90, axis=0).max())
-    assert (ax.get_yscale(), ax.get_ylabel()) == ('log', 'MAE')
-    assert [text.get_text() for text in ax.texts] == ['a']
+    assert (ax.get_yscale(), ax.get_ylabel()) == ("log", "MAE")
+    assert [text.get_text() for text in ax.texts] == ["a"]
 
 
 def test_blow_up_is_marked_where_it_first_happens():
     values = np.ones((4, 10))
     values[1:, 6:], values[3, 5] = np.nan, np.inf
-    ax = errors({'a': values, 'b': np.ones(10) * 2}, dt=0.1).axes[0]
-    line, cross = ax.get_lines()[0], next(line for line in ax.get_lines() if line.get_marker() == 'X')
+    ax = errors({"a": values, "b": np.ones(10) * 2}, dt=0.1).axes[0]
+    line, cross = ax.get_lines()[0], next(line for line in ax.get_lines() if line.get_marker() == "X")
     assert np.isfinite(line.get_ydata()).tolist() == [True] * 6 + [False] * 4
     assert cross.get_xdata()[0] == pytest.approx(0.5)
-    assert 'blow-up from t = 0.5 (3 of 4)' in [text.get_text() for text in ax.texts]
+    assert "blow-up from t = 0.5 (3 of 4)" in [text.get_text() for text in ax.texts]
 
 
 def test_a_curve_without_any_finite_value_is_still_marked():
-    ax = errors({'a': np.full(5, np.nan)}).axes[0]
-    assert 'blow-up from t = 0' in [text.get_text() for text in ax.texts]
+    ax = errors({"a": np.full(5, np.nan)}).axes[0]
+    assert "blow-up from t = 0" in [text.get_text() for text in ax.texts]
 
 
 def test_all_kinds_of_arrays_agree():
-    expected = as_samples('a', VALUES)
-    np.testing.assert_allclose(as_samples('a', torch.tensor(VALUES, requires_grad=True)), expected)
-    np.testing.assert_allclose(as_samples('a', tensor(VALUES.T, batch('time,trajectory'))), expected, rtol=1e-6)
-    assert as_samples('a', [1.0, 2.0]).shape == (1, 2)
+    expected = as_samples("a", VALUES)
+    np.testing.assert_allclose(as_samples("a", torch.tensor(VALUES, requires_grad=True)), expected)
+    np.testing.assert_allclose(as_samples("a", tensor(VALUES.T, batch("time,trajectory"))), expected, rtol=1e-6)
+    assert as_samples("a", [1.0, 2.0]).shape == (1, 2)
 
 
 def test_given_axes_are_used():
     ax = Figure().add_subplot()
-    assert errors({'a': VALUES}, ax=ax) is ax.figure and ax.get_lines()
+    assert errors({"a": VALUES}, ax=ax) is ax.figure and ax.get_lines()
 
 
 def test_wrong_curves():
     with pytest.raises(ValueError, match=r"curve 'a': expected shape \(samples, time\)"):
-        errors({'a': np.ones((2, 3, 4))})
+        errors({"a": np.ones((2, 3, 4))})
     with pytest.raises(ValueError, match="curve 'a': no dim 'time'"):
-        errors({'a': tensor([1.0, 2.0], batch('trajectory'))})
-    with pytest.raises(ValueError, match=r'band=\(90, 10\)'):
-        errors({'a': VALUES}, band=(90, 10))
-    with pytest.raises(ValueError, match='curves is empty'):
+        errors({"a": tensor([1.0, 2.0], batch("trajectory"))})
+    with pytest.raises(ValueError, match=r"band=\(90, 10\)"):
+        errors({"a": VALUES}, band=(90, 10))
+    with pytest.raises(ValueError, match="curves is empty"):
         errors({})

@@ -6,14 +6,14 @@ from phi_hybrid.plot._scale import calm_range, difference_scale, line_limits, va
 
 def test_signed_data_get_symmetric_limits_and_positive_data_do_not():
     signed = value_scale([np.array([[-1.0, 3.0]])], None, False)
-    assert (signed.low, signed.high, signed.cmap) == (-3, 3, 'RdBu_r')
-    assert value_scale([np.array([[1.0, 3.0]])], None, False)[:3] == (1, 3, 'viridis')
+    assert (signed.low, signed.high, signed.cmap) == (-3, 3, "RdBu_r")
+    assert value_scale([np.array([[1.0, 3.0]])], None, False)[:3] == (1, 3, "viridis")
     assert value_scale([np.array([[1.0, 3.0]])], None, True)[:2] == (-3, 3)
 
 
 def test_the_reference_sets_the_limits_and_the_rest_is_marked_as_exceeding():
     scale = value_scale([np.array([[0.0, 1.0]]), np.array([[0.5, 99.0]])], np.array([[0.0, 1.0]]), False)
-    assert (scale.low, scale.high, scale.extend) == (0, 1, 'max')
+    assert (scale.low, scale.high, scale.extend) == (0, 1, "max")
 
 
 def test_constant_and_empty_data_have_limits():

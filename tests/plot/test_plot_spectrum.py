@@ -10,17 +10,25 @@ from phi_hybrid.plot import energy_spectrum, spectrum
 
 def noise(names, sizes, box, components):
     values = np.random.default_rng(len(names)).normal(size=(2, *sizes, len(components)))
-    values = tensor(values, batch('time'), spatial(*names), channel(vector=components))
-    return CenteredGrid(values, PERIODIC, Box(**box), **dict(zip(names, sizes))), values.numpy(['time', *names, 'vector'])
+    values = tensor(values, batch("time"), spatial(*names), channel(vector=components))
+    return CenteredGrid(values, PERIODIC, Box(**box), **dict(zip(names, sizes))), values.numpy(
+        ["time", *names, "vector"]
+    )
 
 
-@pytest.mark.parametrize('names, sizes, box', [
-    ('x', (15,), {'x': 3.0}), ('xy', (8, 8), {'x': 1.0, 'y': 1.0}), ('xy', (8, 6), {'x': 4.0, 'y': 1.0}),
-    ('xyz', (4, 5, 6), {'x': 1.0, 'y': 2.0, 'z': 3.0})])
+@pytest.mark.parametrize(
+    "names, sizes, box",
+    [
+        ("x", (15,), {"x": 3.0}),
+        ("xy", (8, 8), {"x": 1.0, "y": 1.0}),
+        ("xy", (8, 6), {"x": 4.0, "y": 1.0}),
+        ("xyz", (4, 5, 6), {"x": 1.0, "y": 2.0, "z": 3.0}),
+    ],
+)
 def test_parseval(names, sizes, box):
     field, values = noise(list(names), sizes, box, list(names))
     wavenumber, energy = energy_spectrum(field)
-    assert energy.sum() == pytest.approx(0.5 * (values ** 2).sum(-1).mean(), rel=1e-5)
+    assert energy.sum() == pytest.approx(0.5 * (values**2).sum(-1).mean(), rel=1e-5)
     np.testing.assert_allclose(wavenumber[:2], [0, 2 * np.pi / max(box.values())])
 
 
@@ -29,19 +37,21 @@ def test_energy_of_one_sine():
     wavenumber, energy = energy_spectrum(line(3 * np.sin(2 * np.pi * 4 * x / 5)[None], length=5.0))
     peak = energy.argmax()
     assert wavenumber[peak] == pytest.approx(2 * np.pi * 4 / 5)
-    assert energy[peak] == pytest.approx(0.5 * 3 ** 2 / 2) and energy.sum() == pytest.approx(energy[peak])
+    assert energy[peak] == pytest.approx(0.5 * 3**2 / 2) and energy.sum() == pytest.approx(energy[peak])
 
 
 def test_diagonal_modes_belong_to_the_shell_of_their_length():
-    field = CenteredGrid(lambda p: math.cos(3 * p.vector['x'] + 4 * p.vector['y']), PERIODIC,
-                         Box(x=2 * np.pi, y=2 * np.pi), x=16, y=16)
+    field = CenteredGrid(
+        lambda p: math.cos(3 * p.vector["x"] + 4 * p.vector["y"]), PERIODIC, Box(x=2 * np.pi, y=2 * np.pi), x=16, y=16
+    )
     wavenumber, energy = energy_spectrum(field)
     assert wavenumber[energy.argmax()] == pytest.approx(5) and energy.max() == pytest.approx(0.25, rel=1e-4)
 
 
 def test_staggered_faces_are_not_damped():
     def shear(p):
-        return vector_of(x=math.sin(6 * p.vector['x']), y=math.sin(6 * p.vector['x']))
+        return vector_of(x=math.sin(6 * p.vector["x"]), y=math.sin(6 * p.vector["x"]))
+
     grid = StaggeredGrid(shear, PERIODIC, Box(x=2 * np.pi, y=2 * np.pi), x=16, y=16)
     assert energy_spectrum(grid)[1].sum() == pytest.approx(0.5, rel=1e-4)
 
@@ -63,20 +73,20 @@ def test_average_over_samples_and_choice_of_one():
 def test_non_finite_samples_are_left_out_and_counted():
     x = (np.arange(16) + 0.5) / 16
     bad = np.stack([[np.sin(2 * np.pi * x)], [np.nan * x]])
-    ax = spectrum({'a': line(bad), 'b': line(bad[1])}).axes[0]
+    ax = spectrum({"a": line(bad), "b": line(bad[1])}).axes[0]
     assert np.nanmax(ax.get_lines()[0].get_ydata()) == pytest.approx(0.25)
     notes = [text.get_text() for text in ax.texts]
-    assert 'a: 1 of 2 non-finite' in notes and 'b: 1 of 1 non-finite' in notes
+    assert "a: 1 of 2 non-finite" in notes and "b: 1 of 1 non-finite" in notes
 
 
 def test_non_periodic_fields_are_warned_about_and_wrong_frames_refused():
-    with pytest.warns(UserWarning, match='non-periodic'):
+    with pytest.warns(UserWarning, match="non-periodic"):
         energy_spectrum(line(np.ones((1, 8)), boundary=0))
     periodic = frames_of(CenteredGrid(1, PERIODIC, x=4), 2)
     with warnings.catch_warnings():
-        warnings.simplefilter('error')
+        warnings.simplefilter("error")
         energy_spectrum(periodic)
-    with pytest.raises(ValueError, match=r'frame index \[2\]'):
+    with pytest.raises(ValueError, match=r"frame index \[2\]"):
         spectrum(periodic, frame=2)
-    with pytest.raises(ValueError, match='example=5'):
+    with pytest.raises(ValueError, match="example=5"):
         spectrum(line(np.ones((2, 1, 8))), example=5)
