@@ -32,6 +32,7 @@ __all__ = [
     "boundary_to_dict",
     "forward_mode_active",
     "functorch_active",
+    "hooked_autograd_functions",
     "hooked_backend",
     "outside_transformations",
     "is_sparse",
@@ -105,6 +106,18 @@ def hooked_backend(is_input: Callable[[Any], bool], hooks: dict[str, Callable]) 
     finally:
         for name in hooks:
             delattr(TORCH, name)  # uncovers the methods of the class
+
+
+@contextlib.contextmanager
+def hooked_autograd_functions(hook: Callable[[type], None]) -> Iterator[None]:
+    """While a step is traced: `hook` is told of every `torch.autograd.Function` instead of running it. PhiML keeps those
+    that `math.custom_gradient` made in an earlier call, so hooking its backend does not reach them."""
+    original = torch.autograd.Function.__dict__["apply"]
+    torch.autograd.Function.apply = classmethod(lambda cls, *args, **kwargs: hook(cls))
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original
 
 
 # --- torch's transformation state, which has no public face ---

@@ -10,7 +10,7 @@ import torch
 
 from phi_hybrid.data import Trajectories
 from phi_hybrid.errors import StateError
-from phi_hybrid.unroll import as_step, bind
+from phi_hybrid.unroll import as_step
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def trajectory_errors(solver: Callable, data: Trajectories, steps: int) -> tuple
     solver = as_step(solver)
     batch = data.cut(slice(None), 0, steps).to(_device_of(solver))
     inputs = batch.step_inputs
-    bound = bind(solver, batch.initial, batch.layout, inputs)
+    bound = batch.bind(solver)
     state, mae, nrmse = bound.state, [], []
     for n in range(steps):
         state = bound.step(*state, *inputs.at(n))

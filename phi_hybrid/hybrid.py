@@ -94,9 +94,11 @@ class HybridSolver(NativeFace):
         Raises:
             StateError: for negative or non-finite scales.
         """
-        for name, scale in (("input_scale", input_scale), ("output_scale", output_scale)):
+        scales = {"input_scale": input_scale, "output_scale": output_scale}
+        for name, scale in scales.items():
             if not torch.isfinite(scale).all() or (scale < 0).any():
                 raise StateError(f"{name} = {scale.tolist()}: scales must be finite and not negative")
+        for name, scale in scales.items():
             setattr(self, name, torch.where(scale > 0, scale, torch.ones_like(scale)).to(getattr(self, name)))
         self.scaled.fill_(True)
 
@@ -120,7 +122,7 @@ class _HybridStep:
         self._physics = solver.physics.bind(layout, tensors)
         state, *inputs = layout.children
         seen = range(len(inputs)) if solver.sees is None else solver.sees
-        if any(i >= len(inputs) for i in seen):
+        if any(not 0 <= i < len(inputs) for i in seen):
             raise StateError(f"sees = {solver.sees} but the step has only {len(inputs)} inputs; count from 0")
         after = self._physics.output_layout
         self._input_map = _channel_map(tuple_of(after, *(inputs[i] for i in seen), *solver._features_layout.children))
@@ -154,9 +156,24 @@ class _HybridStep:
         solver = self._solver
         channels = self.network_input(seen)
         dtype = next((p.dtype for p in solver.network.parameters()), channels.dtype)
-        output = solver.network((channels / _per_channel(solver.input_scale, channels)).to(dtype)).to(channels.dtype)
+        output = self._call_network((channels / _per_channel(solver.input_scale, channels)).to(dtype)).to(
+            channels.dtype
+        )
         output = output * _per_channel(solver.output_scale, output)
         return self._correction_map.from_channels(output, self._input_map.batch_sizes(seen))
+
+    def _call_network(self, channels: torch.Tensor) -> torch.Tensor:
+        try:
+            return self._solver.network(channels)
+        except RuntimeError as error:
+            if "channels" not in str(error):
+                raise
+            state = self._correction_map.channels
+            raise StateError(
+                f"the network cannot take {channels.shape[1]} input channels: {state} of the state, "
+                f"{channels.shape[1] - state} of the inputs it sees and the features ({error}). Give its first layer as "
+                "many, or choose what it sees with sees=(…)"
+            ) from error
 
     def to_channels(self, state: Tensors) -> torch.Tensor:
         """A state of this step's result as channels."""

@@ -13,7 +13,7 @@ import torch
 from phi_hybrid.capture import NativeFace
 from phi_hybrid.data import Batch
 from phi_hybrid.errors import StateError
-from phi_hybrid.unroll import bind, unroll
+from phi_hybrid.unroll import unroll
 
 Outputs = tuple[torch.Tensor, ...]
 
@@ -48,10 +48,18 @@ class Unrolled:
             raise StateError(f"Unrolled({self.steps!r}): the number of steps must be an integer ≥ 1")
 
     def outputs(self, solver: NativeFace, batch: Batch) -> Outputs:
-        """States after 1 … n steps as native tensors `(trajectory, time, …)`."""
-        inputs = batch.step_inputs
-        bound = bind(solver, batch.initial, batch.layout, inputs)
-        return tuple(torch.stack(leaf, 1) for leaf in zip(*unroll(bound, inputs, self.steps)))
+        """States after 1 … n steps as native tensors `(trajectory, time, …)`.
+
+        Raises:
+            StateError: if the batch does not fit the solver or has windows of another length.
+        """
+        if batch.steps != self.steps:
+            raise StateError(
+                f"{self} needs windows of {self.steps} steps but the batch has {batch.steps}; cut them with "
+                f"data.windows({self.steps})"
+            )
+        states = unroll(batch.bind(solver), batch.step_inputs, self.steps)
+        return tuple(torch.stack(leaf, 1) for leaf in zip(*states))
 
     def loss(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
         """Mean squared error in units of the data's standard deviation, averaged over all entries of the state."""

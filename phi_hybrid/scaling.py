@@ -7,7 +7,6 @@ import torch
 from phi_hybrid.data import Trajectories
 from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid import HybridSolver
-from phi_hybrid.unroll import bind
 
 
 @torch.no_grad()
@@ -32,7 +31,7 @@ def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16)
     for start in starts:
         batch = data.cut(slice(None), start, 1).to(device)
         inputs = batch.step_inputs
-        bound = bind(solver, batch.initial, batch.layout, inputs)
+        bound = batch.bind(solver)
         arguments = (*bound.state, *inputs.at(0))
         after = bound.step.physics(*arguments)
         residual = tuple(t[:, 0] - a for t, a in zip(batch.targets, after))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from phi_hybrid.capture import NativeFace
 from phi_hybrid.data import Batch, Trajectories
+from phi_hybrid.data.store import replacing
 from phi_hybrid.errors import DataError, NonFiniteError, StateError
 from phi_hybrid.evaluate import trajectory_errors
 from phi_hybrid.hybrid import HybridSolver
@@ -137,16 +137,8 @@ class Trainer:
             "history": self.history,
             "settings": self._settings(),
         }
-        folder = os.path.dirname(os.fspath(path)) or "."
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-        os.close(handle)
-        try:
+        with replacing(path) as temporary:
             torch.save(state, temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
     def resume(self, path: str | os.PathLike) -> Trainer:
         """Continues where a checkpoint left off: `trainer.resume(path).fit(updates)`.

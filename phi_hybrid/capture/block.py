@@ -92,6 +92,8 @@ class PhysicsBlock(NativeFace):
         try:
             with torch.random.fork_rng(enabled=True):
                 run_eager(self.step, layout, tensors)
+        except CaptureError:  # of a step that was lost in pickling
+            raise
         except Exception as error:
             raise StateError(
                 f"the step fails in plain PhiFlow for arguments of shape {describe_leaves(layout)}: "

@@ -54,11 +54,14 @@ class NativeFace(torch.nn.Module):
     def flatten(self, *args: Any) -> tuple[torch.Tensor, ...]:
         """State and inputs as torch tensors, in the order that `native` takes them."""
         tensors, layout = self.signature(args)
-        self._layouts = [layout, *(known for known in self._layouts if known != layout)][:16]
+        same = [s.layout for s in self.known_steps() if s.layout == layout]
+        self._layouts = [*(same or [layout])[:1], *(known for known in self._layouts if known != layout)][:16]
         return tensors
 
     def native(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One step on torch tensors, `(*state, *inputs) -> state`, differentiable.
+
+        Boundaries and domain are those of the state that was flattened last, as far as the shapes fit it.
 
         Args:
             *tensors: as returned by `flatten`; batch sizes, precision and device may differ from those flattened.
@@ -66,14 +69,16 @@ class NativeFace(torch.nn.Module):
         Raises:
             StateError: if no state seen so far has tensors of these shapes.
         """
+        latest = self._layouts[0] if self._layouts else None
         for step in self.known_steps():
-            if step.accepts(tensors):
+            if step.accepts(tensors) and (latest is None or step.layout is latest or not matches(latest, tensors)):
                 return step(*tensors)
         return self.bind(self._layout_of(tensors), tensors)(*tensors)
 
     def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
         """PhiFlow state from the tensors that `native` returned."""
-        for step in self.known_steps():
+        latest = self._layouts[0] if self._layouts else None
+        for step in sorted(self.known_steps(), key=lambda s: s.layout is not latest):
             if matches(step.output_layout, tensors):
                 return unflatten(step.output_layout, tensors)
         raise StateError(

@@ -107,6 +107,12 @@ class Guard(TorchFunctionMode):
 
         return run
 
+    def autograd_function(self, function: type) -> None:
+        self.refuse(
+            f"a function with a custom gradient ({function.__name__}), which the graph would lose",
+            "use a plain function",
+        )
+
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
         """Everything that must hold while the step runs under the tracer."""
@@ -115,8 +121,13 @@ class Guard(TorchFunctionMode):
             "linear_solve": self.linear_solve,
             "mul_csr_dense": self.sparse_product,
             "custom_gradient": lambda f, *args, **kwargs: self.custom_gradient(f),
+            "csr_matrix": lambda *args, **kwargs: self.linear_solve("its sparse matrix"),
         }
-        with _compat.hooked_backend(self.is_input, hooks), self:
+        with (
+            _compat.hooked_backend(self.is_input, hooks),
+            _compat.hooked_autograd_functions(self.autograd_function),
+            self,
+        ):
             yield
         drawn = not _same(np.random.get_state(), numpy_state) or random.getstate() != python_state
         random.setstate(python_state)

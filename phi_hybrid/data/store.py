@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
-from typing import Any
+import secrets
+from typing import Any, Iterator
 
 import numpy as np
 import torch
@@ -39,27 +40,32 @@ def write(
     input_layout: TreeLayout,
     metadata: dict[str, Any],
 ) -> None:
-    """Writes to a temporary file beside `path` and renames it: there is never half a file of that name."""
+    """Writes all at once or nothing, see `replacing`."""
     import h5py
 
-    path = os.fspath(path)
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
     try:
         header = json.dumps({"states": to_dict(state_layout), "inputs": to_dict(input_layout), "metadata": metadata})
     except TypeError as error:
         raise DataError(f"metadata must be JSON values (numbers, strings, lists, dicts): {error}") from None
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-    os.close(handle)
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update({"format": _FORMAT, "version": _VERSION, "header": header})
+        for group, tensors in (("states", states), ("inputs", inputs)):
+            for number, tensor in enumerate(tensors):
+                file.create_dataset(f"{group}/{number}", data=tensor.detach().cpu().numpy())
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[str]:
+    """Gives a temporary name beside `path`; once all is written there, it takes the name `path`: never half a file."""
+    path = os.fspath(path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.{secrets.token_hex(4)}.part"
     try:
-        with h5py.File(temporary, "w") as file:
-            file.attrs.update({"format": _FORMAT, "version": _VERSION, "header": header})
-            for group, tensors in (("states", states), ("inputs", inputs)):
-                for number, tensor in enumerate(tensors):
-                    file.create_dataset(f"{group}/{number}", data=tensor.detach().cpu().numpy())
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
 
 
@@ -84,25 +90,36 @@ def read(path: str | os.PathLike) -> Contents:
             header = json.loads(file.attrs["header"])
             layouts = {group: from_dict(header[group]) for group in ("states", "inputs")}
             tensors = {group: _read_group(file, group, len(layout.leaves)) for group, layout in layouts.items()}
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+            metadata = dict(header["metadata"])
+    except DataError:
+        raise
+    except Exception as error:  # whatever h5py, JSON or a layout make of damaged bytes
         raise DataError(f"{path} is damaged or truncated ({error}); generate it again") from error
-    _check_shapes(path, tensors["states"], layouts["states"])
-    return tensors["states"], tensors["inputs"], layouts["states"], layouts["inputs"], header["metadata"]
+    _check_shapes(path, tensors, layouts)
+    return tensors["states"], tensors["inputs"], layouts["states"], layouts["inputs"], metadata
 
 
 def _read_group(file: Any, group: str, count: int) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(np.asarray(file[f"{group}/{n}"])) for n in range(count))
 
 
-def _check_shapes(path: str, tensors: tuple[torch.Tensor, ...], layout: Layout) -> None:
-    for tensor, axes in zip(tensors, layout.leaves):
-        if tuple(tensor.shape[2:]) != tuple(a.size for a in axes):
-            raise DataError(
-                f"{path} holds a state tensor of shape {tuple(tensor.shape)}, but its header promises (trajectory, time) "
-                f"and {describe_leaves(layout)}; generate it again"
-            )
+def _check_shapes(path: str, tensors: dict[str, tuple[torch.Tensor, ...]], layouts: dict[str, Layout]) -> None:
+    """All tensors have the sizes that the header promises, and the same trajectories and times."""
+    count, frames = (*tensors["states"][0].shape, 0, 0)[:2] if tensors["states"] else (0, 0)
+    for group, layout in layouts.items():
+        for tensor, axes in zip(tensors[group], layout.leaves):
+            shape, rest = tuple(tensor.shape), tuple(a.size for a in axes if a.kind != "batch")
+            if group == "states":
+                fits = shape == (count, frames, *rest) and frames > 1
+            elif len(rest) < len(axes):  # changes with time
+                fits = shape[:1] + shape[2:] == (count, *rest) and shape[1] >= frames - 1
+            else:
+                fits = shape == (count, *rest)
+            if not fits:
+                raise DataError(
+                    f"{path} holds a tensor of shape {shape} among its {group}, but its header promises "
+                    f"{count} trajectories of {frames} states and {describe_leaves(layout)}; generate it again"
+                )
 
 
 def to_dict(layout: Layout) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from phi_hybrid.bridge.layout import (
     batch_names,
     flatten,
     position_of,
+    tuple_of,
     unflatten,
     with_batch,
     without,
@@ -74,7 +76,7 @@ class Trajectories:
             steps: number of stored steps; `steps + 1` states are kept.
             inputs: extra arguments of the step, constant or with a batch dim `time` of at least `steps` entries.
             coarsen: fine cells per coarse cell along each dim (faces are averaged as fluxes, see
-                `phi_hybrid.data.coarsen`), or a function of a state.
+                `phi_hybrid.data.coarsen`), or a function of a state, called with every input that has a grid, too.
             every: solver steps per stored step; an input with `time` holds for all of them.
             path: HDF5 file to write, atomically, once all is computed.
             metadata: what should be known later: `dt`, parameters, seed; JSON values.
@@ -88,24 +90,27 @@ class Trajectories:
             raise StateError(f"steps = {steps}, every = {every}: both must be at least 1")
         if not isinstance(inputs, tuple):
             raise StateError(f"inputs must be a tuple of arguments, got {type(inputs).__name__}; write inputs=(force,)")
-        reduce = coarsen if callable(coarsen) else lambda state: coarsen_by(state, coarsen)
+        reduce = coarsen if callable(coarsen) else partial(coarsen_by, factor=coarsen)
+        if TIME in batch_names(flatten(initial_states)[1]):
+            raise StateError(f"the initial state has a dim '{TIME}'; pick a frame, e.g. state.time[0]")
         reference = as_step(step)
         reference.check_arguments((initial_states, *inputs))
         arguments = Inputs(*flatten(inputs))
         arguments.check_length(steps)
         with torch.no_grad():
             bound = bind(reference, *flatten(initial_states), arguments)
-            names = batch_names(bound.layout)
+            names = batch_names(bound.layout, arguments.frame_layout)
+            sizes = _batch_sizes(names, (*bound.state, *arguments.tensors), tuple_of(bound.layout, arguments.layout))
             fine, frames = bound.state, []
             for n in tqdm(range(steps + 1), desc="reference", disable=not progress, unit="step"):
                 for _ in range(every if n > 0 else 0):
                     fine = bound.step(*fine, *arguments.at(n - 1))
                 if not all_finite(fine):
-                    raise DataError(_divergence(fine, n))
+                    leading = [_lead(t, axes, names, sizes) for t, axes in zip(fine, bound.layout.leaves)]
+                    raise DataError(_divergence(leading, n))
                 tensors, layout = flatten(reduce(unflatten(bound.layout, fine)))
-                sizes = _batch_sizes(names, tensors, layout)
                 frames.append([_lead(t, axes, names, sizes) for t, axes in zip(tensors, layout.leaves)])
-            stored, stored_layout = flatten(reduce(inputs) if inputs else inputs)
+            stored, stored_layout = flatten(tuple(reduce(i) if _has_grid(i) else i for i in inputs))
             stored = tuple(_lead(t, axes, names, sizes) for t, axes in zip(stored, stored_layout.leaves))
         data = Trajectories(
             tuple(torch.stack(leaf, 1) for leaf in zip(*frames)),
@@ -230,9 +235,14 @@ def _lead(tensor: torch.Tensor, axes: tuple, names: list[str], sizes: list[int])
     return tensor.flatten(0, len(names) - 1) if names else tensor.unsqueeze(0)
 
 
-def _divergence(state: tuple[torch.Tensor, ...], step: int) -> str:
-    count = sum(int((~torch.isfinite(t)).sum()) for t in state)
+def _has_grid(value: Any) -> bool:
+    return any(a.kind == "spatial" for axes in flatten(value)[1].leaves for a in axes)
+
+
+def _divergence(state: list[torch.Tensor], step: int) -> str:
+    failed = sum((~torch.isfinite(t)).flatten(1).sum(1) for t in state)
     return (
-        f"the reference solver became non-finite in stored step {step} ({count} values); reduce its time step or "
-        "viscosity limit, or use a more stable scheme"
+        f"the reference solver became non-finite in stored step {step}, {int(failed.sum())} values, first in trajectory "
+        f"{int(failed.nonzero()[0])} ({int((failed > 0).sum())} of {len(failed)} failed); reduce its time step, or use a "
+        "more stable scheme"
     )

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from phi_hybrid.bridge.layout import Layout, TreeLayout, unflatten, with_batch
-from phi_hybrid.errors import DataError
-from phi_hybrid.unroll import TIME, Inputs
+from phi_hybrid.bridge.layout import Layout, TreeLayout, batch_names, unflatten, with_batch
+from phi_hybrid.capture import NativeFace
+from phi_hybrid.errors import DataError, StateError
+from phi_hybrid.unroll import TIME, Bound, Inputs, bind
 
 if TYPE_CHECKING:
     from phi_hybrid.data.trajectories import Trajectories
@@ -63,6 +64,22 @@ class Batch:
             names = [a.name for a in axes]  # canonical: 'time' stands before 'trajectory'
             moved.append(tensor.transpose(0, 1) if TIME in names else tensor)
         return Inputs(tuple(moved), layout)
+
+    def bind(self, step: NativeFace) -> Bound:
+        """A step bound to the first states and the inputs.
+
+        Raises:
+            StateError: if the step returns another kind of state than it takes, or more batch dims than the reference
+                has, against which its results would be broadcast.
+        """
+        bound = bind(step, self.initial, self.layout, self.step_inputs)
+        if bound.layout != self.layout:
+            added = [n for n in batch_names(bound.layout) if n not in batch_names(self.layout)]
+            raise StateError(
+                f"the step adds batch dims {added} that the reference data has not, so they cannot be compared; let the "
+                "step return one state per trajectory"
+            )
+        return bound
 
     @property
     def initial_state(self) -> Any:
