@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from phi_hybrid.capture import NativeFace
 from phi_hybrid.data import Trajectories
 from phi_hybrid.errors import StateError
 from phi_hybrid.unroll import as_step
@@ -71,8 +73,13 @@ def evaluate(solvers: Mapping[str, Callable], data: Trajectories, steps: int | N
 
 @torch.no_grad()
 def trajectory_errors(solver: Callable, data: Trajectories, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """MAE and nRMSE, each `(trajectory, step)`, of one solver."""
+    """MAE and nRMSE, each `(trajectory, step)`, of one solver in evaluation mode."""
     solver = as_step(solver)
+    with _evaluating(solver):
+        return _trajectory_errors(solver, data, steps)
+
+
+def _trajectory_errors(solver: NativeFace, data: Trajectories, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     batch = data.cut(slice(None), 0, steps).to(_device_of(solver))
     inputs = batch.step_inputs
     bound = batch.bind(solver)
@@ -84,6 +91,18 @@ def trajectory_errors(solver: Callable, data: Trajectories, steps: int) -> tuple
         mae.append(error.abs().mean(1))
         nrmse.append(error.norm(dim=1) / reference.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny))
     return _failed_is_infinite(torch.stack(mae, 1)), _failed_is_infinite(torch.stack(nrmse, 1))
+
+
+@contextlib.contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """No dropout, and no batch statistics from held-out data; every part gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _failed_is_infinite(errors: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from phi_hybrid.bridge.channels import ChannelMap
-from phi_hybrid.bridge.layout import Layout, expand, flatten, tuple_of, with_batch
+from phi_hybrid.bridge.layout import Layout, boundary_kinds, expand, flatten, tuple_of, with_batch
 from phi_hybrid.capture import NativeFace
 from phi_hybrid.coupling import Additive, Coupling
 from phi_hybrid.errors import StateError
@@ -37,11 +38,13 @@ class HybridSolver(NativeFace):
         features: constant fields or parameters that the network sees besides, e.g. masks or coordinates `(x, y)`.
 
     Raises:
-        StateError: on the first call, if resolutions or channel numbers do not fit.
+        StateError: on the first call, if resolutions or channel numbers do not fit; later, for a state whose boundaries
+            are of another kind than those of the data that the scales come from.
     """
 
     input_scale: torch.Tensor
     output_scale: torch.Tensor
+    boundaries: torch.Tensor
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class HybridSolver(NativeFace):
         self.register_buffer("input_scale", torch.ones(1))
         self.register_buffer("output_scale", torch.ones(1))
         self.register_buffer("scaled", torch.tensor(False))
+        self.register_buffer("boundaries", torch.zeros(0, dtype=torch.uint8))  # JSON, so that it is saved with the scales
         self._steps: list[_HybridStep] = []
 
     def rollout(self, state: Any, steps: int, *inputs: Any, check: bool = True) -> Any:
@@ -71,6 +75,7 @@ class HybridSolver(NativeFace):
         return rollout(self, state, steps, *inputs, check=check)
 
     def bind(self, layout: Layout, tensors: Tensors) -> _HybridStep:
+        """The hybrid step for this layout and these shapes, precision and device."""
         for step in self._steps:
             if step.layout == layout and step.accepts(tensors):
                 return step
@@ -88,8 +93,16 @@ class HybridSolver(NativeFace):
         return [getattr(self, f"feature{n}").to(dtype) for n in range(self._features)]
 
     @torch.no_grad()
-    def set_scales(self, input_scale: torch.Tensor, output_scale: torch.Tensor) -> None:
+    def set_scales(
+        self, input_scale: torch.Tensor, output_scale: torch.Tensor, boundaries: tuple[tuple[str, str], ...] | None = None
+    ) -> None:
         """Sets σ per channel, `(channel,)`; channels that do not vary keep 1.
+
+        Args:
+            input_scale: of state, inputs and features, in this order.
+            output_scale: of the correction.
+            boundaries: kind of boundary per side of the training states; states of another kind are refused from now
+                on, since the network has never seen any.
 
         Raises:
             StateError: for negative or non-finite scales.
@@ -101,9 +114,22 @@ class HybridSolver(NativeFace):
         for name, scale in scales.items():
             setattr(self, name, torch.where(scale > 0, scale, torch.ones_like(scale)).to(getattr(self, name)))
         self.scaled.fill_(True)
+        text = json.dumps(boundaries).encode() if boundaries else b""
+        self.boundaries = torch.tensor(list(text), dtype=torch.uint8, device=self.scaled.device)
+
+    def check_boundaries(self, state: Layout) -> None:
+        """Raises StateError if the boundaries are of another kind than those of the training data."""
+        if not self.boundaries.numel():
+            return
+        known, kinds = json.loads(bytes(self.boundaries.tolist())), [list(k) for k in boundary_kinds(state)]
+        if kinds != known:
+            raise StateError(
+                f"this solver was trained on states with boundaries {dict(known)} but this one has {dict(kinds)}. Give the state the boundary of the data, train on such states, or wrap the network anew, "
+                "HybridSolver(physics, solver.network), to try it all the same"
+            )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        for name in ("input_scale", "output_scale"):  # the number of channels is not known before the first state
+        for name in ("input_scale", "output_scale", "boundaries"):  # of a size not known before the first data
             if prefix + name in state_dict:
                 setattr(self, name, torch.ones_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -119,8 +145,9 @@ class _HybridStep:
         self.layout = layout
         self._signature = [(t.shape, t.dtype, t.device) for t in tensors]
         self._solver = solver
-        self._physics = solver.physics.bind(layout, tensors)
         state, *inputs = layout.children
+        solver.check_boundaries(state)
+        self._physics = solver.physics.bind(layout, tensors)
         seen = range(len(inputs)) if solver.sees is None else solver.sees
         if any(not 0 <= i < len(inputs) for i in seen):
             raise StateError(f"sees = {solver.sees} but the step has only {len(inputs)} inputs; count from 0")

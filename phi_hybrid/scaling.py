@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from phi_hybrid.bridge.layout import boundary_kinds
 from phi_hybrid.data import Trajectories
 from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid import HybridSolver
@@ -38,4 +39,5 @@ def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16)
         channels = bound.step.network_input(bound.step.seen(after, arguments)), bound.step.to_channels(residual)
         squares = [(c**2).mean([0, *range(2, c.ndim)]) for c in channels]
         sums = [a + b for a, b in zip(sums, squares)] if sums else squares
-    solver.set_scales(*(torch.sqrt(s / len(starts)) for s in sums))
+    scales = (torch.sqrt(s / len(starts)) for s in sums)
+    solver.set_scales(*scales, boundaries=boundary_kinds(data.state_layout))

@@ -103,8 +103,8 @@ class Trainer:
         Raises:
             NonFiniteError: if loss or gradient is not finite; the solver keeps the weights before that update.
         """
-        if updates < 0:
-            raise StateError(f"updates = {updates}: must not be negative")
+        if not isinstance(updates, int) or updates < 0:
+            raise StateError(f"updates = {updates!r}: must be an integer ≥ 0")
         order = _WindowOrder(len(self.windows), self.batch_size, self.seed, self.update, updates)
         loader = DataLoader(
             self.windows, batch_sampler=order, collate_fn=self.windows.collate, generator=torch.Generator()
@@ -115,6 +115,8 @@ class Trainer:
             for batch in bar:
                 loss = self._step(batch.to(self._parameters[0].device))
                 self._record(loss)
+                if self.scheduler is not None:
+                    self.scheduler.step()
                 if self.progress and (self.update % 10 == 0 or self.update == updates):
                     bar.set_postfix(loss=f"{loss:.3e}", refresh=False)
                 if self.validation is not None and self.update % self.validate_every == 0:
@@ -159,7 +161,10 @@ class Trainer:
         if settings != self._settings():
             changed = {k: (v, settings.get(k)) for k, v in self._settings().items() if v != settings.get(k)}
             raise StateError(f"the checkpoint {path} is of another training; now and then: {changed}")
-        self.solver.load_state_dict(state["solver"])
+        try:
+            self.solver.load_state_dict(state["solver"])
+        except RuntimeError as error:
+            raise StateError(f"the checkpoint {path} is of another solver: {error}") from error
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -169,6 +174,9 @@ class Trainer:
         return self
 
     def _step(self, batch: Batch) -> float:
+        live = list(self.solver.state_dict(keep_vars=True).values())
+        before = [t.detach().clone() for t in live]  # optimizers with a line search move weights before they look at a loss
+
         def closure() -> torch.Tensor:
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.objective.loss(self.objective.outputs(self.solver, batch), batch)
@@ -177,11 +185,15 @@ class Trainer:
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if self.clip is None else self.clip)
             self._require_finite("gradient norm", norm)
             self._gradient_norm = float(norm)
-            return loss
+            return loss.detach()
 
-        loss = float(self.optimizer.step(closure))
-        if self.scheduler is not None:
-            self.scheduler.step()
+        try:
+            loss = float(self.optimizer.step(closure))
+        except NonFiniteError:
+            with torch.no_grad():
+                for tensor, value in zip(live, before):
+                    tensor.copy_(value)
+            raise
         return loss
 
     def _require_finite(self, name: str, value: torch.Tensor) -> None:
@@ -211,6 +223,8 @@ class Trainer:
             "seed": self.seed,
             "windows": len(self.windows),
             "clip": self.clip,
+            "optimizer": type(self.optimizer).__name__,
+            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
         }
 
 

@@ -11,7 +11,7 @@ import torch
 from phi_hybrid.bridge.layout import (
     Layout,
     batch_names,
-    describe_leaves,
+    difference,
     expand,
     flatten,
     position_of,
@@ -93,8 +93,9 @@ def bind(step: NativeFace, state: Tensors, layout: Layout, inputs: Inputs) -> Bo
         state = tuple(t.expand(size).contiguous() for t, size in zip(widened, sizes))
         layout = with_batch(layout, *added)
     raise StateError(
-        f"the step takes a state of {describe_leaves(layout)} but returns {describe_leaves(native.output_layout)} "
-        "(or another boundary, domain or structure), so it cannot be repeated; return a state like the one given"
+        "the step cannot be repeated, since what it takes and what it returns differ: "
+        f"{difference(layout, native.output_layout)}. Return a state like the one given, e.g. with u.with_values(…) or "
+        "u.with_boundary(…)"
     )
 
 

@@ -226,6 +226,41 @@ def stack(
     return tuple(torch.stack(leaf, p) for leaf, p in zip(zip(*frames), positions)), stacked
 
 
+def boundary_kinds(layout: Layout) -> tuple[tuple[str, str], ...]:
+    """Side → kind of boundary for every field, e.g. `('x-', 'periodic')`; all constant values are of one kind."""
+    if isinstance(layout, TreeLayout):
+        return tuple(entry for child in layout.children for entry in boundary_kinds(child))
+    if not isinstance(layout, FieldLayout):
+        return ()
+    description = _compat.boundary_to_dict(layout.boundary)
+    sides = [n + side for n in sorted(layout.geometry.resolution.names) for side in "-+"]
+    return tuple((side, _boundary_kind(description, side)) for side in sides)
+
+
+def _boundary_kind(description: dict, side: str) -> str:
+    if "sides" in description:
+        return _boundary_kind(description["sides"].get(side, description["sides"].get(side[:-1])), side)
+    if "normal" in description:
+        parts = (_boundary_kind(description[k], side) for k in ("normal", "tangential"))
+        return " normal, ".join(parts) + " tangential"
+    return description.get("primitive", "constant")
+
+
+def difference(a: Layout, b: Layout) -> str:
+    """What tells two layouts apart, in words."""
+    if type(a) is not type(b):
+        return f"{type(a).__name__} and {type(b).__name__}"
+    if isinstance(a, TreeLayout):
+        if (a.type, a.keys, len(a.children)) != (b.type, b.keys, len(b.children)):
+            return f"{a.type.__name__} of {a.keys or len(a.children)} and {b.type.__name__} of {b.keys or len(b.children)}"
+        return "; ".join(difference(x, y) for x, y in zip(a.children, b.children) if x != y)
+    if isinstance(a, FieldLayout) and a.key[1] != b.key[1]:
+        return f"boundary {a.boundary} and {b.boundary}"
+    if isinstance(a, FieldLayout) and a.key[0] != b.key[0]:
+        return f"domain {a.key[0]} and {b.key[0]} (dim, cells, lower, upper)"
+    return f"dims {describe_leaves(a)} and {describe_leaves(b)}"
+
+
 def sorted_axes(axes: Iterable[Axis]) -> list[Axis]:
     """The canonical order."""
     order = list(_KINDS)

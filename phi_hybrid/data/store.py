@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import secrets
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch

@@ -69,9 +69,10 @@ class Batch:
         """A step bound to the first states and the inputs.
 
         Raises:
-            StateError: if the step returns another kind of state than it takes, or more batch dims than the reference
-                has, against which its results would be broadcast.
+            StateError: if the step takes other inputs than the data has, returns another kind of state than it takes, or
+                more batch dims than the reference has, against which its results would be broadcast.
         """
+        step.check_arguments((self.layout, *self.input_layout.children))
         bound = bind(step, self.initial, self.layout, self.step_inputs)
         if bound.layout != self.layout:
             added = [n for n in batch_names(bound.layout) if n not in batch_names(self.layout)]
