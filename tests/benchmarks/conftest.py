@@ -32,6 +32,8 @@ def measure(benchmark: Any) -> Callable[[str, str, Callable[[], Any]], None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _medians:
+        return
     terminalreporter.section("medians and ratios to the first way")
     for case, ways in _medians.items():
         baseline = next(iter(ways.values()))

@@ -1,6 +1,6 @@
 """One training iteration of a hybrid solver against the same network called and differentiated as often.
 
-    pytest tests/benchmarks/bench_training.py
+    pytest tests/benchmarks/test_bench_training.py
 
 2D Burgers, 64², batch 1, 8 unrolled steps, Adam, network of 5×5 convolutions with 32 channels and 5 residual blocks.
 """

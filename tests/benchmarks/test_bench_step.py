@@ -1,6 +1,6 @@
 """One step and the gradient of four steps of Burgers: plain PhiFlow, `jit_compile`, captured, captured with inductor.
 
-pytest tests/benchmarks/bench_step.py
+pytest tests/benchmarks/test_bench_step.py
 """
 
 from __future__ import annotations
