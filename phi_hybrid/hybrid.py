@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -67,7 +68,9 @@ class HybridSolver(NativeFace):
         self.register_buffer("input_scale", torch.ones(1))
         self.register_buffer("output_scale", torch.ones(1))
         self.register_buffer("scaled", torch.tensor(False))
-        self.register_buffer("boundaries", torch.zeros(0, dtype=torch.uint8))  # JSON, so that it is saved with the scales
+        self.register_buffer(
+            "boundaries", torch.zeros(0, dtype=torch.uint8)
+        )  # JSON, so that it is saved with the scales
         self._steps: list[_HybridStep] = []
 
     def rollout(self, state: Any, steps: int, *inputs: Any, check: bool = True) -> Any:
@@ -94,7 +97,10 @@ class HybridSolver(NativeFace):
 
     @torch.no_grad()
     def set_scales(
-        self, input_scale: torch.Tensor, output_scale: torch.Tensor, boundaries: tuple[tuple[str, str], ...] | None = None
+        self,
+        input_scale: torch.Tensor,
+        output_scale: torch.Tensor,
+        boundaries: tuple[tuple[str, str], ...] | None = None,
     ) -> None:
         """Sets σ per channel, `(channel,)`; channels that do not vary keep 1.
 
@@ -116,6 +122,7 @@ class HybridSolver(NativeFace):
         self.scaled.fill_(True)
         text = json.dumps(boundaries).encode() if boundaries else b""
         self.boundaries = torch.tensor(list(text), dtype=torch.uint8, device=self.scaled.device)
+        self._drop_unseen()
 
     def check_boundaries(self, state: Layout) -> None:
         """Raises StateError if the boundaries are of another kind than those of the training data."""
@@ -133,6 +140,16 @@ class HybridSolver(NativeFace):
             if prefix + name in state_dict:
                 setattr(self, name, torch.ones_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._drop_unseen()
+
+    def _drop_unseen(self) -> None:
+        """Forgets steps that were bound when boundaries now refused were still allowed."""
+        kept = []
+        for step in self._steps:
+            with contextlib.suppress(StateError):
+                self.check_boundaries(step.layout.children[0])
+                kept.append(step)
+        self._steps = kept
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": []}

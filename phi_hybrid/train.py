@@ -175,7 +175,7 @@ class Trainer:
 
     def _step(self, batch: Batch) -> float:
         live = list(self.solver.state_dict(keep_vars=True).values())
-        before = [t.detach().clone() for t in live]  # optimizers with a line search move weights before they look at a loss
+        before = [t.detach().clone() for t in live]  # line searches move weights before they look at a loss
 
         def closure() -> torch.Tensor:
             self.optimizer.zero_grad(set_to_none=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from phi.torch.flow import (
@@ -135,9 +136,10 @@ class SmallNet(torch.nn.Module):
     ) -> None:
         super().__init__()
         conv = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[dims]
-        self.first = conv(inputs, width, 3, padding=1)
+        with torch.random.fork_rng():  # the global generator is left to the tests
+            self.first = conv(inputs, width, 3, padding=1)
+            self.last = conv(width, outputs, 3, padding=1)
         self.drop = torch.nn.Dropout(dropout)
-        self.last = conv(width, outputs, 3, padding=1)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for p in self.parameters():

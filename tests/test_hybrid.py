@@ -20,7 +20,6 @@ from small_cases import (
     forced_step,
     line,
     noise,
-    relative_difference,
     same,
     scalar,
     step,

@@ -252,7 +252,9 @@ def difference(a: Layout, b: Layout) -> str:
         return f"{type(a).__name__} and {type(b).__name__}"
     if isinstance(a, TreeLayout):
         if (a.type, a.keys, len(a.children)) != (b.type, b.keys, len(b.children)):
-            return f"{a.type.__name__} of {a.keys or len(a.children)} and {b.type.__name__} of {b.keys or len(b.children)}"
+            return (
+                f"{a.type.__name__} of {a.keys or len(a.children)} and {b.type.__name__} of {b.keys or len(b.children)}"
+            )
         return "; ".join(difference(x, y) for x, y in zip(a.children, b.children) if x != y)
     if isinstance(a, FieldLayout) and a.key[1] != b.key[1]:
         return f"boundary {a.boundary} and {b.boundary}"

@@ -62,17 +62,18 @@ def test_generate_is_a_loop_of_steps(kind: str, every: int, block: ph.PhysicsBlo
     assert equal(component_values(found.step_inputs[0], ("time", "trajectory")), coarse_force)
 
 
-def test_several_batch_dims_become_trajectories(block: ph.PhysicsBlock) -> None:
+@pytest.mark.parametrize(("first", "second"), [("a", "b"), ("b", "z"), ("y", "z")])  # on either side of `time`
+def test_several_batch_dims_become_trajectories(first: str, second: str, block: ph.PhysicsBlock) -> None:
     """Alphabetical, the last one running fastest."""
-    u, f = line(0, b=2, a=3), line(1, a=3, time=STEPS)
+    u, f = line(0, **{second: 2, first: 3}), line(1, **{first: 3, "time": STEPS})
     found = generate(block, u, STEPS, (f,))
     assert len(found) == 6
     number = 0
     for a in range(3):
         for b in range(2):
-            expected = ph.rollout(block, u.a[a].b[b], STEPS, f.a[a])
+            expected = ph.rollout(block, u[{first: a, second: b}], STEPS, f[{first: a}])
             torch.testing.assert_close(found.states[0][number], component_values(expected, ("time",))[0])
-            assert torch.equal(found.inputs[0][number], component_values(f.a[a], ("time",))[0])
+            assert torch.equal(found.inputs[0][number], component_values(f[{first: a}], ("time",))[0])
             number += 1
 
 
@@ -153,11 +154,11 @@ def test_coarsen_by_a_function(block: ph.PhysicsBlock) -> None:
 def test_diverging_reference_names_step_and_trajectory() -> None:
     u = line(0, b=3)
     u = u.with_values(math.wrap(torch.tensor([1.0, 1e3, 1.0]), batch("b")) + 0 * u.values)
-    with pytest.raises(ph.DataError, match=r"stored step 4 .*trajectory 1\b"):
+    with pytest.raises(ph.DataError, match=r"stored step 4, .*trajectory 1\b"):
         generate(lambda v: v * v, u, 9)
-    with pytest.raises(ph.DataError, match=r"stored step 2 .*trajectory 1\b"):  # step 4 again
+    with pytest.raises(ph.DataError, match=r"stored step 2, .*trajectory 1\b"):  # step 4 again
         generate(lambda v: v * v, u, 9, every=2)
-    with pytest.raises(ph.DataError, match="stored step 0 "):
+    with pytest.raises(ph.DataError, match="stored step 0, "):
         generate(lambda v: v * v, u * float("nan"), 9)
 
 
