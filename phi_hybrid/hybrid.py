@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -122,7 +121,7 @@ class HybridSolver(NativeFace):
         self.scaled.fill_(True)
         text = json.dumps(boundaries).encode() if boundaries else b""
         self.boundaries = torch.tensor(list(text), dtype=torch.uint8, device=self.scaled.device)
-        self._drop_unseen()
+        self._steps = []  # bound when other boundaries were still allowed
 
     def check_boundaries(self, state: Layout) -> None:
         """Raises StateError if the boundaries are of another kind than those of the training data."""
@@ -131,7 +130,8 @@ class HybridSolver(NativeFace):
         known, kinds = json.loads(bytes(self.boundaries.tolist())), [list(k) for k in boundary_kinds(state)]
         if kinds != known:
             raise StateError(
-                f"this solver was trained on states with boundaries {dict(known)} but this one has {dict(kinds)}. Give the state the boundary of the data, train on such states, or wrap the network anew, "
+                f"this solver was trained on states with boundaries {dict(known)} but this one has {dict(kinds)}. Give the "
+                "state the boundary of the data, train on such states, or wrap the network anew, "
                 "HybridSolver(physics, solver.network), to try it all the same"
             )
 
@@ -140,16 +140,7 @@ class HybridSolver(NativeFace):
             if prefix + name in state_dict:
                 setattr(self, name, torch.ones_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._drop_unseen()
-
-    def _drop_unseen(self) -> None:
-        """Forgets steps that were bound when boundaries now refused were still allowed."""
-        kept = []
-        for step in self._steps:
-            with contextlib.suppress(StateError):
-                self.check_boundaries(step.layout.children[0])
-                kept.append(step)
-        self._steps = kept
+        self._steps = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": []}
@@ -186,8 +177,7 @@ class _HybridStep:
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         after = self._physics(*tensors)
-        seen = [*after, *(tensors[n] for n in self._seen_tensors)]
-        correction = self.correction(seen)
+        correction = self.correction(self.seen(after, tensors))
         before = expand(tensors[: self._state_leaves], self._state_layout, self.output_layout)
         return self._solver.coupling(before, expand(after, self._after_layout, self.output_layout), correction)
 
@@ -199,10 +189,9 @@ class _HybridStep:
         """σ_out · C(x / σ_in) as native tensors of the state."""
         solver = self._solver
         channels = self.network_input(seen)
-        dtype = next((p.dtype for p in solver.network.parameters()), channels.dtype)
-        output = self._call_network((channels / _per_channel(solver.input_scale, channels)).to(dtype)).to(
-            channels.dtype
-        )
+        dtypes = [p.dtype for p in solver.network.parameters()] or [channels.dtype]
+        output = self._call_network((channels / _per_channel(solver.input_scale, channels)).to(dtypes[0]))
+        output = output.to(channels.dtype)
         output = output * _per_channel(solver.output_scale, output)
         return self._correction_map.from_channels(output, self._input_map.batch_sizes(seen))
 

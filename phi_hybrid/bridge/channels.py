@@ -63,7 +63,7 @@ class _Leaf:
 
     @property
     def channels(self) -> int:
-        return math.prod(a.size for a in self.axes if a.kind == "channel")
+        return math.prod([a.size for a in self.axes if a.kind == "channel"])  # a list, for torch.compile
 
     def resolution(self) -> dict[str, int]:
         sizes = {a.name: a.size for a in self.spatial}
