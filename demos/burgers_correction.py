@@ -114,12 +114,11 @@ def figures(
         frames = {"spacetime": ph.plot.spacetime(trajectories, **show, title="Forced Burgers, held-out force")}
     else:
         frames = {"rollout": ph.plot.rollout(trajectories, **show, times=4, title="Forced Burgers, held-out force")}
-    curves = {name: np.pad(mae, ((0, 0), (1, 0))) for name, mae in evaluation.mae.items()}  # no error at t = 0
     save_figures(
         out,
         {
             **frames,
-            "errors": ph.plot.errors(curves, dt=case.dt),
+            "errors": ph.plot.errors(evaluation.curves(), dt=case.dt),
             "spectrum": ph.plot.spectrum(trajectories),
             "training": ph.plot.history(histories),
         },

@@ -17,7 +17,7 @@ class NonFiniteError(ArithmeticError):
     """A state, a loss or a gradient became NaN or infinite.
 
     Attributes:
-        step: solver step (rollouts) or update (training) at which it happened, counted from 0.
+        step: number of the solver step, from 1 (0 for the initial state), or of the training update, from 0.
         trajectory: what had been computed until then, `None` where there is nothing to keep.
     """
 

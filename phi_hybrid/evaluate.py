@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from phi_hybrid.capture import NativeFace
 from phi_hybrid.data import Trajectories
 from phi_hybrid.errors import StateError
-from phi_hybrid.unroll import as_step
+from phi_hybrid.unroll import as_step, evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,10 @@ class Evaluation:
         """Solver → metric → number: `mae` and `nrmse` over all steps, `mae_n` over the first n, `blow_up` (fraction of
         trajectories that became non-finite)."""
         return {name: self._summary_of(name, horizons) for name in self.mae}
+
+    def curves(self) -> dict[str, torch.Tensor]:
+        """MAE with the vanishing error of the first states in front, `(trajectory, time)`, for `plot.errors`."""
+        return {name: torch.nn.functional.pad(mae, (1, 0)) for name, mae in self.mae.items()}
 
     def table(self, horizons: tuple[int, ...] = ()) -> str:
         """The summary as text, one row per solver."""
@@ -64,6 +67,8 @@ def evaluate(solvers: Mapping[str, Callable], data: Trajectories, steps: int | N
     Raises:
         StateError: if `steps` is out of range or the data do not fit a solver.
     """
+    if not isinstance(solvers, Mapping) or not solvers:
+        raise StateError(f"solvers = {solvers!r}: expected a mapping from names to steps, e.g. {{'hybrid': solver}}")
     steps = data.steps if steps is None else steps
     if not 1 <= steps <= data.steps:
         raise StateError(f"steps = {steps} but the data has trajectories of {data.steps} steps; use 1 … {data.steps}")
@@ -75,7 +80,7 @@ def evaluate(solvers: Mapping[str, Callable], data: Trajectories, steps: int | N
 def trajectory_errors(solver: Callable, data: Trajectories, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """MAE and nRMSE, each `(trajectory, step)`, of one solver in evaluation mode."""
     solver = as_step(solver)
-    with _evaluating(solver):
+    with evaluation_mode(solver):
         return _trajectory_errors(solver, data, steps)
 
 
@@ -91,18 +96,6 @@ def _trajectory_errors(solver: NativeFace, data: Trajectories, steps: int) -> tu
         mae.append(error.abs().mean(1))
         nrmse.append(error.norm(dim=1) / reference.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny))
     return _failed_is_infinite(torch.stack(mae, 1)), _failed_is_infinite(torch.stack(nrmse, 1))
-
-
-@contextlib.contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """No dropout, and no batch statistics from held-out data; every part gets its own mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _failed_is_infinite(errors: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.bridge.channels import ChannelMap
+from phi_hybrid.bridge.channels import ChannelMap, require_tensors
 from phi_hybrid.bridge.layout import Layout, boundary_kinds, expand, flatten, tuple_of, with_batch
 from phi_hybrid.capture import NativeFace
 from phi_hybrid.coupling import Additive, Coupling
@@ -61,6 +61,7 @@ class HybridSolver(NativeFace):
         self.coupling = coupling
         self.sees = None if sees is None else tuple(sees)
         tensors, self._features_layout = flatten(tuple(features))
+        require_tensors(self._features_layout, "features")
         self._features = len(tensors)
         for number, tensor in enumerate(tensors):
             self.register_buffer(f"feature{number}", tensor, persistent=False)
@@ -121,7 +122,7 @@ class HybridSolver(NativeFace):
         self.scaled.fill_(True)
         text = json.dumps(boundaries).encode() if boundaries else b""
         self.boundaries = torch.tensor(list(text), dtype=torch.uint8, device=self.scaled.device)
-        self._steps = []  # bound when other boundaries were still allowed
+        self._bind_anew()
 
     def check_boundaries(self, state: Layout) -> None:
         """Raises StateError if the boundaries are of another kind than those of the training data."""
@@ -140,6 +141,11 @@ class HybridSolver(NativeFace):
             if prefix + name in state_dict:
                 setattr(self, name, torch.ones_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._bind_anew()
+
+    def _bind_anew(self) -> None:
+        """Steps bound so far may have boundaries that are refused from now on."""
+        self._layouts = [*self._layouts, *(s.layout for s in self._steps)][:16]
         self._steps = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -205,7 +211,8 @@ class _HybridStep:
             raise StateError(
                 f"the network cannot take {channels.shape[1]} input channels: {state} of the state, "
                 f"{channels.shape[1] - state} of the inputs it sees and the features ({error}). Give its first layer as "
-                "many, or choose what it sees with sees=(…)"
+                f"many, or choose what it sees with sees=(…); it works on (batch, channel, {', '.join(self._input_map.resolution)}). "
+                "Python numbers are not seen: pass phi.math.wrap(number)"
             ) from error
 
     def to_channels(self, state: Tensors) -> torch.Tensor:

@@ -35,8 +35,10 @@ def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16)
         bound = batch.bind(solver)
         arguments = (*bound.state, *inputs.at(0))
         after = bound.step.physics(*arguments)
-        residual = tuple(t[:, 0] - a for t, a in zip(batch.targets, after))
-        channels = bound.step.network_input(bound.step.seen(after, arguments)), bound.step.to_channels(residual)
+        # channels first, difference then: faces fixed by a boundary show its value in both
+        reference = bound.step.to_channels(tuple(t[:, 0] for t in batch.targets))
+        residual = reference - bound.step.to_channels(after)
+        channels = bound.step.network_input(bound.step.seen(after, arguments)), residual
         squares = [(c**2).mean([0, *range(2, c.ndim)]) for c in channels]
         sums = [a + b for a, b in zip(sums, squares)] if sums else squares
     scales = (torch.sqrt(s / len(starts)) for s in sums)

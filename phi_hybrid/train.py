@@ -32,7 +32,8 @@ class Trainer:
         data: reference trajectories on the solver's grid.
         objective: e.g. `Unrolled(16)`.
         optimizer: any torch optimizer over the solver's parameters; called as `optimizer.step(closure)`.
-        scheduler: torch learning-rate scheduler of this optimizer, stepped after every update.
+        scheduler: torch learning-rate scheduler of this optimizer, stepped after every update (with the loss, if it is
+            `ReduceLROnPlateau`).
         batch_size: windows per update.
         clip: largest norm of the gradient; longer ones are scaled down to it. No limit by default.
         seed: of the window order and of torch's generator during training.
@@ -45,7 +46,7 @@ class Trainer:
 
     Raises:
         DataError: if trajectories are shorter than the windows.
-        StateError: for settings out of range.
+        StateError: for settings out of range, or an optimizer over other parameters than the solver's.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Trainer:
         ).items():
             if value < 1:
                 raise StateError(f"{name} = {value}: must be at least 1")
+        self._parameters = _trained_parameters(solver, optimizer)
         self.solver = solver
         self.data = data
         self.objective = objective
@@ -89,7 +91,6 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._rng = torch.get_rng_state()
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._gradient_norm = math.nan
         if isinstance(solver, HybridSolver) and not solver.scaled:
             estimate_scales(solver, data)
@@ -115,8 +116,7 @@ class Trainer:
             for batch in bar:
                 loss = self._step(batch.to(self._parameters[0].device))
                 self._record(loss)
-                if self.scheduler is not None:
-                    self.scheduler.step()
+                self._schedule(loss)
                 if self.progress and (self.update % 10 == 0 or self.update == updates):
                     bar.set_postfix(loss=f"{loss:.3e}", refresh=False)
                 if self.validation is not None and self.update % self.validate_every == 0:
@@ -204,6 +204,12 @@ class Trainer:
                 self.update,
             )
 
+    def _schedule(self, loss: float) -> None:
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(loss)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
     def _record(self, loss: float) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
         entry = {"update": self.update, "loss": loss, "lr": lr, "gradient_norm": self._gradient_norm}
@@ -247,6 +253,19 @@ class _WindowOrder(Sampler):
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
                 shuffled_epoch, order = epoch, torch.randperm(self.windows, generator=generator)
             yield order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
+
+
+def _trained_parameters(solver: NativeFace, optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    if not isinstance(solver, NativeFace):
+        raise StateError(f"a Trainer needs a HybridSolver or another step module, got {type(solver).__name__}")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = {id(p) for p in solver.parameters()}
+    if strangers := sum(id(p) not in own for p in parameters):
+        raise StateError(
+            f"{strangers} of the optimizer's {len(parameters)} parameters are not the solver's, so they would not be "
+            "trained; make the optimizer with solver.parameters() of this very solver (a copy has parameters of its own)"
+        )
+    return parameters
 
 
 def _empty_history() -> dict[str, Any]:

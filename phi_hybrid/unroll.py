@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -109,7 +111,7 @@ def unroll(bound: Bound, inputs: Inputs, steps: int, start: int = 0) -> list[Ten
 
 
 def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = True) -> Any:
-    """Repeats a step without recording gradients: u₀, u₁, …, u_steps.
+    """Repeats a step in evaluation mode, without recording gradients: u₀, u₁, …, u_steps.
 
     Args:
         step: `state, *inputs -> state`: PhiFlow code, `PhysicsBlock` or `HybridSolver`.
@@ -125,7 +127,7 @@ def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = 
         NonFiniteError: at the first step whose result holds NaN or infinity; `error.trajectory` has the states before.
         StateError: for negative `steps`, missing or too short inputs, or a state with a dim `time`.
     """
-    if not isinstance(steps, int) or steps < 0:
+    if not isinstance(steps, Integral) or steps < 0:
         raise StateError(f"steps = {steps!r}: a rollout takes a number of steps ≥ 0")
     step = as_step(step)
     step.check_arguments((state, *inputs))
@@ -138,7 +140,7 @@ def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = 
         require_finite(tensors, 0, "the initial state")
     if steps == 0:
         return unflatten(*reversed(stack([tensors], layout, TIME)))
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(step):
         bound = bind(step, tensors, layout, arguments)
         frames = [bound.state]
         for n in range(steps):
@@ -153,6 +155,18 @@ def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = 
                 )
         trajectory, trajectory_layout = stack(frames, bound.layout, TIME)
     return unflatten(trajectory_layout, trajectory)
+
+
+@contextlib.contextmanager
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """No dropout and no updates of batch statistics inside; every part gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def all_finite(tensors: Sequence[torch.Tensor]) -> bool:

@@ -17,6 +17,7 @@ import torch
 from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import (
     Axis,
+    ConstantLayout,
     FieldLayout,
     Layout,
     TreeLayout,
@@ -163,6 +164,7 @@ def to_channels(*values: Any) -> torch.Tensor:
         `(batch, channel, *spatial)`; all batch dims in one (alphabetical), vector components in the order x, y, z.
     """
     tensors, layout = flatten(values)
+    require_tensors(layout, "values")
     return ChannelMap(layout).to_channels(tensors)
 
 
@@ -180,6 +182,15 @@ def from_channels(channels: torch.Tensor, like: Any) -> Any:
     channel_map = ChannelMap(layout)
     natives = channel_map.from_channels(channels, channel_map.batch_sizes(tensors))
     return unflatten(with_batch(layout, *channel_map.batch), natives)
+
+
+def require_tensors(layout: TreeLayout, what: str) -> None:
+    """Raises StateError for Python numbers among `what`, which would not become channels."""
+    for number, child in enumerate(layout.children):
+        if isinstance(child, ConstantLayout):
+            raise StateError(
+                f"{what}[{number}] = {child.value!r} is no tensor; wrap it: phi.math.wrap({child.value!r})"
+            )
 
 
 def _leaves(layout: Layout) -> Iterable[_Leaf]:

@@ -7,6 +7,7 @@ boundaries, so that faces are never stacked or padded.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Number
@@ -96,8 +97,6 @@ class ConstantLayout:
 
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
         return self.value
-
-    without_batch = property(lambda self: lambda: self)
 
 
 @dataclass(frozen=True)
@@ -304,7 +303,7 @@ def domain_key(geometry: UniformGrid, boundary: extrapolation.Extrapolation) -> 
     size, low, up = geometry.resolution.get_size, bounds.lower.vector, bounds.upper.vector
     box = tuple((n, size(n), float(low[n]), float(up[n])) for n in sorted(geometry.resolution.names))
     try:
-        return box, repr(_compat.boundary_to_dict(boundary))
+        return box, json.dumps(_compat.boundary_to_dict(boundary), sort_keys=True)
     except (ValueError, NotImplementedError) as error:
         raise StateError(f"a field with this boundary cannot be flattened: {error}") from error
 

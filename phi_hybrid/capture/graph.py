@@ -97,7 +97,7 @@ def _perturb(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor.detach().clone()
     noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
-    scale = tensor.detach().abs().mean() if tensor.numel() else 1.0
+    scale = tensor.detach().abs().mean() if tensor.any() else 1.0
     return tensor.detach() * (1 + 0.01 * noise) + 0.01 * scale * noise
 
 

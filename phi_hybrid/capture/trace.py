@@ -72,6 +72,8 @@ def trace(step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...]) -> 
             f"the step runs in PhiFlow but cannot be traced: {type(error).__name__}: {error}, at {line}. Way out: "
             "replace this operation, or use the step uncaptured"
         ) from error
+    if guard.error is not None:  # the step caught it
+        raise guard.error
     if [t._version for t in tensors] != versions:
         raise CaptureError("the step writes into one of its arguments. Way out: compute a new value instead.")
     _refuse_unsafe(module, guard)

@@ -79,6 +79,10 @@ def _kept_faces(layout: FieldLayout, dim: str, stored: int, factor: int) -> slic
 
 def _block_mean(tensor: torch.Tensor, position: int, factor: int, name: str) -> torch.Tensor:
     coarse = _divide(tensor.shape[position], factor, name)
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise StateError(
+            f"a tensor of {tensor.dtype} along {name} has no cell means; convert it with phi.math.to_float"
+        )
     return tensor.unflatten(position, (coarse, factor)).mean(position + 1)
 
 

@@ -126,11 +126,6 @@ def test_several_inputs_are_broadcast_and_concatenated() -> None:
             assert bool((row[8] == 7.0).all())
 
 
-def test_python_numbers_are_no_channels() -> None:
-    u = random_field("scalar", "open", 2)
-    assert to_channels(u, 0.5, None).shape[1] == 1
-
-
 def test_several_states_come_back() -> None:
     u, rho = random_field("staggered", "open", 2, b=2), random_field("scalar", "open", 2, seed=1, b=2)
     channels = torch.randn(2, 3, 6, 5)
