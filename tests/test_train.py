@@ -210,7 +210,7 @@ def test_scales_are_estimated_unless_they_are_set(build: Build, data: ph.Traject
     assert torch.equal(run.solver.input_scale, first)
     own = ph.HybridSolver(run.solver.physics, SmallNet(2, 1, 1))
     own.set_scales(torch.tensor([2.0, 3.0]), torch.tensor([4.0]))
-    ph.Trainer(own, data, ph.Unrolled(1), optimizer=run.optimizer, progress=False)
+    ph.Trainer(own, data, ph.Unrolled(1), optimizer=torch.optim.Adam(own.parameters()), progress=False)
     assert own.input_scale.tolist() == [2.0, 3.0] and own.output_scale.tolist() == [4.0]
 
 
