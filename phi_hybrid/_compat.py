@@ -1,10 +1,11 @@
 """The only module that touches private PhiFlow, PhiML and torch names, or works around a defect there.
 
-Importing it mends two defects of PhiFlow on torch, for eager code as well as for captured code:
+Importing it mends defects of PhiFlow on torch, for eager code as well as for captured code:
 
 * `advect.semi_lagrangian` and `advect.mac_cormack` crash in 1D (`TorchBackend.grid_sample` handles 2D and 3D only);
 * `Field.closest_values`, the limiter of `advect.mac_cormack`, looks half a cell beside the faces of staggered grids and
-  crashes when their boundary holds a vector.
+  crashes when their boundary holds a vector;
+* advection on staggered grids in 1D returns values with a surplus `vector` dim.
 
 `tests/test_compat.py` has one test per workaround that fails as soon as upstream has mended the defect.
 """
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from phi import math
 from phi.field import Field
+from phi.geom import UniformGrid
 from phiml.backend.torch import TORCH
 from phiml.backend.torch._torch_backend import TorchBackend
 from phiml.math import extrapolation
@@ -45,6 +47,7 @@ __all__ = [
 
 _grid_sample_2d_3d = TorchBackend.grid_sample
 _closest_values_centered = Field.closest_values
+_with_values_as_given = Field.with_values
 
 
 def _grid_sample(self: TorchBackend, grid: Any, coordinates: Any, extrapolation: str) -> Any:
@@ -56,22 +59,24 @@ def _grid_sample(self: TorchBackend, grid: Any, coordinates: Any, extrapolation:
 def _closest_values(self: Field, points: Any) -> PhiTensor:
     if not self.is_staggered:
         return _closest_values_centered(self, points)
-    components = {name: self.vector[name] for name in self.vector.item_names}
-    return math.stack(
-        {
-            name: math.closest_grid_values(
-                component.values,
-                component.bounds.global_to_local(points[{"~vector": name}]) * component.resolution - 0.5,
-                component.boundary,
-            )
-            for name, component in components.items()
-        },
-        math.dual("vector"),
-    )
+    closest = {}
+    for name in self.vector.item_names:
+        faces = UniformGrid(self.resolution, self.bounds).stagger(name, *self.boundary.valid_outer_faces(name))
+        position = faces.bounds.global_to_local(points[{"~vector": name}]) * faces.resolution - 0.5
+        boundary = self.boundary[{"vector": name}]
+        closest[name] = math.closest_grid_values(self.values[{"~vector": name}], position, boundary)
+    return math.stack(closest, math.dual("vector"))
+
+
+def _with_values(self: Field, values: Any, **kwargs: Any) -> Field:
+    if isinstance(values, PhiTensor) and {"vector", "~vector"} <= set(values.shape.names) and self.is_staggered:
+        values = values.vector[0] if self.spatial_rank == 1 else values  # sampling at faces leaves it there in 1D
+    return _with_values_as_given(self, values, **kwargs)
 
 
 TorchBackend.grid_sample = _grid_sample
 Field.closest_values = _closest_values
+Field.with_values = _with_values
 
 
 # --- what tracing needs to know and to intercept ---
