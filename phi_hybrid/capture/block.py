@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from phi import math
 
 from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import Layout, describe_leaves
@@ -94,6 +95,12 @@ class PhysicsBlock(NativeFace):
                 run_eager(self.step, layout, tensors)
         except CaptureError:  # of a step that was lost in pickling
             raise
+        except (math.Diverged, math.NotConverged) as error:
+            raise CaptureError(
+                f"the step solves a linear system, which does not converge in plain PhiFlow ({error}). Way out: solves "
+                "cannot be captured yet, so give the solve another method or tolerance, Solve('CG', 1e-5), and pass the "
+                "plain step to HybridSolver"
+            ) from error
         except Exception as error:
             raise StateError(
                 f"the step fails in plain PhiFlow for arguments of shape {describe_leaves(layout)}: "

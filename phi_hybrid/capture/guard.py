@@ -121,7 +121,7 @@ class Guard(TorchFunctionMode):
             "linear_solve": self.linear_solve,
             "mul_csr_dense": self.sparse_product,
             "custom_gradient": lambda f, *args, **kwargs: self.custom_gradient(f),
-            "csr_matrix": lambda *args, **kwargs: self.linear_solve("its sparse matrix"),
+            "csr_matrix": lambda *args, **kwargs: self.linear_solve("sparse matrix"),
         }
         with (
             _compat.hooked_backend(self.is_input, hooks),

@@ -400,3 +400,11 @@ def test_viscosity_as_tensor_passes_the_cfl_check() -> None:
     assert len(block.graphs) == 1
     with pytest.warns(RuntimeWarning, match="CFL"):  # plain PhiFlow still looks
         step(u, math.wrap(torch.tensor(5.0)))
+
+
+def test_a_solve_that_fails_in_plain_phiflow_is_refused_as_a_solve() -> None:
+    def step(u: Field) -> Field:
+        return diffuse.implicit(u, 1.0, 100.0, Solve("CG", 1e-12, max_iterations=1))
+
+    with pytest.raises(CaptureError, match="solves a linear system, which does not converge in plain PhiFlow"):
+        capture(step, CenteredGrid(lambda x, y: math.sin(x * y), 0, x=6, y=5))
