@@ -19,7 +19,7 @@ from phi_hybrid.capture.trace import run_eager
 from phi_hybrid.errors import CaptureError, StateError
 
 MAX_GRAPHS = 16
-"""Graphs a block keeps; the least recently used one makes room."""
+"""Graphs a block keeps; the one captured first makes room."""
 
 
 def capture(step: Callable, *example: Any, compile: bool = False, check: bool = True) -> PhysicsBlock:
