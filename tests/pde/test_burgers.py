@@ -317,12 +317,12 @@ def eager_unroll(values: torch.Tensor) -> Field:
 
 
 def test_reconstruction_is_that_of_eager_phiflow(target: Field) -> None:
-    """Loss and gradient of 16 steps, at the first five iterates, to the last bit."""
-    captured = descend(captured_unroll(ph.capture(book_step)), target, 5)
-    eager = descend(eager_unroll, target, 5)
+    """Loss and gradient of 16 steps, at every one of the 41 iterates, to the last bit."""
+    captured = descend(captured_unroll(ph.capture(book_step)), target, 41)
+    eager = descend(eager_unroll, target, 41)
     assert captured[0] == eager[0]
     assert equal(captured[1], eager[1])
-    assert captured[0][4] < 0.6 * captured[0][0]
+    assert captured[0][40] < 0.02 * captured[0][0]
 
 
 def test_reconstruction_falls_as_published(target: Field) -> None:
