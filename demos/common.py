@@ -14,7 +14,7 @@ def arguments(description: str, name: str) -> argparse.ArgumentParser:
     """Options that every demo takes; add its own before parsing."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small version, under a minute")
-    parser.add_argument("--full", action="store_true", help="long version, behind the figures in docs/")
+    parser.add_argument("--full", action="store_true", help="long version, three times the training")
     parser.add_argument("--seed", type=int, default=0, help="of data, initial weights and training")
     parser.add_argument(
         "--seeds", type=int, default=1, help="number of seeds, from --seed on; prints median and spread"

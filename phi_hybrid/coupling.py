@@ -16,7 +16,11 @@ differentiable function will do. Corrections are in physical units and live on t
 
 @dataclass(frozen=True)
 class Additive:
-    """u⁺ = P(u) + strength · C."""
+    """u⁺ = P(u) + strength · C, the correction of Um et al. 2020 (arXiv 2007.00016).
+
+    Args:
+        strength: factor on the correction, dimensionless; 0 leaves the physics alone.
+    """
 
     strength: float = 1.0
 

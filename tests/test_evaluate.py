@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 import torch
 from phi.torch.flow import Field, batch, math
-from small_cases import DT, SmallNet, component_values, faces, line, scalar, step
+from small_cases import DT, SmallNet, component_values, faces, forced_step, line, scalar, step
 
 import phi_hybrid as ph
 
 TRAJECTORIES, STEPS = 3, 5
-
-
-def forced(u: Field, f: Field) -> Field:
-    return step(u) + DT * f
 
 
 def worse(u: Field, f: Field) -> Field:
@@ -26,7 +22,7 @@ def worse(u: Field, f: Field) -> Field:
 @pytest.fixture(scope="module")
 def data() -> ph.Trajectories:
     f = line(1, b=TRAJECTORIES, time=STEPS)
-    return ph.Trajectories.generate(ph.capture(forced), line(0, b=TRAJECTORIES), STEPS, (f,), progress=False)
+    return ph.Trajectories.generate(ph.capture(forced_step), line(0, b=TRAJECTORIES), STEPS, (f,), progress=False)
 
 
 def errors_by_hand(step_: Callable, data: ph.Trajectories, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +50,7 @@ def test_errors_by_hand(steps: int | None, data: ph.Trajectories) -> None:
 
 
 def test_the_reference_has_no_error(data: ph.Trajectories) -> None:
-    found = ph.evaluate({"reference": forced}, data)
+    found = ph.evaluate({"reference": forced_step}, data)
     assert not found.mae["reference"].any() and not found.nrmse["reference"].any()
 
 
@@ -79,7 +75,7 @@ def test_staggered_components_count_by_their_faces() -> None:
 
 
 def test_summary_and_horizons(data: ph.Trajectories) -> None:
-    summary = ph.evaluate({"worse": worse, "reference": forced}, data).summary((1, 3))
+    summary = ph.evaluate({"worse": worse, "reference": forced_step}, data).summary((1, 3))
     mae, nrmse = errors_by_hand(worse, data, STEPS)
     assert summary["worse"] == pytest.approx(
         {
@@ -144,7 +140,7 @@ def test_states_of_several_fields() -> None:
 
 
 def test_table(data: ph.Trajectories) -> None:
-    found = ph.evaluate({"worse": worse, "a longer name": forced}, data)
+    found = ph.evaluate({"worse": worse, "a longer name": forced_step}, data)
     summary = found.summary((2,))
     head, *rows = found.table((2,)).splitlines()
     assert head.split() == ["mae", "mae_2", "nrmse", "blow_up"]
@@ -156,7 +152,7 @@ def test_table(data: ph.Trajectories) -> None:
 
 
 def test_networks_are_evaluated_without_dropout(data: ph.Trajectories) -> None:
-    solver = ph.HybridSolver(forced, SmallNet(2, 1, 1, dropout=0.5))
+    solver = ph.HybridSolver(forced_step, SmallNet(2, 1, 1, dropout=0.5))
     first, second = (ph.evaluate({"solver": solver}, data).mae["solver"] for _ in range(2))
     assert torch.equal(first, second)
     assert solver.training and solver.network.drop.training
@@ -166,7 +162,7 @@ def test_networks_are_evaluated_without_dropout(data: ph.Trajectories) -> None:
 
 
 def test_no_gradients_are_recorded(data: ph.Trajectories) -> None:
-    solver = ph.HybridSolver(forced, SmallNet(2, 1, 1))
+    solver = ph.HybridSolver(forced_step, SmallNet(2, 1, 1))
     assert not ph.evaluate({"solver": solver}, data).mae["solver"].requires_grad
 
 

@@ -7,16 +7,12 @@ import copy
 import pytest
 import torch
 from phi.torch.flow import ZERO_GRADIENT, Field, batch, math, vec
-from small_cases import DT, SmallNet, component_values, faces, line, scalar, step
+from small_cases import DT, SmallNet, component_values, faces, forced_step, line, scalar, step
 
 import phi_hybrid as ph
 from phi_hybrid.scaling import estimate_scales
 
 TRAJECTORIES, STEPS = 3, 6
-
-
-def forced(u: Field, f: Field) -> Field:
-    return step(u) + DT * f
 
 
 def reference(u: Field, f: Field) -> Field:
@@ -25,7 +21,7 @@ def reference(u: Field, f: Field) -> Field:
 
 @pytest.fixture(scope="module")
 def block() -> ph.PhysicsBlock:
-    return ph.capture(forced)
+    return ph.capture(forced_step)
 
 
 @pytest.fixture(scope="module", params=["constant", "time"])
@@ -44,7 +40,7 @@ def by_hand(data: ph.Trajectories, times: list[int]) -> tuple[list[float], float
     for n in times:
         f = data.step_inputs[0]
         f = f.time[n] if "time" in f.shape else f
-        result = component_values(forced(data.trajectory.time[n], f), ("trajectory",))[0]
+        result = component_values(forced_step(data.trajectory.time[n], f), ("trajectory",))[0]
         after.append(result)
         force.append(component_values(f, ("trajectory",))[0])
         error.append(data.states[0][:, n + 1] - result)

@@ -11,16 +11,12 @@ from typing import Any
 import pytest
 import torch
 from phi.torch.flow import Field
-from small_cases import DT, SmallNet, equal, faces, line, step
+from small_cases import DT, SmallNet, equal, faces, forced_step, line, step
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
 
 TRAJECTORIES, STEPS = 4, 6
-
-
-def forced(u: Field, f: Field) -> Field:
-    return step(u) + DT * f
 
 
 def reference(u: Field, f: Field) -> Field:
@@ -30,7 +26,7 @@ def reference(u: Field, f: Field) -> Field:
 
 @pytest.fixture(scope="module")
 def block() -> ph.PhysicsBlock:
-    return ph.capture(forced)
+    return ph.capture(forced_step)
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +423,7 @@ def test_windows_longer_than_the_trajectories(build: Build) -> None:
 @pytest.mark.parametrize("captured", [True, False])
 def test_data_without_the_inputs_of_the_step(captured: bool) -> None:
     data = ph.Trajectories.generate(step, line(0, b=2), 3, progress=False)
-    solver = ph.HybridSolver(ph.capture(forced) if captured else forced, SmallNet(2, 1, 1))
+    solver = ph.HybridSolver(ph.capture(forced_step) if captured else forced_step, SmallNet(2, 1, 1))
     optimizer = torch.optim.SGD(solver.parameters(), 1.0)
     with pytest.raises(ph.StateError, match="but got 1 arguments"):
         ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
@@ -440,7 +436,7 @@ def test_data_of_another_kind_bind_anew(block: ph.PhysicsBlock, data: ph.Traject
     """A solver trained on a line meets data on a box: channels do not fit."""
     solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
     f = faces("closed", 1, b=2)
-    other = ph.Trajectories.generate(forced, faces("closed", 0, b=2), 3, (f,), progress=False)
+    other = ph.Trajectories.generate(forced_step, faces("closed", 0, b=2), 3, (f,), progress=False)
     solver.set_scales(torch.ones(2), torch.ones(1))
     with pytest.raises(ph.StateError, match="channels"):
         optimizer = torch.optim.SGD(solver.parameters(), 1.0)
