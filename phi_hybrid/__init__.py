@@ -1,13 +1,14 @@
 """phi_hybrid: write the physics in ΦFlow, train through it at native PyTorch speed."""
 
-from phi_hybrid import bridge, pde
+from phi_hybrid import bridge, linear_solve, pde
 from phi_hybrid._version import __version__
 from phi_hybrid.capture import PhysicsBlock, capture
 from phi_hybrid.coupling import Additive
 from phi_hybrid.data import Trajectories
-from phi_hybrid.errors import CaptureError, DataError, NonFiniteError, StateError
+from phi_hybrid.errors import CaptureError, DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluate import Evaluation, evaluate
 from phi_hybrid.hybrid import HybridSolver
+from phi_hybrid.linear_solve import linear_solves
 from phi_hybrid.objective import Unrolled
 from phi_hybrid.train import Trainer
 from phi_hybrid.unroll import rollout
@@ -20,6 +21,7 @@ __all__ = [
     "HybridSolver",
     "NonFiniteError",
     "PhysicsBlock",
+    "SolveError",
     "StateError",
     "Trainer",
     "Trajectories",
@@ -28,6 +30,8 @@ __all__ = [
     "bridge",
     "capture",
     "evaluate",
+    "linear_solve",
+    "linear_solves",
     "pde",
     "plot",
     "rollout",

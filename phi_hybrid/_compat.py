@@ -5,7 +5,8 @@ Importing it mends defects of PhiFlow on torch, for eager code as well as for ca
 * `advect.semi_lagrangian` and `advect.mac_cormack` crash in 1D (`TorchBackend.grid_sample` handles 2D and 3D only);
 * `Field.closest_values`, the limiter of `advect.mac_cormack`, looks half a cell beside the faces of staggered grids and
   crashes when their boundary holds a vector;
-* advection on staggered grids in 1D returns values with a surplus `vector` dim.
+* advection on staggered grids in 1D returns values with a surplus `vector` dim;
+* `diffuse.implicit` fails on staggered grids that are not periodic.
 
 `tests/test_compat.py` has one test per workaround that fails as soon as upstream has mended the defect.
 """
@@ -13,17 +14,28 @@ Importing it mends defects of PhiFlow on torch, for eager code as well as for ca
 from __future__ import annotations
 
 import contextlib
+import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import scipy.sparse
 import torch
 from phi import math
 from phi.field import Field
 from phi.geom import UniformGrid
+from phi.physics import diffuse
+from phiml.backend import NUMPY
+from phiml.backend._backend import SolveResult
 from phiml.backend.torch import TORCH
 from phiml.backend.torch._torch_backend import TorchBackend
-from phiml.math import extrapolation
+from phiml.math import _functional, _optimize, extrapolation
+from phiml.math._functional import LinearFunction
+from phiml.math._ops import backend_for
+from phiml.math._sparse import native_matrix
 from phiml.math._tensors import Tensor as PhiTensor
+from phiml.math._tree import disassemble_tree, tree_map
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
 
@@ -48,6 +60,8 @@ __all__ = [
 _grid_sample_2d_3d = TorchBackend.grid_sample
 _closest_values_centered = Field.closest_values
 _with_values_as_given = Field.with_values
+_implicit_on_one_grid = diffuse.implicit
+_matrix_and_bias = _functional.matrix_and_bias_from_tracer
 
 
 def _grid_sample(self: TorchBackend, grid: Any, coordinates: Any, extrapolation: str) -> Any:
@@ -74,7 +88,19 @@ def _with_values(self: Field, values: Any, **kwargs: Any) -> Field:
     return _with_values_as_given(self, values, **kwargs)
 
 
+def _implicit(field: Field, diffusivity: Any, dt: Any, *args: Any, **kwargs: Any) -> Field:
+    if not field.is_staggered or field.values.shape.is_uniform:
+        return _implicit_on_one_grid(field, diffusivity, dt, *args, **kwargs)
+    components = {}
+    for name in field.vector.item_names:
+        faces = UniformGrid(field.resolution, field.bounds).stagger(name, *field.boundary.valid_outer_faces(name))
+        component = Field(faces, field.values[{"~vector": name}], field.boundary[{"vector": name}])
+        components[name] = _implicit_on_one_grid(component, diffusivity, dt, *args, **kwargs).values
+    return field.with_values(math.stack(components, math.dual("vector")))
+
+
 TorchBackend.grid_sample = _grid_sample
+diffuse.implicit = _implicit
 Field.closest_values = _closest_values
 Field.with_values = _with_values
 
@@ -103,14 +129,23 @@ def hooked_backend(is_input: Callable[[Any], bool], hooks: dict[str, Callable]) 
     def is_available(tensor: Any) -> bool:
         return not is_input(tensor) and own_is_available(tensor)
 
-    hooks = {"is_available": is_available, **hooks}
-    for name, hook in hooks.items():
-        setattr(TORCH, name, hook)
+    with (
+        _replaced_methods(TORCH, {"is_available": is_available, **hooks}),
+        _replaced(_functional, "_safe_mul", lambda x, y: x * y),  # same values; same gradients while they are finite
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced_methods(instance: Any, methods: dict[str, Callable]) -> Iterator[None]:
+    previous = {name: vars(instance)[name] for name in methods if name in vars(instance)}
+    vars(instance).update(methods)
     try:
         yield
     finally:
-        for name in hooks:
-            delattr(TORCH, name)  # uncovers the methods of the class
+        for name in methods:
+            delattr(instance, name)  # uncovers the methods of the class
+        vars(instance).update(previous)
 
 
 @contextlib.contextmanager
@@ -214,3 +249,107 @@ def boundary_from_dict(description: dict) -> extrapolation.Extrapolation:
             boundary_from_dict(description["normal"]), boundary_from_dict(description["tangential"])
         )
     return extrapolation.from_dict({"type": description["primitive"]})
+
+
+# --- linear solves ---
+
+
+class MatrixStandIn:
+    """Travels in place of a backend's matrix from PhiML's assembly to the solver of its backend."""
+
+    def __init__(self, matrix: PhiTensor, singular: bool) -> None:
+        self.matrix = matrix
+        self.singular = singular
+
+
+@contextlib.contextmanager
+def hooked_solves(solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch.Tensor]) -> Iterator[None]:
+    """Inside, `solve(matrix, rhs, rel_tol, abs_tol)` takes every linear solve of PhiFlow on torch, with its derivatives.
+
+    `rhs` has shape `(batch, row)`, the tolerances `(batch)`, the result `(batch, column)`. PhiML assembles the matrix, in
+    float64 whatever the precision of the state, and prepares the right-hand side. A function that is not compiled is
+    turned into a matrix first. A rank deficiency is told to `solve` instead of bordering the matrix with ones.
+    """
+    latest: list[MatrixStandIn] = []
+
+    def attach(forward: Callable, auxiliary_args: str, matrix_adjoint: bool) -> Callable:
+        plain = originals["attach_gradient_solve"](forward, auxiliary_args, matrix_adjoint)
+
+        def with_matrix(y: Any, arguments: math.Solve, matrix: PhiTensor) -> Any:
+            if backend_for(*disassemble_tree(y, cache=False)[1], matrix) is not TORCH:
+                return plain(y, arguments, matrix)
+            latest[:] = [MatrixStandIn(matrix, bool((math.wrap(arguments.rank_deficiency or 0) > 0).any))]
+            return forward(y, math.copy_with(arguments, rank_deficiency=0), matrix)
+
+        def with_function(y: Any, arguments: math.Solve, f_args: tuple, f_kwargs: dict) -> Any:
+            if backend_for(*disassemble_tree(y, cache=False)[1]) is not TORCH:
+                return plain(y, arguments, f_args, f_kwargs=f_kwargs)
+            function = math.jit_compile_linear(inspect.getclosurevars(forward).nonlocals["f"])
+            return math.solve_linear(function, y, arguments, *f_args, f_kwargs=f_kwargs)
+
+        return with_function if "f_kwargs" in auxiliary_args else with_matrix
+
+    def native_matrix(matrix: PhiTensor, backend: Any) -> Any:
+        return latest[0] if backend is TORCH else originals["native_matrix"](matrix, backend)
+
+    def linear_solve(method: str, matrix: MatrixStandIn, y: Any, x0: Any, rtol: Any, atol: Any, *_: Any) -> SolveResult:
+        x = solve(matrix, y, rtol, atol)
+        done = np.ones(y.shape[0], dtype=bool)
+        return SolveResult("phi_hybrid", x, torch.zeros_like(y), done.astype(int), done.astype(int), done, ~done, ["solved by phi_hybrid"] * len(done))
+
+    def matrix_and_bias(function: LinearFunction, x: Any, *args: Any, **kwargs: Any) -> tuple[PhiTensor, PhiTensor]:
+        precision = math.get_precision()
+        with math.precision(64):
+            matrix, bias = in_own_precision(function, tree_map(math.to_float, x), *args, **kwargs)
+        return matrix, math.cast(bias, math.DType(float, precision))
+
+    in_own_precision = LinearFunction.sparse_matrix_and_bias
+    hooks = {
+        "attach_gradient_solve": attach,
+        "native_matrix": native_matrix,
+        "compute_preconditioner": lambda *args, **kwargs: None,
+        "is_sparse": lambda x: not isinstance(x, MatrixStandIn) and originals["is_sparse"](x),
+    }
+    originals = {name: getattr(_optimize, name) for name in hooks}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "(?s).*Rank deficiency|.*rank-deficient")  # which is what `solve` looks after
+        for name, hook in hooks.items():
+            stack.enter_context(_replaced(_optimize, name, hook))
+        stack.enter_context(_replaced(LinearFunction, "sparse_matrix_and_bias", matrix_and_bias))
+        stack.enter_context(_replaced(_functional, "matrix_and_bias_from_tracer", _uncompressed_matrix_and_bias))
+        stack.enter_context(_replaced_methods(TORCH, {"linear_solve": linear_solve}))
+        yield
+
+
+def _uncompressed_matrix_and_bias(tracer: Any, auto_compress: bool = True) -> tuple[PhiTensor, PhiTensor]:
+    """PhiML compresses rows with 32-bit indices into the dense matrix, which overflow from 256² cells on."""
+    return _matrix_and_bias(tracer, auto_compress=False)
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def matrix_values(matrix: PhiTensor) -> tuple[torch.Tensor, ...]:
+    """The native tensors that hold the values of a sparse or dense matrix."""
+    values = matrix._values if is_sparse(matrix) else matrix
+    return tuple(t for t in values._natives() if isinstance(t, torch.Tensor))
+
+
+def matrix_to_scipy(matrix: PhiTensor) -> scipy.sparse.csr_matrix:
+    """Float64 copy; rows and columns run over the primal and the dual dims of `matrix`, the last one fastest."""
+    native = native_matrix(matrix, NUMPY)
+    return scipy.sparse.csr_matrix(native).astype(np.float64)
+
+
+def matrix_dims(matrix: PhiTensor) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Names and sizes of the dims that rows and columns run over, as in `matrix_to_scipy`."""
+    rows, columns = math.non_batch(matrix).non_dual, math.dual(matrix).as_channel()
+    return list(zip(rows.names, rows.sizes)), list(zip(columns.names, columns.sizes))

@@ -29,3 +29,27 @@ class NonFiniteError(ArithmeticError):
 
 class DataError(ValueError):
     """A data file or data set is damaged, foreign, incomplete or holds non-finite values."""
+
+
+class SolveError(ArithmeticError):
+    """A linear solve missed its tolerance, or was given a right-hand side that has no solution.
+
+    Attributes:
+        residual: largest ‖b − A·x‖₂ / ‖b‖₂ over the batch, NaN if b was not finite.
+        iterations: of an iterative solver, 0 for direct ones.
+        step: number of the solver step within a rollout, from 1, or of the training update, from 0; else `None`.
+        trajectory: what a rollout had computed until then, `None` where there is nothing to keep.
+    """
+
+    def __init__(self, message: str, residual: float = float("nan"), iterations: int = 0) -> None:
+        super().__init__(message)
+        self.residual = residual
+        self.iterations = iterations
+        self.step: int | None = None
+        self.trajectory: Any = None
+
+    def at(self, step: int, where: str, trajectory: Any = None) -> SolveError:
+        """The same error, with the place where it occurred."""
+        error = SolveError(f"{where}: {self}", self.residual, self.iterations)
+        error.step, error.trajectory = step, trajectory
+        return error

@@ -10,8 +10,8 @@ import torch
 
 from phi_hybrid.capture import NativeFace
 from phi_hybrid.data import Trajectories
-from phi_hybrid.errors import StateError
-from phi_hybrid.unroll import as_step, evaluation_mode
+from phi_hybrid.errors import SolveError, StateError
+from phi_hybrid.unroll import Bound, Tensors, as_step, evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Evaluation:
     """Errors over time of several solvers, `(trajectory, step)`, step 0 being the state after the first step.
 
     `mae` is ⟨|u − u*|⟩ over space and components in units of the state, `nrmse` is ‖u − u*‖₂ / ‖u*‖₂. From the first
-    non-finite state on, errors of a trajectory are infinite: failure is not missing data.
+    non-finite state or failed linear solve on, errors of a trajectory are infinite: failure is not missing data.
     """
 
     mae: Mapping[str, torch.Tensor]
@@ -89,13 +89,38 @@ def _trajectory_errors(solver: NativeFace, data: Trajectories, steps: int) -> tu
     inputs = batch.step_inputs
     bound = batch.bind(solver)
     state, mae, nrmse = bound.state, [], []
+    failed = torch.zeros(len(data), dtype=torch.bool, device=state[0].device)
     for n in range(steps):
-        state = bound.step(*state, *inputs.at(n))
+        state, failed = _step(bound, state, inputs.at(n), failed)
         reference = torch.cat([t[:, n].flatten(1) for t in batch.targets], 1).double()
         error = torch.cat([s.flatten(1) for s in state], 1).double() - reference
-        mae.append(error.abs().mean(1))
+        mae.append(error.abs().mean(1).masked_fill(failed, torch.inf))
         nrmse.append(error.norm(dim=1) / reference.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny))
+        nrmse[-1].masked_fill_(failed, torch.inf)
     return _failed_is_infinite(torch.stack(mae, 1)), _failed_is_infinite(torch.stack(nrmse, 1))
+
+
+def _step(bound: Bound, state: Tensors, inputs: Tensors, failed: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """One step of all trajectories. Those in which a solve has failed go on from their first state, out of the way."""
+    try:
+        return bound.step(*_replaced(state, bound.state, failed), *inputs), failed
+    except SolveError:
+        failed = failed.clone()
+        for entry in (~failed).nonzero().flatten().tolist():
+            others = torch.ones_like(failed)
+            others[entry] = False
+            try:
+                bound.step(*_replaced(state, bound.state, others), *inputs)
+            except SolveError:
+                failed[entry] = True
+        return bound.step(*_replaced(state, bound.state, failed), *inputs), failed
+
+
+def _replaced(state: Tensors, by: Tensors, chosen: torch.Tensor) -> Tensors:
+    """Takes the chosen trajectories from another state."""
+    if not chosen.any():
+        return state
+    return tuple(torch.where(chosen.view(-1, *[1] * (s.ndim - 1)), b, s) for s, b in zip(state, by))
 
 
 def _failed_is_infinite(errors: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from phi_hybrid.capture import NativeFace
 from phi_hybrid.data import Batch, Trajectories
 from phi_hybrid.data.store import replacing
-from phi_hybrid.errors import DataError, NonFiniteError, StateError
+from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluate import trajectory_errors
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.objective import Objective
@@ -103,6 +103,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: if loss or gradient is not finite; the solver keeps the weights before that update.
+            SolveError: if a linear solve in the physics fails; likewise.
         """
         if not isinstance(updates, int) or updates < 0:
             raise StateError(f"updates = {updates!r}: must be an integer ≥ 0")
@@ -189,10 +190,12 @@ class Trainer:
 
         try:
             loss = float(self.optimizer.step(closure))
-        except NonFiniteError:
+        except (NonFiniteError, SolveError) as error:
             with torch.no_grad():
                 for tensor, value in zip(live, before):
                     tensor.copy_(value)
+            if isinstance(error, SolveError):
+                raise error.at(self.update, f"at update {self.update}") from error
             raise
         return loss
 

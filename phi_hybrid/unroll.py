@@ -24,7 +24,7 @@ from phi_hybrid.bridge.layout import (
     without,
 )
 from phi_hybrid.capture import NativeFace, NativeStep, PlainStep
-from phi_hybrid.errors import NonFiniteError, StateError
+from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -125,6 +125,7 @@ def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = 
 
     Raises:
         NonFiniteError: at the first step whose result holds NaN or infinity; `error.trajectory` has the states before.
+        SolveError: where a linear solve inside a step fails, likewise with `error.step` and `error.trajectory`.
         StateError: for negative `steps`, missing or too short inputs, or a state with a dim `time`.
     """
     if not isinstance(steps, Integral) or steps < 0:
@@ -139,22 +140,28 @@ def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = 
     if check:
         require_finite(tensors, 0, "the initial state")
     if steps == 0:
-        return unflatten(*reversed(stack([tensors], layout, TIME)))
+        return _as_trajectory([tensors], layout)
     with torch.no_grad(), evaluation_mode(step):
         bound = bind(step, tensors, layout, arguments)
         frames = [bound.state]
         for n in range(steps):
-            frames.append(bound.step(*frames[-1], *arguments.at(n)))
+            try:
+                frames.append(bound.step(*frames[-1], *arguments.at(n)))
+            except SolveError as error:
+                raise error.at(n + 1, f"in step {n + 1} of {steps}", _as_trajectory(frames, bound.layout)) from None
             if check and not all_finite(frames[-1]):
-                known, known_layout = stack(frames[:-1], bound.layout, TIME)
                 raise NonFiniteError(
                     f"the state became NaN or infinite in step {n + 1} of {steps}. The states before are in "
                     "error.trajectory; reduce the time step, train with longer unrolling, or pass check=False",
                     n + 1,
-                    unflatten(known_layout, known),
+                    _as_trajectory(frames[:-1], bound.layout),
                 )
-        trajectory, trajectory_layout = stack(frames, bound.layout, TIME)
-    return unflatten(trajectory_layout, trajectory)
+    return _as_trajectory(frames, bound.layout)
+
+
+def _as_trajectory(frames: list[Tensors], layout: Layout) -> Any:
+    tensors, stacked = stack(frames, layout, TIME)
+    return unflatten(stacked, tensors)
 
 
 @contextlib.contextmanager

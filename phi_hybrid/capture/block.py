@@ -9,20 +9,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from phi import math
 
 from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import Layout, describe_leaves
 from phi_hybrid.capture.face import NativeFace, check_signature
 from phi_hybrid.capture.graph import CapturedGraph, check_against_eager
 from phi_hybrid.capture.trace import run_eager
-from phi_hybrid.errors import CaptureError, StateError
+from phi_hybrid.errors import CaptureError, SolveError, StateError
+from phi_hybrid.linear_solve import Method, Solves
 
 MAX_GRAPHS = 16
 """Graphs a block keeps; the one captured first makes room."""
 
 
-def capture(step: Callable, *example: Any, compile: bool = False, check: bool = True) -> PhysicsBlock:
+def capture(
+    step: Callable, *example: Any, compile: bool = False, check: bool = True, solver: Method | None = None
+) -> PhysicsBlock:
     """Runs a PhiFlow step once under a tracer and keeps its torch graph: same numbers, no PhiFlow overhead.
 
     Values and reverse-mode derivatives are those of eager PhiFlow to the last bit (CPU, `compile=False`).
@@ -35,16 +37,20 @@ def capture(step: Callable, *example: Any, compile: bool = False, check: bool = 
         *example: state and inputs to capture with, e.g. fields of shape `(batch, x, y, vector)`; none to capture later.
         compile: whether to compile the graph with inductor (first call takes 5-30 s; equal to rounding, not to the bit).
         check: whether to compare each new graph with eager PhiFlow on perturbed values.
+        solver: how to solve the linear systems in the step: `linear_solve.FastDiagonalization()`,
+            `SparseFactorization()` or `ConjugateGradient(…)`. By default the structure of the matrix decides.
 
     Returns:
         `PhysicsBlock`, called like `step`.
 
     Raises:
         CaptureError: if the step takes values out of tensors, branches on them, draws random numbers outside of torch,
-            uses a trainable tensor from outside, or solves a linear system. Names the line and the way out.
+            uses a trainable tensor from outside, or solves with a matrix that depends on its inputs. Names the line and
+            the way out.
+        SolveError: if a linear solve fails for the example. The block raises it whenever a solve misses its tolerance.
         StateError: if the example does not fit together or the step fails in plain PhiFlow.
     """
-    block = PhysicsBlock(step, compile=compile, check=check)
+    block = PhysicsBlock(step, compile=compile, check=check, solver=solver)
     if example:
         block.graph_for(*example)
     return block
@@ -57,11 +63,14 @@ class PhysicsBlock(NativeFace):
     tensors, and `native` with autograd, `torch.func` and `torch.compile`.
     """
 
-    def __init__(self, step: Callable, *, compile: bool = False, check: bool = True) -> None:
+    def __init__(
+        self, step: Callable, *, compile: bool = False, check: bool = True, solver: Method | None = None
+    ) -> None:
         super().__init__()
         self.step = step
         self.compile_graphs = compile
         self.check = check
+        self.solves = Solves(solver)
         self.graphs = torch.nn.ModuleList()  # most recently captured first
         self._captures = 0
 
@@ -92,23 +101,17 @@ class PhysicsBlock(NativeFace):
         tensors = tuple(t.detach() for t in tensors)
         try:
             with torch.random.fork_rng(enabled=True):
-                run_eager(self.step, layout, tensors)
-        except CaptureError:  # of a step that was lost in pickling
+                run_eager(self.step, layout, tensors, self.solves)
+        except (CaptureError, SolveError):
             raise
-        except (math.Diverged, math.NotConverged) as error:
-            raise CaptureError(
-                f"the step solves a linear system, which does not converge in plain PhiFlow ({error}). Way out: solves "
-                "cannot be captured yet, so give the solve another method or tolerance, Solve('CG', 1e-5), and pass the "
-                "plain step to HybridSolver"
-            ) from error
         except Exception as error:
             raise StateError(
                 f"the step fails in plain PhiFlow for arguments of shape {describe_leaves(layout)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        graph = CapturedGraph(self.step, layout, tensors, self.compile_graphs)
+        graph = CapturedGraph(self.step, layout, tensors, self.compile_graphs, self.solves)
         if self.check:
-            check_against_eager(graph, self.step, tensors)
+            check_against_eager(graph, self.step, tensors, self.solves)
         self.graphs = torch.nn.ModuleList([graph, *self.graphs][:MAX_GRAPHS])
         self._captures += 1
         if self._captures % MAX_GRAPHS == 0:

@@ -11,19 +11,22 @@ from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import Layout
 from phi_hybrid.capture.trace import run_eager, trace
 from phi_hybrid.errors import CaptureError
+from phi_hybrid.linear_solve import Solves
 
 
 class CapturedGraph(torch.nn.Module):
     """The torch graph of a step for one signature. Constants are non-persistent buffers."""
 
-    def __init__(self, step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...], compile: bool) -> None:
+    def __init__(
+        self, step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...], compile: bool, solves: Solves
+    ) -> None:
         super().__init__()
         self.layout = layout
         self.shapes = tuple(t.shape for t in tensors)
         self.dtypes = tuple(t.dtype for t in tensors)
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.compile = compile
-        self.module, self.output_layout = trace(step, layout, tensors)
+        self.module, self.output_layout = trace(step, layout, tensors, solves)
 
     def accepts(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether these tensors have the shapes, precision and device of this graph."""
@@ -59,7 +62,9 @@ class CapturedGraph(torch.nn.Module):
         return {k: v for k, v in self.__dict__.items() if k != "_inductor"}
 
 
-def check_against_eager(graph: CapturedGraph, step: Callable, tensors: tuple[torch.Tensor, ...]) -> None:
+def check_against_eager(
+    graph: CapturedGraph, step: Callable, tensors: tuple[torch.Tensor, ...], solves: Solves
+) -> None:
     """Compares graph and plain PhiFlow, values and vector–Jacobian products, on perturbed inputs.
 
     Raises:
@@ -79,7 +84,7 @@ def check_against_eager(graph: CapturedGraph, step: Callable, tensors: tuple[tor
         cotangents = [o.detach().clone() for o in varying]
         return [*outputs, *torch.autograd.grad(varying, differentiable, cotangents, allow_unused=True)]
 
-    eager = results(lambda *inputs: run_eager(step, graph.layout, inputs)[0])
+    eager = results(lambda *inputs: run_eager(step, graph.layout, inputs, solves)[0])
     captured = results(graph.module)
     for number, (a, b) in enumerate(zip(captured, eager)):
         if not _equal(a, b):

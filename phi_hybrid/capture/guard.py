@@ -17,6 +17,7 @@ from phi_hybrid import _compat
 from phi_hybrid.capture.padding import pad_circular
 from phi_hybrid.capture.sparse import csr_product
 from phi_hybrid.errors import CaptureError
+from phi_hybrid.linear_solve import LinearSolve, Solves, in_order, linear_solve
 
 _TAKES_VALUE = {
     torch.Tensor.item: "item()",
@@ -44,8 +45,10 @@ _LIBRARIES = tuple(
 class Guard(TorchFunctionMode):
     """Refuses operations that would bake a value of this trace's inputs into the graph, naming the user's line."""
 
-    def __init__(self) -> None:
+    def __init__(self, solves: Solves) -> None:
         super().__init__()
+        self.solves = solves
+        self.used_solves: dict[int, LinearSolve] = {}
         self.error: CaptureError | None = None
         self._depends: dict[torch.fx.Node, bool] = {}
 
@@ -87,11 +90,20 @@ class Guard(TorchFunctionMode):
         self.error = self.error or CaptureError(f"{reason}, at {user_line()}. Way out: {advice}.")
         raise self.error
 
-    def linear_solve(self, method: str, *args: Any, **kwargs: Any) -> None:
-        self.refuse(
-            f"linear solve ({method}) inside a captured step",
-            "solves cannot be captured yet; pass the plain PhiFlow step to HybridSolver without capture",
-        )
+    def linear_solve(
+        self, matrix: _compat.MatrixStandIn, rhs: torch.Tensor, rel_tol: Any, abs_tol: Any
+    ) -> torch.Tensor:
+        if any(self.is_input(t) for t in (*_compat.matrix_values(matrix.matrix), rel_tol, abs_tol)):
+            self.refuse(
+                "a linear solve whose matrix (or tolerance) depends on the step's inputs; it would have to be factored "
+                "anew at every call",
+                "give coefficients as Python numbers or let the step close over them, use diffuse.explicit with substeps "
+                "for a variable viscosity, or use the step uncaptured",
+            )
+        with _compat.without_tracing():
+            module, order = self.solves.module_for(matrix, rel_tol, abs_tol)
+        self.used_solves[module.number] = module
+        return in_order(linear_solve(rhs, module.number, False), order)
 
     def sparse_product(self, columns: Any, row_pointers: Any, values: Any, shape: tuple, dense: Any) -> torch.Tensor:
         values, dense = _compat.TORCH.auto_cast(values, dense, bool_to_int=True, int_to_float=True)
@@ -102,7 +114,6 @@ class Guard(TorchFunctionMode):
 
     def custom_gradient(self, f: Callable) -> Callable:
         def run(*args: Any) -> None:
-            f(*args)  # a linear solve inside is the better explanation
             self.refuse("a function with a custom gradient, which the graph would lose", "use a plain function")
 
         return run
@@ -118,12 +129,11 @@ class Guard(TorchFunctionMode):
         """Everything that must hold while the step runs under the tracer."""
         python_state, numpy_state = random.getstate(), np.random.get_state()
         hooks = {
-            "linear_solve": self.linear_solve,
             "mul_csr_dense": self.sparse_product,
             "custom_gradient": lambda f, *args, **kwargs: self.custom_gradient(f),
-            "csr_matrix": lambda *args, **kwargs: self.linear_solve("sparse matrix"),
         }
         with (
+            _compat.hooked_solves(self.linear_solve),
             _compat.hooked_backend(self.is_input, hooks),
             _compat.hooked_autograd_functions(self.autograd_function),
             self,

@@ -10,6 +10,7 @@ import torch
 from phi_hybrid.bridge.layout import Layout
 from phi_hybrid.capture.face import NativeFace, check_signature
 from phi_hybrid.capture.trace import run_eager
+from phi_hybrid.linear_solve import Solves
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,13 @@ class _PlainNativeStep:
     layout: Layout
     output_layout: Layout
     shapes: tuple[torch.Size, ...]
+    solves: Solves
 
     def accepts(self, tensors: Sequence[torch.Tensor]) -> bool:
         return tuple(t.shape for t in tensors) == self.shapes
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return run_eager(self.step, self.layout, tensors)[0]
+        return run_eager(self.step, self.layout, tensors, self.solves)[0]
 
 
 class PlainStep(NativeFace):
@@ -32,6 +34,7 @@ class PlainStep(NativeFace):
     def __init__(self, step: Callable) -> None:
         super().__init__()
         self.step = step
+        self.solves = Solves()
         self._known: list[_PlainNativeStep] = []
 
     def known_steps(self) -> Sequence[_PlainNativeStep]:
@@ -46,6 +49,6 @@ class PlainStep(NativeFace):
             if known.layout == layout and known.shapes == shapes:
                 return known
         with torch.no_grad():
-            output_layout = run_eager(self.step, layout, tuple(tensors))[1]
-        self._known = [_PlainNativeStep(self.step, layout, output_layout, shapes), *self._known][:16]
+            output_layout = run_eager(self.step, layout, tuple(tensors), self.solves)[1]
+        self._known = [_PlainNativeStep(self.step, layout, output_layout, shapes, self.solves), *self._known][:16]
         return self._known[0]

@@ -16,16 +16,17 @@ from phi_hybrid.bridge.layout import Layout, flatten, precision_of, unflatten
 from phi_hybrid.capture.guard import Guard, is_random, user_line
 from phi_hybrid.capture.sampling import GridSampler
 from phi_hybrid.capture.sparse import SparseProduct
-from phi_hybrid.errors import CaptureError
+from phi_hybrid.errors import CaptureError, SolveError
+from phi_hybrid.linear_solve import LinearSolve, Solves
 
 _aten = torch.ops.aten
 
 
 def run_eager(
-    step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...]
+    step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...], solves: Solves
 ) -> tuple[tuple[torch.Tensor, ...], Layout]:
-    """Plain PhiFlow: unflatten the arguments, call the step, flatten the result."""
-    with computing_like(tensors):
+    """Plain PhiFlow, but for its linear solves: unflatten the arguments, call the step, flatten the result."""
+    with computing_like(tensors), solves.active():
         return flatten(step(*unflatten(layout, tensors)))
 
 
@@ -44,13 +45,15 @@ def computing_like(tensors: tuple[torch.Tensor, ...]) -> Iterator[None]:
             _compat.TORCH.set_default_device(previous)
 
 
-def trace(step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.fx.GraphModule, Layout]:
+def trace(
+    step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...], solves: Solves
+) -> tuple[torch.fx.GraphModule, Layout]:
     """Runs `step` once and returns the graph of its tensor operations with the layout of its result.
 
     Raises:
         CaptureError: if the graph could not give right numbers for other inputs; names the line and the way out.
     """
-    guard = Guard()
+    guard = Guard(solves)
     output_layout: list[Layout] = []
     tensors = tuple(t.detach().clone() for t in tensors)
 
@@ -65,7 +68,7 @@ def trace(step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...]) -> 
         with torch.random.fork_rng(enabled=True):  # a capture must not shift the user's random numbers
             module = make_fx(native)(*tensors)
     except Exception as error:
-        if guard.error is not None or isinstance(error, CaptureError):
+        if guard.error is not None or isinstance(error, (CaptureError, SolveError)):
             raise (guard.error or error) from None
         line = user_line(traceback.extract_tb(error.__traceback__))
         raise CaptureError(
@@ -77,7 +80,7 @@ def trace(step: Callable, layout: Layout, tensors: tuple[torch.Tensor, ...]) -> 
     if [t._version for t in tensors] != versions:
         raise CaptureError("the step writes into one of its arguments. Way out: compute a new value instead.")
     _refuse_unsafe(module, guard)
-    _replace_operators(module)
+    _replace_operators(module, guard.used_solves)
     _fold_constants(module)
     module.graph.eliminate_dead_code()
     module.graph.lint()
@@ -110,7 +113,7 @@ def _shape_depends_on_values(node: torch.fx.Node, guard: Guard) -> bool:
     return by_value and guard.depends(node)
 
 
-def _replace_operators(module: torch.fx.GraphModule) -> None:
+def _replace_operators(module: torch.fx.GraphModule, solves: dict[int, LinearSolve]) -> None:
     module.add_submodule("grid_sampler", GridSampler())
     module.add_submodule("sparse_product", SparseProduct())
     module._tracer_cls = torch.fx.Tracer  # by which unpickling rebuilds the graph; this one leaves submodules alone
@@ -119,6 +122,10 @@ def _replace_operators(module: torch.fx.GraphModule) -> None:
             node.op, node.target = "call_module", "grid_sampler"
         elif node.target is torch.ops.phi_hybrid.csr_product.default:
             node.op, node.target = "call_module", "sparse_product"
+        elif node.target is torch.ops.phi_hybrid.linear_solve.default:
+            rhs, number, _ = node.args
+            node.op, node.target, node.args = "call_module", f"linear_solve{number}", (rhs,)
+            module.add_submodule(node.target, solves[number])
         elif node.target is _aten.view.default:
             node.target = _aten.reshape.default  # a caller's tensors need not have the strides of the example
         if _changes_nothing(node):

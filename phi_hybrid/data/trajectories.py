@@ -25,7 +25,7 @@ from phi_hybrid.bridge.layout import (
 from phi_hybrid.data import store
 from phi_hybrid.data.coarsen import coarsen as coarsen_by
 from phi_hybrid.data.windows import BATCH, Batch, Windows
-from phi_hybrid.errors import DataError, StateError
+from phi_hybrid.errors import DataError, SolveError, StateError
 from phi_hybrid.unroll import TIME, Inputs, all_finite, as_step, bind
 
 
@@ -83,7 +83,7 @@ class Trajectories:
             progress: whether to show a progress bar.
 
         Raises:
-            DataError: if the reference diverges, naming step and trajectory.
+            DataError: if the reference diverges or a solve in it fails, naming the step.
             StateError: for bad arguments.
         """
         if steps < 1 or every < 1:
@@ -104,7 +104,10 @@ class Trajectories:
             fine, frames = bound.state, []
             for n in tqdm(range(steps + 1), desc="reference", disable=not progress, unit="step"):
                 for _ in range(every if n > 0 else 0):
-                    fine = bound.step(*fine, *arguments.at(n - 1))
+                    try:
+                        fine = bound.step(*fine, *arguments.at(n - 1))
+                    except SolveError as error:
+                        raise DataError(f"the reference solver failed in stored step {n}: {error}") from error
                 if not all_finite(fine):
                     leading = [_lead(t, axes, names, sizes) for t, axes in zip(fine, bound.layout.leaves)]
                     raise DataError(_divergence(leading, n))

@@ -1,0 +1,160 @@
+"""x = A⁻¹·b as a differentiable torch operation: values, adjoint, tangents, vmap, all with one factorisation."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+
+from phi_hybrid.errors import SolveError
+from phi_hybrid.linear_solve.choice import build_solver
+from phi_hybrid.linear_solve.solution import Method, Solution, Solver
+from phi_hybrid.linear_solve.system import System
+
+_alive: weakref.WeakValueDictionary[int, LinearSolve] = weakref.WeakValueDictionary()
+"""Graphs hold numbers and tensors only, so the operator below finds its solver by number."""
+_numbers = itertools.count()
+
+
+class LinearSolve(torch.nn.Module):
+    """Solves A·x = b for constant A: `(batch, size)` → `(batch, size)`, in the precision of b, computed in float64.
+
+    Every derivative is again a solve with A or Aᵀ. Solvers are built when first used on a device and stay behind when
+    the module is copied or pickled.
+    """
+
+    def __init__(self, system: System, method: Method | None, rel_tol: float, abs_tol: float) -> None:
+        super().__init__()
+        self.system, self.method, self.rel_tol, self.abs_tol = system, method, rel_tol, abs_tol
+        self._register()
+
+    def forward(self, rhs: torch.Tensor) -> torch.Tensor:
+        """Raises SolveError if b is not finite, has no solution, or the solution misses the tolerance."""
+        if torch.compiler.is_compiling():
+            return linear_solve(rhs, self.number, False)
+        return _Solve.apply(rhs, self.number, False)
+
+    def solve(self, rhs: torch.Tensor, transposed: bool) -> torch.Tensor:
+        """The solution, checked, without derivatives."""
+        solver = self._solver_for(rhs)
+        b = rhs.detach().double()
+        norm = b.norm(dim=1)
+        if not bool(torch.isfinite(norm).all()):
+            bad = int((~torch.isfinite(b)).sum())
+            raise SolveError(
+                f"the right-hand side of a linear solve holds {bad} NaN or infinite values of {b.numel()}. The state was "
+                "damaged before: reduce the time step, or look at the operations before the solve"
+            )
+        solution = solver.solve(b, transposed)
+        self._check(solution, norm)
+        return solution.x.to(rhs.dtype).contiguous()
+
+    def _check(self, solution: Solution, norm: torch.Tensor) -> None:
+        allowed = (self.rel_tol * norm).clamp_min(self.abs_tol)
+        if solution.imbalance is not None and not self.system.tolerates_imbalance:
+            self._require(solution.imbalance, allowed, norm, solution, _UNBALANCED)
+        if solution.residual is not None:
+            rounding = 64 * torch.finfo(torch.float64).eps * self.system.norm * solution.x.norm(dim=1)
+            self._require(solution.residual, torch.maximum(allowed, rounding), norm, solution, _MISSED)
+
+    def _require(
+        self, error: torch.Tensor, allowed: torch.Tensor, norm: torch.Tensor, solution: Solution, message: str
+    ) -> None:
+        if not bool((error.to(allowed.device) <= allowed).all()):
+            worst = int((error.to(allowed.device) / allowed).nan_to_num(torch.inf).argmax())
+            relative = float(error[worst] / norm[worst])
+            description = message.format(
+                error=float(error[worst]), allowed=float(allowed[worst]), relative=relative, entry=worst
+            )
+            raise SolveError(
+                f"{description} ({self.system.size} unknowns, {solution.iterations} iterations, tolerances: relative "
+                f"{self.rel_tol:.1e}, absolute {self.abs_tol:.1e})",
+                relative,
+                solution.iterations,
+            )
+
+    def _solver_for(self, rhs: torch.Tensor) -> Solver:
+        key = (rhs.device, rhs.dtype)
+        if key not in self._solvers:
+            precise = 1e-11 if rhs.dtype == torch.float64 else 1e-7
+            tolerance = min(self.rel_tol, precise) if self.rel_tol > 0 else precise
+            self._solvers[key] = build_solver(self.system, self.method, rhs.device, tolerance)
+        return self._solvers[key]
+
+    def _register(self) -> None:
+        self.number = next(_numbers)
+        self._solvers: dict[tuple, Solver] = {}
+        _alive[self.number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_solvers", "number")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register()
+
+
+_UNBALANCED = (
+    "the matrix is singular and the right-hand side of batch entry {entry} has no solution: its sum over coupled cells "
+    "does not vanish (part of norm {error:.2e}, allowed {allowed:.2e}). Subtract its mean, or declare "
+    "Solve(rank_deficiency=1) to leave that part out"
+)
+_MISSED = (
+    "a linear solve missed its tolerance in batch entry {entry}: ‖b − A·x‖ = {error:.2e}, allowed {allowed:.2e}, relative "
+    "{relative:.2e}. Loosen the tolerance of Solve(…), allow more iterations with ConjugateGradient(max_iterations=…), "
+    "or choose SparseFactorization()"
+)
+
+
+@torch.library.custom_op("phi_hybrid::linear_solve", mutates_args=())
+def linear_solve(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
+    """What graphs hold: opaque to tracers and compilers."""
+    return solve_of(number).solve(rhs, transposed)
+
+
+@linear_solve.register_fake
+def _(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
+    return torch.empty_like(rhs, memory_format=torch.contiguous_format)
+
+
+def _setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    _, ctx.number, ctx.transposed = inputs
+
+
+def _backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    return linear_solve(cotangent, ctx.number, not ctx.transposed), None, None
+
+
+linear_solve.register_autograd(_backward, setup_context=_setup)
+
+
+class _Solve(torch.autograd.Function):
+    """The operator with all its derivatives; `torch.library` knows reverse mode only and loses tangents silently."""
+
+    @staticmethod
+    def forward(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
+        return solve_of(number).solve(rhs, transposed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        _, ctx.number, ctx.transposed = inputs
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _Solve.apply(cotangent, ctx.number, not ctx.transposed), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: Any) -> torch.Tensor:
+        return _Solve.apply(tangent, ctx.number, ctx.transposed)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, rhs: torch.Tensor, number: int, transposed: bool) -> tuple[torch.Tensor, int]:
+        lanes = rhs.movedim(in_dims[0], 0)
+        return _Solve.apply(lanes.flatten(0, 1), number, transposed).reshape(lanes.shape), 0
+
+
+def solve_of(number: int) -> LinearSolve:
+    """The live module with this number."""
+    return _alive[number]

@@ -1,0 +1,76 @@
+"""Takes over the linear solves of PhiFlow code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from phi_hybrid import _compat
+from phi_hybrid.linear_solve.operator import LinearSolve
+from phi_hybrid.linear_solve.solution import Method
+from phi_hybrid.linear_solve.system import System, system_of
+
+KEPT = 32
+"""Systems whose solvers are kept for the next call."""
+
+
+class Solves:
+    """The linear systems met so far, each with its solver."""
+
+    def __init__(self, method: Method | None = None) -> None:
+        self.method = method
+        self._known: dict[tuple, LinearSolve] = {}
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, PhiFlow's linear solves on torch tensors are done here, with all derivatives."""
+        with _compat.hooked_solves(self.solve):
+            yield
+
+    def solve(self, matrix: _compat.MatrixStandIn, rhs: torch.Tensor, rel_tol: Any, abs_tol: Any) -> torch.Tensor:
+        """`rhs` `(batch, row)` → `(batch, column)`."""
+        module, order = self.module_for(matrix, rel_tol, abs_tol)
+        return in_order(module(rhs), order)
+
+    def module_for(
+        self, matrix: _compat.MatrixStandIn, rel_tol: Any, abs_tol: Any
+    ) -> tuple[LinearSolve, np.ndarray | None]:
+        """The module that solves with this matrix, and the order of its unknowns (see `system_of`)."""
+        system, order = system_of(matrix)
+        tolerances = float(torch.as_tensor(rel_tol).min()), float(torch.as_tensor(abs_tol).min())
+        key = (system.key, system.tolerates_imbalance, *tolerances)
+        if key not in self._known:
+            while len(self._known) >= KEPT:
+                del self._known[next(iter(self._known))]
+            self._known[key] = LinearSolve(system, self.method, *tolerances)
+        return self._known[key], order
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"method": self.method, "_known": {}}
+
+
+def in_order(x: torch.Tensor, order: np.ndarray | None) -> torch.Tensor:
+    """Unknowns in the order of the columns."""
+    return x if order is None else x.index_select(1, torch.tensor(order, device=x.device))
+
+
+@contextlib.contextmanager
+def linear_solves(solver: Method | None = None) -> Iterator[None]:
+    """Inside, linear solves of plain PhiFlow code (torch) are exact, fast and differentiable.
+
+    `fluid.make_incompressible(v)`, `diffuse.implicit(u, …)` and `math.solve_linear(f, y, Solve(…))` keep their meaning
+    and their tolerances; method and preconditioner of a `Solve` are ignored. Solvers are kept for equal matrices.
+    `capture` does this by itself.
+
+    Args:
+        solver: `FastDiagonalization()`, `SparseFactorization()` or `ConjugateGradient(…)`; by default the matrix decides.
+
+    Raises:
+        SolveError: in the body, where a solve misses its tolerance, has no solution, or is given NaN.
+    """
+    with Solves(solver).active():
+        yield
