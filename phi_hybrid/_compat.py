@@ -295,7 +295,16 @@ def hooked_solves(solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch
     def linear_solve(method: str, matrix: MatrixStandIn, y: Any, x0: Any, rtol: Any, atol: Any, *_: Any) -> SolveResult:
         x = solve(matrix, y, rtol, atol)
         done = np.ones(y.shape[0], dtype=bool)
-        return SolveResult("phi_hybrid", x, torch.zeros_like(y), done.astype(int), done.astype(int), done, ~done, ["solved by phi_hybrid"] * len(done))
+        return SolveResult(
+            "phi_hybrid",
+            x,
+            torch.zeros_like(y),
+            done.astype(int),
+            done.astype(int),
+            done,
+            ~done,
+            ["solved by phi_hybrid"] * len(done),
+        )
 
     def matrix_and_bias(function: LinearFunction, x: Any, *args: Any, **kwargs: Any) -> tuple[PhiTensor, PhiTensor]:
         precision = math.get_precision()

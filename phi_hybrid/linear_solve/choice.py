@@ -34,7 +34,7 @@ def build_solver(system: System, method: Method | None, device: torch.device, to
         if solver is not None:
             return solver
     raise SolveError(
-        f"{method or 'no method'} applies to this matrix of {system.size} unknowns on a grid {system.shape} "
+        f"{method or 'no method'} {'does not apply' if method else 'applies'} to this matrix of {system.size} unknowns on a grid {system.shape} "
         f"({'symmetric' if system.is_symmetric else 'not symmetric'}). FastDiagonalization needs a box without obstacles "
         "and constant coefficients, ConjugateGradient a symmetric definite matrix, SparseFactorization a regular one or "
         "one whose null space is constant on uncoupled parts"

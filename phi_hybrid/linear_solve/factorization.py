@@ -72,6 +72,4 @@ class FactoredSolver:
         else:
             x = self.factors.solve(b, "T" if transposed else "N")
         residual = torch.from_numpy(self.system.residual(x, b, transposed))
-        return Solution(
-            from_columns(x, rhs), residual, None if imbalance is None else torch.from_numpy(imbalance)
-        )
+        return Solution(from_columns(x, rhs), residual, None if imbalance is None else torch.from_numpy(imbalance))

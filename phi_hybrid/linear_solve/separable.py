@@ -14,7 +14,7 @@ def axis_operators(system: System, average: Callable = np.mean) -> list[Csr] | N
     """The T_d of a separable operator, or of the one that resembles A most, `None` where cells couple across axes.
 
     Each entry of T_d is the average over the other axes of the entries of A that it would make. With the mean, a
-    separable A is recovered exactly; with the median, the operator of the box without its obstacles.
+    separable A is recovered exactly; with `typical`, the operator of the box without its obstacles.
     """
     shape, matrix = system.shape, system.matrix.tocoo()
     rows, columns = (np.array(np.unravel_index(i, shape)) for i in (matrix.row, matrix.col))
@@ -22,13 +22,15 @@ def axis_operators(system: System, average: Callable = np.mean) -> list[Csr] | N
     if (differs.sum(0) > 1).any():
         return None
     diagonal = system.matrix.diagonal().reshape(shape)
-    typical, operators = average(diagonal), []
+    overall, operators = average(diagonal), []
     for d, size in enumerate(shape):
         others = tuple(e for e in range(len(shape)) if e != d)
-        own = average(diagonal, axis=others) - typical * (len(shape) - 1) / len(shape)
+        own = average(diagonal, axis=others) - overall * (len(shape) - 1) / len(shape)
         operator = scipy.sparse.diags(own).tolil()
         along = differs[d]
-        operator = _couplings(rows[d][along], columns[d][along], matrix.data[along], size, system.size, average) + operator
+        operator = (
+            _couplings(rows[d][along], columns[d][along], matrix.data[along], size, system.size, average) + operator
+        )
         operators.append(Csr(operator))
     return operators
 
@@ -39,6 +41,15 @@ def kronecker_sum(operators: list[Csr]) -> Csr:
     for operator in operators[1:]:
         total = scipy.sparse.kronsum(operator, total, format="csr")  # SciPy counts from the fastest axis
     return Csr(total)
+
+
+def typical(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
+    """The median by magnitude, never a value between two: what most cells have, if an obstacle takes less than half."""
+    axes = tuple(range(values.ndim)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    kept = [d for d in range(values.ndim) if d not in axes]
+    lines = values.transpose(*kept, *axes).reshape(*(values.shape[d] for d in kept), -1)
+    middle = np.argsort(np.abs(lines), axis=-1)[..., lines.shape[-1] // 2, None]
+    return np.take_along_axis(lines, middle, -1)[..., 0]
 
 
 def _couplings(row: np.ndarray, column: np.ndarray, value: np.ndarray, size: int, cells: int, average: Callable) -> Csr:

@@ -52,7 +52,9 @@ class Fourier:
 
     def __init__(self, size: int, column: np.ndarray, device: torch.device) -> None:
         self.size = size
-        self.spectrum = torch.tensor(np.fft.fft(column).real, device=device)  # in the order of an FFT, which is not packed
+        self.spectrum = torch.tensor(
+            np.fft.fft(column).real, device=device
+        )  # in the order of an FFT, which is not packed
         self.eigenvalues = torch.cat([self.spectrum[: size // 2 + 1], self.spectrum[1 : (size + 1) // 2]])
 
     def analyse(self, x: torch.Tensor) -> torch.Tensor:
