@@ -12,7 +12,7 @@ import torch
 from phi_hybrid import _compat
 from phi_hybrid.linear_solve.operator import LinearSolve
 from phi_hybrid.linear_solve.solution import Method
-from phi_hybrid.linear_solve.system import System, system_of
+from phi_hybrid.linear_solve.system import system_of
 
 KEPT = 32
 """Systems whose solvers are kept for the next call."""
