@@ -27,7 +27,6 @@ from phi.field import Field
 from phi.geom import UniformGrid
 from phi.physics import diffuse
 from phiml.backend import NUMPY
-from phiml.backend._backend import SolveResult
 from phiml.backend.torch import TORCH
 from phiml.backend.torch._torch_backend import TorchBackend
 from phiml.math import _functional, _optimize, extrapolation
@@ -35,7 +34,7 @@ from phiml.math._functional import LinearFunction
 from phiml.math._ops import backend_for
 from phiml.math._sparse import native_matrix
 from phiml.math._tensors import Tensor as PhiTensor
-from phiml.math._tree import disassemble_tree, tree_map
+from phiml.math._tree import assemble_tree, disassemble_tree, tree_map, value_attributes, variable_attributes
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
 
@@ -266,7 +265,7 @@ class MatrixStandIn:
 def hooked_solves(solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch.Tensor]) -> Iterator[None]:
     """Inside, `solve(matrix, rhs, rel_tol, abs_tol)` takes every linear solve of PhiFlow on torch, with its derivatives.
 
-    `rhs` has shape `(batch, row)`, the tolerances `(batch)`, the result `(batch, column)`. PhiML assembles the matrix, in
+    `rhs` has shape `(batch, row)`, the result `(batch, column)`; `SolveTape`s are not told. PhiML assembles the matrix, in
     float64 whatever the precision of the state, and prepares the right-hand side. A function that is not compiled is
     turned into a matrix first. A rank deficiency is told to `solve` instead of bordering the matrix with ones.
     """
@@ -292,19 +291,21 @@ def hooked_solves(solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch
     def native_matrix(matrix: PhiTensor, backend: Any) -> Any:
         return latest[0] if backend is TORCH else originals["native_matrix"](matrix, backend)
 
-    def linear_solve(method: str, matrix: MatrixStandIn, y: Any, x0: Any, rtol: Any, atol: Any, *_: Any) -> SolveResult:
-        x = solve(matrix, y, rtol, atol)
-        done = np.ones(y.shape[0], dtype=bool)
-        return SolveResult(
-            "phi_hybrid",
-            x,
-            torch.zeros_like(y),
-            done.astype(int),
-            done.astype(int),
-            done,
-            ~done,
-            ["solved by phi_hybrid"] * len(done),
-        )
+    def solve_forward(y: Any, arguments: math.Solve, matrix: Any, columns: tuple, rows: tuple, *rest: Any) -> Any:
+        if not isinstance(matrix, MatrixStandIn):
+            return originals["_linear_solve_forward"](y, arguments, matrix, columns, rows, *rest)
+        reduce_x, reduce_y, expand_x, _ = (f or (lambda t: t) for f in rest[3:])
+        arguments = arguments.with_defaults("solve")
+        if arguments.preprocess_y is not None:
+            y = arguments.preprocess_y(y, *arguments.preprocess_y_args)
+        rhs = reduce_y(*disassemble_tree(y, cache=False, attr_type=value_attributes)[1])
+        tree, (x0,) = disassemble_tree(arguments.x0, cache=False, attr_type=variable_attributes)
+        rows, columns = rhs.shape.only(rows, reorder=True), reduce_x(x0).shape.only(columns, reorder=True)
+        batches = rhs.shape.without(rows) & reduce_x(x0).shape.without(columns)
+        tolerances = (math.min(t, math.shape).native() for t in (arguments.rel_tol, arguments.abs_tol))
+        x = solve(matrix, TORCH.as_tensor(rhs.native([batches, rows])), *tolerances)
+        x = expand_x(math.reshaped_tensor(x, [batches, columns]))
+        return assemble_tree(tree, [x], attr_type=variable_attributes)
 
     def matrix_and_bias(function: LinearFunction, x: Any, *args: Any, **kwargs: Any) -> tuple[PhiTensor, PhiTensor]:
         precision = math.get_precision()
@@ -317,7 +318,7 @@ def hooked_solves(solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch
         "attach_gradient_solve": attach,
         "native_matrix": native_matrix,
         "compute_preconditioner": lambda *args, **kwargs: None,
-        "is_sparse": lambda x: not isinstance(x, MatrixStandIn) and originals["is_sparse"](x),
+        "_linear_solve_forward": solve_forward,
     }
     originals = {name: getattr(_optimize, name) for name in hooks}
     with contextlib.ExitStack() as stack:
@@ -327,7 +328,6 @@ def hooked_solves(solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch
             stack.enter_context(_replaced(_optimize, name, hook))
         stack.enter_context(_replaced(LinearFunction, "sparse_matrix_and_bias", matrix_and_bias))
         stack.enter_context(_replaced(_functional, "matrix_and_bias_from_tracer", _uncompressed_matrix_and_bias))
-        stack.enter_context(_replaced_methods(TORCH, {"linear_solve": linear_solve}))
         yield
 
 
