@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, require_device, save_figures, seed_table, write_metrics
+from common import arguments, require_device, save_figures, seed_table, train, write_metrics
 from phi.torch.flow import advect
 from phiml.nn import res_net
 
@@ -77,16 +77,6 @@ def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ph.Trajector
         metadata={"dt": case.dt, "viscosity": case.viscosity, "seed": seed},
     )
     return data.split(case.trajectories)
-
-
-def train(
-    solver: ph.HybridSolver, data: ph.Trajectories, steps: int, updates: int, lr: float, batch: int, seed: int
-) -> dict[str, Any]:
-    """Adam with a cosine schedule; returns the history."""
-    optimizer = torch.optim.Adam(solver.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    settings = dict(optimizer=optimizer, scheduler=schedule, batch_size=batch, clip=1.0, seed=seed)
-    return ph.Trainer(solver, data, ph.Unrolled(steps), **settings).fit(updates)
 
 
 def run(case: Case, seed: int, device: str) -> tuple[ph.Evaluation, dict, ph.Trajectories, dict]:

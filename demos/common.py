@@ -1,4 +1,4 @@
-"""What the demos share: command line, figures and metrics on disk, tables over seeds."""
+"""What the demos share: command line, training, figures and metrics on disk, tables over seeds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
+
+import phi_hybrid as ph
 
 
 def arguments(description: str, name: str) -> argparse.ArgumentParser:
@@ -24,16 +27,29 @@ def arguments(description: str, name: str) -> argparse.ArgumentParser:
     return parser
 
 
+def train(
+    solver: ph.HybridSolver, data: ph.Trajectories, steps: int, updates: int, lr: float, batch: int, seed: int
+) -> dict[str, Any]:
+    """Adam with a cosine schedule; returns the history."""
+    optimizer = torch.optim.Adam(solver.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    settings = dict(optimizer=optimizer, scheduler=schedule, batch_size=batch, clip=1.0, seed=seed)
+    return ph.Trainer(solver, data, ph.Unrolled(steps), **settings).fit(updates)
+
+
 def write_metrics(folder: Path, per_seed: list[dict[str, dict[str, float]]], seconds: float) -> None:
     """metrics.json: method → metric → median over seeds, the single seeds beside it, and the seconds of one seed."""
-    metrics = {method: {m: median_of(per_seed, method, m) for m in row} for method, row in per_seed[0].items()}
+    metrics = {method: _median([run[method] for run in per_seed]) for method in per_seed[0]}
     extra = {"seeds": per_seed} if len(per_seed) > 1 else {}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps({**metrics, **extra, "seconds": seconds}, indent=1) + "\n")
 
 
-def median_of(per_seed: list[dict[str, dict[str, float]]], method: str, metric: str) -> float:
-    return statistics.median(run[method][metric] for run in per_seed)
+def _median(runs: list[Any]) -> Any:
+    """Of numbers, or of dicts of numbers entry by entry; entries that are not in all runs are left out."""
+    if isinstance(runs[0], dict):
+        return {key: _median([run[key] for run in runs]) for key in runs[0] if all(key in run for run in runs)}
+    return statistics.median(runs)
 
 
 def seed_table(per_seed: list[dict[str, dict[str, float]]], metrics: list[str]) -> str:

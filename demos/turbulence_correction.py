@@ -1,0 +1,171 @@
+"""Correct a coarse solver of two-dimensional turbulence with a network that is trained through the solver.
+
+Kolmogorov flow: a sinusoidal force with four waves drives a periodic square of length 2π against a weak drag, as in
+Kochkov et al. (2021). The reference has 128² cells and four steps for each of the coarse solver, which has 32². Test
+trajectories start from other random states. After a shared one-step training, equal numbers of further updates are spent
+on one step, on 4 and on 16 unrolled steps.
+
+    python demos/turbulence_correction.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import arguments, require_device, save_figures, seed_table, train, write_metrics
+from phi.field import Field
+from phi.torch.flow import advect
+from phiml.nn import res_net
+
+import phi_hybrid as ph
+from phi_hybrid.pde import diagnostics
+from phi_hybrid.pde import navier_stokes as ns
+
+VISCOSITY, DRAG, DT = 2e-3, 0.1, 0.05
+METHODS = {"one_step": (1, 1), "unrolled_4": (4, 4), "unrolled_16": (4, 16)}
+"""Method → unrolled steps in the first and in the second half of its updates."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one experiment."""
+
+    fine: int = 128
+    coarse: int = 32
+    every: int = 4  # fine steps per coarse step
+    spin_up: int = 100  # coarse steps before the first stored one
+    trajectories: int = 8  # of training and of test, each
+    steps: int = 160
+    pretraining: int = 1200  # updates, one step
+    updates: int = 600  # of each method, from the same weights on
+    long: int = 0  # updates of `one_step_long`, if any
+    batch: int = 4
+    filters: tuple[int, ...] = (32, 32, 32)
+
+
+def physics(cells: int, dt: float) -> ph.PhysicsBlock:
+    """The solver on this many cells per dim: MacCormack advection, explicit diffusion, projection."""
+    grid = ns.periodic_square(cells)
+    substeps = ns.diffusion_substeps(VISCOSITY, dt, float(grid.dx.vector["x"]), 2)
+    flow = ns.navier_stokes_step(dt, substeps, advect.mac_cormack, ns.kolmogorov_force(grid), DRAG)
+    return ph.capture(lambda velocity: flow(velocity, VISCOSITY))
+
+
+def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
+    """Training and test trajectories in the statistically steady state, coarsened."""
+    fine = physics(case.fine, DT / case.every)
+    start = ns.divergence_free_noise(ns.periodic_square(case.fine), 2 * case.trajectories, 4, 1.5, seed)
+    tensors = fine.flatten(start)
+    with torch.no_grad():
+        for _ in range(case.spin_up * case.every):
+            tensors = fine.native(*tensors)
+    data = ph.Trajectories.generate(
+        fine,
+        fine.unflatten(tensors),
+        case.steps,
+        coarsen=case.fine // case.coarse,
+        every=case.every,
+        metadata={"dt": DT, "viscosity": VISCOSITY, "seed": seed},
+    )
+    return data.split(case.trajectories)
+
+
+def trained_solvers(case: Case, training: ph.Trajectories, seed: int, device: str) -> tuple[dict, dict]:
+    """Method → solver, and the histories of their training."""
+    torch.manual_seed(seed)
+    source = physics(case.coarse, DT)
+    start = ph.HybridSolver(source, res_net(2, 2, list(case.filters), periodic=True)).to(device)
+    histories = {"pretraining": train(start, training, 1, case.pretraining, 1e-3, 2 * case.batch, seed)}
+    solvers = {"source": source}
+    for method, unrolled in METHODS.items():
+        solvers[method] = copy.deepcopy(start)
+        for steps, lr in zip(unrolled, (1e-3, 5e-4)):
+            histories[f"{method}, {steps}"] = train(
+                solvers[method], training, steps, case.updates // 2, lr, case.batch, seed
+            )
+    if case.long:
+        solvers["one_step_long"] = copy.deepcopy(start)
+        histories["one_step_long"] = train(solvers["one_step_long"], training, 1, case.long, 5e-4, 2 * case.batch, seed)
+    return solvers, histories
+
+
+def correlations(trajectory: Field, reference: Field) -> np.ndarray:
+    """Of the vorticity with that of the reference, `(trajectory, step)`."""
+    own, true = diagnostics.vorticity(trajectory), diagnostics.vorticity(reference)
+    return diagnostics.correlation(own, true)[:, 1:].numpy()
+
+
+def spectrum_error(trajectory: Field, reference: Field) -> float:
+    """Mean |log₁₀ E/E_ref| over the wavenumbers of the second half of the time."""
+    half = trajectory.shape.get_size("time") // 2
+    (_, own), (_, true) = (ph.plot.energy_spectrum(t.time[half:]) for t in (trajectory, reference))
+    return float(np.abs(np.log10(own[1:] / true[1:])).mean())
+
+
+def run(case: Case, seed: int, device: str) -> tuple[dict[str, dict], dict[str, Any]]:
+    """Metrics of every method, and what the figures show."""
+    training, test = reference_data(case, seed)
+    solvers, histories = trained_solvers(case, training, seed, device)
+    evaluation = ph.evaluate(solvers, test)
+    rollouts, metrics, curves = {"reference": test.trajectory}, evaluation.summary((40,)), {}
+    for method, row in metrics.items():
+        if row["blow_up"] == 0:
+            rollouts[method] = ph.rollout(solvers[method], test.initial_state, case.steps)
+            curves[method] = correlations(rollouts[method], test.trajectory)
+            for threshold in (0.8, 0.95):
+                times = diagnostics.time_of_decorrelation(curves[method], threshold, DT)
+                row[f"time_to_{threshold}"] = float(times.mean())
+            row["spectrum_error"] = spectrum_error(rollouts[method], test.trajectory)
+            row["divergence"] = diagnostics.largest_divergence(rollouts[method].time[-1])
+    print(f"\nseed {seed}, unseen initial states\n{evaluation.table((40,))}")
+    for method, row in metrics.items():
+        print(f"  {method}: vorticity correlation above 0.8 until t = {row.get('time_to_0.8', 0):.2f}")
+    return metrics, {"evaluation": evaluation, "rollouts": rollouts, "histories": histories, "correlations": curves}
+
+
+def figures(shown: dict[str, Any], out: Path) -> None:
+    trajectories = {k: v for k, v in shown["rollouts"].items() if k in ("reference", "source", "unrolled_16")}
+    show = dict(reference="reference", dt=DT, quantity="vorticity")
+    correlation = {k: np.pad(c, ((0, 0), (1, 0)), constant_values=1) for k, c in shown["correlations"].items()}
+    save_figures(
+        out,
+        {
+            "rollout": ph.plot.rollout(trajectories, **show, times=5, title="Kolmogorov flow, unseen initial state"),
+            "errors": ph.plot.errors(shown["evaluation"].curves(), dt=DT),
+            "correlation": ph.plot.errors(correlation, dt=DT, quantity="correlation of vorticity", log=False),
+            "spectrum": ph.plot.spectrum(shown["rollouts"]),
+            "training": ph.plot.history(shown["histories"]),
+        },
+    )
+    print("wrote", ph.plot.animate(trajectories, out / "rollout.gif", **show, stride=2, fps=15))
+
+
+def main() -> None:
+    options = arguments(__doc__, "turbulence_correction").parse_args()
+    require_device(options.device)
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # more do not pay on 32² cells
+    case = Case()
+    if options.quick:
+        case = replace(case, fine=64, trajectories=3, spin_up=60, steps=80, pretraining=300, updates=60)
+    if options.full:
+        case = replace(case, trajectories=16, pretraining=4000, updates=3000, long=15000)
+    began, per_seed = time.perf_counter(), []
+    for seed in range(options.seed, options.seed + options.seeds):
+        metrics, shown = run(case, seed, options.device)
+        per_seed.append(metrics)
+        if seed == options.seed:
+            figures(shown, options.out)
+    if options.seeds > 1:
+        names = ["mae", "nrmse", "time_to_0.8", "time_to_0.95"]
+        print(f"\nmedian [smallest, largest] of {options.seeds} seeds\n{seed_table(per_seed, names)}")
+    write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
+
+
+if __name__ == "__main__":
+    main()
