@@ -42,7 +42,7 @@ class Solves:
         """The module that solves with this matrix, and the order of its unknowns (see `system_of`)."""
         system, order = system_of(matrix)
         tolerances = float(torch.as_tensor(rel_tol).min()), float(torch.as_tensor(abs_tol).min())
-        key = (system.key, system.tolerates_imbalance, *tolerances)
+        key = (system.key, *tolerances)
         if key not in self._known:
             while len(self._known) >= KEPT:
                 del self._known[next(iter(self._known))]

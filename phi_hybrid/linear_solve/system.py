@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -24,7 +25,14 @@ class System:
     """Resolution of the grid, or `(n,)` where the unknowns have no grid."""
     tolerates_imbalance: bool
     """Whether the part of b outside of the range of a singular A is dropped (declared `rank_deficiency`) or an error."""
-    key: bytes = field(repr=False, default=b"")
+
+    @cached_property
+    def key(self) -> bytes:
+        """Equal for equal systems."""
+        content = hashlib.blake2b(repr((self.shape, self.tolerates_imbalance)).encode())
+        for array in (self.matrix.indptr, self.matrix.indices, self.matrix.data):
+            content.update(np.ascontiguousarray(array))
+        return content.digest()
 
     @property
     def size(self) -> int:
@@ -83,8 +91,7 @@ def system_of(stand_in: _compat.MatrixStandIn) -> tuple[System, np.ndarray | Non
     matrix = Csr(matrix)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
-    key = b"".join((matrix.indptr.tobytes(), matrix.indices.tobytes(), matrix.data.tobytes(), repr(shape).encode()))
-    return System(matrix, shape, stand_in.singular, key), order
+    return System(matrix, shape, stand_in.singular), order
 
 
 def to_columns(rhs: torch.Tensor) -> np.ndarray:

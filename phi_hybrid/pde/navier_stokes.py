@@ -76,12 +76,11 @@ def periodic_square(cells: int, length: float = 2 * pymath.pi) -> Field:
 
 def kolmogorov_force(grid: Field, waves: int = 4, amplitude: float = 1.0) -> Field:
     """f = A·sin(2π·waves·y/L) along x, which drives Kolmogorov flow (with drag 0.1: Kochkov et al. 2021)."""
-    cells = grid.resolution.get_size("y")
-    y = (np.arange(cells) + 0.5) / cells
-    profile = wrap(_as_default_float(amplitude * np.sin(2 * np.pi * waves * y)), spatial("y"))
-    return grid.with_values(
-        math.stack({"x": profile + 0 * grid.values["x"], "y": 0 * grid.values["y"]}, dual("vector"))
-    )
+    size = [grid.resolution.get_size(d) for d in "xy"]
+    profile = amplitude * np.sin(2 * np.pi * waves * (np.arange(size[1]) + 0.5) / size[1])
+    components = {"x": np.tile(profile, (size[0], 1)), "y": np.zeros(size)}
+    tensors = {d: wrap(_as_default_float(c), spatial("x,y")) for d, c in components.items()}
+    return grid.with_values(math.stack(tensors, dual("vector")))
 
 
 def divergence_free_noise(grid: Field, trajectories: int, wavenumber: float, speed: float, seed: int) -> Field:
