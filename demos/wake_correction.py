@@ -195,7 +195,7 @@ def main() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))  # more do not pay on 64×32 cells
     case = Case()
     if options.quick:
-        case = replace(case, fine=128, spin_up=300, settle=50, steps=120, horizon=100, pretraining=300, updates=60)
+        case = replace(case, fine=128, spin_up=250, settle=30, steps=100, horizon=100, pretraining=250, updates=40)
     if options.full:
         case = replace(case, steps=1000, horizon=1000, pretraining=4000, updates=3000, long=15000)
     began, per_seed = time.perf_counter(), []
