@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 from pathlib import Path
@@ -35,6 +36,31 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     settings = dict(optimizer=optimizer, scheduler=schedule, batch_size=batch, clip=1.0, seed=seed)
     return ph.Trainer(solver, data, ph.Unrolled(steps), **settings).fit(updates)
+
+
+def train_methods(
+    start: ph.HybridSolver,
+    data: ph.Trajectories,
+    methods: dict[str, tuple[int, int]],
+    updates: int,
+    batch: int,
+    seed: int,
+    long: int = 0,
+) -> tuple[dict[str, ph.HybridSolver], dict[str, Any]]:
+    """Trains copies of one solver, each over other numbers of steps in the first and the second half of its updates.
+
+    With `long`, one more of so many one-step updates, to compare at equal time. Returns solvers and histories.
+    """
+    solvers, histories = {}, {}
+    for method, unrolled in methods.items():
+        solvers[method] = copy.deepcopy(start)
+        for steps, lr in zip(unrolled, (1e-3, 5e-4)):
+            half = train(solvers[method], data, steps, updates // 2, lr, batch, seed)
+            histories[f"{method}, {steps}"] = half
+    if long:
+        solvers["one_step_long"] = copy.deepcopy(start)
+        histories["one_step_long"] = train(solvers["one_step_long"], data, 1, long, 5e-4, 2 * batch, seed)
+    return solvers, histories
 
 
 def write_metrics(folder: Path, per_seed: list[dict[str, dict[str, float]]], seconds: float) -> None:

@@ -10,7 +10,6 @@ on one step, on 4 and on 16 unrolled steps.
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, require_device, save_figures, seed_table, train, write_metrics
+from common import arguments, require_device, save_figures, seed_table, train, train_methods, write_metrics
 from phi.field import Field
 from phi.torch.flow import advect
 from phiml.nn import res_net
@@ -81,18 +80,9 @@ def trained_solvers(case: Case, training: ph.Trajectories, seed: int, device: st
     torch.manual_seed(seed)
     source = physics(case.coarse, DT)
     start = ph.HybridSolver(source, res_net(2, 2, list(case.filters), periodic=True)).to(device)
-    histories = {"pretraining": train(start, training, 1, case.pretraining, 1e-3, 2 * case.batch, seed)}
-    solvers = {"source": source}
-    for method, unrolled in METHODS.items():
-        solvers[method] = copy.deepcopy(start)
-        for steps, lr in zip(unrolled, (1e-3, 5e-4)):
-            histories[f"{method}, {steps}"] = train(
-                solvers[method], training, steps, case.updates // 2, lr, case.batch, seed
-            )
-    if case.long:
-        solvers["one_step_long"] = copy.deepcopy(start)
-        histories["one_step_long"] = train(solvers["one_step_long"], training, 1, case.long, 5e-4, 2 * case.batch, seed)
-    return solvers, histories
+    before = train(start, training, 1, case.pretraining, 1e-3, 2 * case.batch, seed)
+    solvers, histories = train_methods(start, training, METHODS, case.updates, case.batch, seed, case.long)
+    return {"source": source, **solvers}, {"pretraining": before, **histories}
 
 
 def correlations(trajectory: Field, reference: Field) -> np.ndarray:

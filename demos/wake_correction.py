@@ -10,7 +10,6 @@ training, equal numbers of further updates are spent on one step, on 4 and on 16
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import arguments, require_device, save_figures, seed_table, train, write_metrics
+from common import arguments, require_device, save_figures, seed_table, train, train_methods, write_metrics
 from phi.field import Field
 from phi.math import batch, wrap
 from phi.torch.flow import advect
@@ -47,10 +46,10 @@ class Case:
     coarse: int = 64
     spin_up: int = 500  # steps on half the fine resolution, until vortices are shed
     settle: int = 100  # steps on the fine grid before the first stored one
-    steps: int = 300
+    steps: int = 500
     horizon: int = 250  # steps of the test
     pretraining: int = 1500  # updates, one step, twice the batch
-    updates: int = 600  # of each method, from the same weights on
+    updates: int = 800  # of each method, from the same weights on
     long: int = 0  # updates of `one_step_long`, if any
     batch: int = 3
     filters: tuple[int, ...] = (32, 32, 32)
@@ -89,18 +88,9 @@ def trained_solvers(case: Case, training: ph.Trajectories, seed: int, device: st
     torch.manual_seed(seed)
     source = physics(case.coarse, SOURCE)
     start = ph.HybridSolver(source, res_net(3, 2, list(case.filters))).to(device)
-    histories = {"pretraining": train(start, training, 1, case.pretraining, 1e-3, 2 * case.batch, seed)}
-    solvers = {"source": source}
-    for method, unrolled in METHODS.items():
-        solvers[method] = copy.deepcopy(start)
-        for steps, lr in zip(unrolled, (1e-3, 5e-4)):
-            histories[f"{method}, {steps}"] = train(
-                solvers[method], training, steps, case.updates // 2, lr, case.batch, seed
-            )
-    if case.long:
-        solvers["one_step_long"] = copy.deepcopy(start)
-        histories["one_step_long"] = train(solvers["one_step_long"], training, 1, case.long, 5e-4, 2 * case.batch, seed)
-    return solvers, histories
+    before = train(start, training, 1, case.pretraining, 1e-3, 2 * case.batch, seed)
+    solvers, histories = train_methods(start, training, METHODS, case.updates, case.batch, seed, case.long)
+    return {"source": source, **solvers}, {"pretraining": before, **histories}
 
 
 def wake_measures(trajectory: Field, reference: Field) -> dict[str, float]:
@@ -168,14 +158,31 @@ def describe_reference(data: tuple) -> None:
             print(f"  {name} Re {re:6.0f}: Strouhal number {st:.3f}, transverse velocity ±{np.abs(s).max():.2f}")
 
 
+def strouhal_by_resolution(reynolds: float, resolutions: tuple[int, ...] = (128, 256, 512)) -> dict[int, float]:
+    """Strouhal number of the reference solver on several grids, at the same CFL number."""
+    re, found = wrap([reynolds], batch("trajectory")), {}
+    state = FLOW.disturbed(resolutions[0], 1)
+    for cells in resolutions:
+        dt = DT * 256 / cells
+        block = ph.capture(FLOW.step(dt, FLOW.substeps(dt, cells, reynolds), REFERENCE))
+        state = last_state(block, state.at(FLOW.grid(cells)), round(500 * DT / dt), re)
+        flow = ph.rollout(block, state, round(300 * DT / dt), re)
+        signal = probe(components(flow))
+        found[cells] = float(diagnostics.strouhal_number(signal, dt, FLOW.diameter, FLOW.speed)[0])
+        print(f"Re {reynolds:.0f}, {cells}×{cells // 2} cells: Strouhal number {found[cells]:.4f}")
+        state = flow.time[-1]
+    return found
+
+
 def figures(shown: dict[str, Any], out: Path) -> None:
     trajectories = {k: v for k, v in shown["rollouts"].items() if k in ("reference", "source", "unrolled_16")}
     show = dict(reference="reference", dt=DT, quantity="vorticity", example=SHOWN)
     title = f"Wake of a cylinder, unseen Re = {TEST_RE[SHOWN]:.0f}, vorticity"
-    curves, panels = shown["evaluation"].curves(), plt.subplots(1, len(TEST_RE), figsize=(16, 3.4), sharey=True)
+    curves, panels = shown["evaluation"].curves(), plt.subplots(1, len(TEST_RE), figsize=(16, 3.4))
+    largest = max(float(curve[torch.isfinite(curve)].max()) for curve in curves.values())
     for n, (re, ax) in enumerate(zip(TEST_RE, panels[1])):
         ph.plot.errors({name: curve[n] for name, curve in curves.items()}, dt=DT, ax=ax)
-        ax.set_title(f"Re {re:.0f}")
+        ax.set(title=f"Re {re:.0f}", ylim=(largest / 300, 1.2 * largest))
     panels[0].tight_layout()
     save_figures(
         out,
@@ -190,9 +197,16 @@ def figures(shown: dict[str, Any], out: Path) -> None:
 
 
 def main() -> None:
-    options = arguments(__doc__, "wake_correction").parse_args()
+    parser = arguments(__doc__, "wake_correction")
+    parser.add_argument(
+        "--convergence", action="store_true", help="Strouhal number on 128, 256, 512 cells, and no more"
+    )
+    options = parser.parse_args()
     require_device(options.device)
     torch.set_num_threads(min(2, torch.get_num_threads()))  # more do not pay on 64×32 cells
+    if options.convergence:
+        strouhal_by_resolution(300.0)
+        return
     case = Case()
     if options.quick:
         case = replace(case, fine=128, spin_up=250, settle=30, steps=100, horizon=100, pretraining=250, updates=40)
