@@ -6,7 +6,8 @@ Importing it mends defects of PhiFlow on torch, for eager code as well as for ca
 * `Field.closest_values`, the limiter of `advect.mac_cormack`, looks half a cell beside the faces of staggered grids and
   crashes when their boundary holds a vector;
 * advection on staggered grids in 1D returns values with a surplus `vector` dim;
-* `diffuse.implicit` fails on staggered grids that are not periodic.
+* `diffuse.implicit` fails on staggered grids that are not periodic;
+* linear functions cannot be traced next to a boundary with a floating-point value (walls at 1.0, inflow).
 
 `tests/test_compat.py` has one test per workaround that fails as soon as upstream has mended the defect.
 """
@@ -14,6 +15,7 @@ Importing it mends defects of PhiFlow on torch, for eager code as well as for ca
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +33,7 @@ from phiml.backend.torch import TORCH
 from phiml.backend.torch._torch_backend import TorchBackend
 from phiml.math import _functional, _optimize, extrapolation
 from phiml.math._functional import LinearFunction
+from phiml.math._lin_trace import LinTracer
 from phiml.math._ops import backend_for
 from phiml.math._sparse import native_matrix
 from phiml.math._tensors import Tensor as PhiTensor
@@ -61,6 +64,7 @@ _closest_values_centered = Field.closest_values
 _with_values_as_given = Field.with_values
 _implicit_on_one_grid = diffuse.implicit
 _matrix_and_bias = _functional.matrix_and_bias_from_tracer
+_pad_tracer_with_constant_type = LinTracer._pad
 
 
 def _grid_sample(self: TorchBackend, grid: Any, coordinates: Any, extrapolation: str) -> Any:
@@ -98,6 +102,14 @@ def _implicit(field: Field, diffusivity: Any, dt: Any, *args: Any, **kwargs: Any
     return field.with_values(math.stack(components, math.dual("vector")))
 
 
+def _pad_tracer(self: LinTracer, boundary: extrapolation.Extrapolation, *args: Any, **kwargs: Any) -> LinTracer:
+    if not isinstance(boundary, extrapolation.ConstantExtrapolation):
+        return _pad_tracer_with_constant_type(self, boundary, *args, **kwargs)
+    padded = _pad_tracer_with_constant_type(self, extrapolation.ZERO, *args, **kwargs)  # indices stay integers
+    return dataclasses.replace(padded, _bias=boundary.pad(self._bias, *args, **kwargs))
+
+
+LinTracer._pad = _pad_tracer
 TorchBackend.grid_sample = _grid_sample
 diffuse.implicit = _implicit
 Field.closest_values = _closest_values
@@ -130,8 +142,15 @@ def hooked_backend(is_input: Callable[[Any], bool], hooks: dict[str, Callable]) 
 
     with (
         _replaced_methods(TORCH, {"is_available": is_available, **hooks}),
-        _replaced(_functional, "_safe_mul", lambda x, y: x * y),  # same values; same gradients while they are finite
+        plain_products(),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def plain_products() -> Iterator[None]:
+    """`math.safe_mul` without its custom gradient: same values, and the same gradients to rounding while finite."""
+    with _replaced(_functional, "_safe_mul", lambda x, y: x * y):
         yield
 
 
@@ -262,12 +281,16 @@ class MatrixStandIn:
 
 
 @contextlib.contextmanager
-def hooked_solves(solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch.Tensor]) -> Iterator[None]:
+def hooked_solves(
+    solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch.Tensor],
+    leave: Callable[[PhiTensor], bool] = lambda matrix: False,
+) -> Iterator[None]:
     """Inside, `solve(matrix, rhs, rel_tol, abs_tol)` takes every linear solve of PhiFlow on torch, with its derivatives.
 
     `rhs` has shape `(batch, row)`, the result `(batch, column)`; `SolveTape`s are not told. PhiML assembles the matrix, in
     float64 whatever the precision of the state, and prepares the right-hand side. A function that is not compiled is
-    turned into a matrix first. A rank deficiency is told to `solve` instead of bordering the matrix with ones.
+    turned into a matrix first. A rank deficiency is told to `solve` instead of bordering the matrix with ones. Matrices
+    for which `leave` is true stay with PhiFlow.
     """
     latest: list[MatrixStandIn] = []
 
@@ -275,10 +298,14 @@ def hooked_solves(solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch
         plain = originals["attach_gradient_solve"](forward, auxiliary_args, matrix_adjoint)
 
         def with_matrix(y: Any, arguments: math.Solve, matrix: PhiTensor) -> Any:
-            if backend_for(*disassemble_tree(y, cache=False)[1], matrix) is not TORCH:
+            foreign = backend_for(*disassemble_tree(y, cache=False)[1], matrix) is not TORCH
+            if foreign or leave(matrix):
                 return plain(y, arguments, matrix)
             latest[:] = [MatrixStandIn(matrix, bool((math.wrap(arguments.rank_deficiency or 0) > 0).any))]
-            return forward(y, math.copy_with(arguments, rank_deficiency=0), matrix)
+            try:
+                return forward(y, math.copy_with(arguments, rank_deficiency=0), matrix)
+            finally:
+                latest.clear()
 
         def with_function(y: Any, arguments: math.Solve, f_args: tuple, f_kwargs: dict) -> Any:
             if backend_for(*disassemble_tree(y, cache=False)[1]) is not TORCH:
@@ -289,7 +316,7 @@ def hooked_solves(solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch
         return with_function if "f_kwargs" in auxiliary_args else with_matrix
 
     def native_matrix(matrix: PhiTensor, backend: Any) -> Any:
-        return latest[0] if backend is TORCH else originals["native_matrix"](matrix, backend)
+        return latest[0] if latest and backend is TORCH else originals["native_matrix"](matrix, backend)
 
     def solve_forward(y: Any, arguments: math.Solve, matrix: Any, columns: tuple, rows: tuple, *rest: Any) -> Any:
         if not isinstance(matrix, MatrixStandIn):
@@ -327,13 +354,14 @@ def hooked_solves(solve: Callable[[MatrixStandIn, torch.Tensor, Any, Any], torch
         for name, hook in hooks.items():
             stack.enter_context(_replaced(_optimize, name, hook))
         stack.enter_context(_replaced(LinearFunction, "sparse_matrix_and_bias", matrix_and_bias))
-        stack.enter_context(_replaced(_functional, "matrix_and_bias_from_tracer", _uncompressed_matrix_and_bias))
+        stack.enter_context(_replaced(_functional, "matrix_and_bias_from_tracer", _matrix_and_bias_of_any_size))
         yield
 
 
-def _uncompressed_matrix_and_bias(tracer: Any, auto_compress: bool = True) -> tuple[PhiTensor, PhiTensor]:
+def _matrix_and_bias_of_any_size(tracer: Any, auto_compress: bool = True) -> tuple[PhiTensor, PhiTensor]:
     """PhiML compresses rows with 32-bit indices into the dense matrix, which overflow from 256² cells on."""
-    return _matrix_and_bias(tracer, auto_compress=False)
+    small = tracer.shape.volume * tracer._source.shape.volume < 2**31
+    return _matrix_and_bias(tracer, auto_compress=auto_compress and small)
 
 
 @contextlib.contextmanager
@@ -352,9 +380,21 @@ def matrix_values(matrix: PhiTensor) -> tuple[torch.Tensor, ...]:
     return tuple(t for t in values._natives() if isinstance(t, torch.Tensor))
 
 
+def varies(matrix: PhiTensor) -> bool:
+    """Whether a matrix carries gradients, or differs along a batch dim, which sparse ones keep among rows and columns."""
+    same_dims = set(math.non_dual(matrix).names) == set(math.dual(matrix).as_channel().names)
+    return not same_dims or bool(math.batch(matrix)) or any(map(_has_derivatives, matrix_values(matrix)))
+
+
+def _has_derivatives(tensor: torch.Tensor) -> bool:
+    dual = torch.autograd.forward_ad._current_level >= 0 and torch.autograd.forward_ad.unpack_dual(tensor)
+    return tensor.requires_grad or bool(dual and dual.tangent is not None)
+
+
 def matrix_to_scipy(matrix: PhiTensor) -> scipy.sparse.csr_matrix:
     """Float64 copy; rows and columns run over the primal and the dual dims of `matrix`, the last one fastest."""
-    native = native_matrix(matrix, NUMPY)
+    with math.precision(64):  # native values come in the global precision
+        native = native_matrix(matrix, NUMPY)
     return scipy.sparse.csr_matrix(native).astype(np.float64)
 
 

@@ -18,20 +18,27 @@ from phi.torch.flow import (
     CenteredGrid,
     Field,
     Noise,
+    Obstacle,
+    Solve,
+    Sphere,
     StaggeredGrid,
     advect,
     batch,
     channel,
     diffuse,
+    dual,
     extrapolation,
+    fluid,
     math,
     spatial,
     vec,
     wrap,
 )
 from phiml.backend.torch._torch_backend import TorchBackend
+from phiml.math._lin_trace import LinTracer
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import phi_hybrid as ph
 from phi_hybrid import _compat
 
 torch.set_num_threads(1)
@@ -214,6 +221,120 @@ def test_1d_staggered_advection_converges(scheme: Callable, order: float, speed:
             exact = np.sin(np.arange(cells) * 2 * np.pi / cells - speed)
             errors.append(np.abs(u.values.numpy(["x", "~vector"])[:, 0] - exact).max())
     assert errors[0] < 0.04 and np.log2(errors[0] / errors[1]) > order and np.log2(errors[1] / errors[2]) > order
+
+
+# --- implicit diffusion ---
+
+
+def _axis(cells: int, spacing: float, kind: str) -> np.ndarray:
+    """Second differences with zeros beyond both ends, or with their neighbours repeated."""
+    matrix = np.diag(-2.0 * np.ones(cells)) + np.diag(np.ones(cells - 1), 1) + np.diag(np.ones(cells - 1), -1)
+    if kind == "open":
+        matrix[0, 0] = matrix[-1, -1] = -1.0
+    return matrix / spacing**2
+
+
+STAGGERED: dict[str, Any] = {"closed": 0, "open": ZERO_GRADIENT, "inflow": INFLOW}
+
+
+@pytest.mark.parametrize("kind", STAGGERED)
+def test_upstream_implicit_diffusion_on_faces_fails(kind: str) -> None:
+    u = StaggeredGrid(Noise(), STAGGERED[kind], x=6, y=5)
+    with pytest.raises(ValueError, match="'idx'"):
+        _compat._implicit_on_one_grid(u, 0.1, 0.5)
+
+
+@pytest.mark.parametrize("solves", [True, False], ids=["linear_solves", "PhiFlow"])
+@pytest.mark.parametrize("kind", ["closed", "open"])
+def test_implicit_diffusion_on_faces_solves_for_each_component(kind: str, solves: bool) -> None:
+    cells, spacing = {"x": 6, "y": 5}, {"x": 0.5, "y": 0.25}
+    with math.precision(64):
+        box = Box(**{n: cells[n] * spacing[n] for n in "xy"})
+        u = StaggeredGrid(Noise(batch(b=2)), STAGGERED[kind], box, **cells)
+        with ph.linear_solves() if solves else math.precision(64):
+            found = diffuse.implicit(u, 0.1, 0.5, Solve("CG", 1e-13, 1e-13))
+        assert found.boundary == u.boundary
+        for name in "xy":
+            values = u.values[{"~vector": name}].numpy("b,x,y")
+            nx, ny = values.shape[1:]
+            laplace = np.kron(_axis(nx, 0.5, kind), np.eye(ny)) + np.kron(np.eye(nx), _axis(ny, 0.25, kind))
+            expected = np.linalg.solve(np.eye(nx * ny) - 0.05 * laplace, values.reshape(2, -1).T).T
+            after = found.values[{"~vector": name}].numpy("b,x,y").reshape(2, -1)
+            np.testing.assert_allclose(after, expected, atol=1e-10)
+            assert np.abs(after - values.reshape(2, -1)).max() > 0.1
+
+
+def test_upstream_tracing_beside_a_wall_with_a_float_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indices are padded with 1.0 - 1.0, which makes them floats."""
+    monkeypatch.setattr(LinTracer, "_pad", _compat._pad_tracer_with_constant_type)
+    with pytest.raises(AssertionError):
+        diffuse.implicit(CenteredGrid(Noise(), 1.0, x=5), 0.1, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["wall", "inflow"])
+def test_implicit_diffusion_beside_a_wall_with_a_value(kind: str) -> None:
+    boundary = {"wall": 1.5, "inflow": {"x-": 1.5, "x+": ZERO_GRADIENT}}[kind]
+    matrix = np.eye(7) - 0.05 * _axis(7, 0.5, "closed")
+    matrix[-1, -1] -= 0.05 / 0.5**2 * (kind == "inflow")
+    offset = np.zeros(7)
+    offset[0] = offset[-1] = 1.5 * 0.05 / 0.5**2
+    offset[-1] *= kind == "wall"
+    with math.precision(64):
+        u = CenteredGrid(Noise(batch(b=2)), boundary, Box(x=3.5), x=7)
+        after = diffuse.implicit(u, 0.1, 0.5, Solve("CG", 1e-13, 1e-13)).values.numpy("b,x")
+        expected = np.linalg.solve(matrix, (u.values.numpy("b,x") + offset).T).T
+    np.testing.assert_allclose(after, expected, atol=1e-10)
+
+
+# --- matrices ---
+
+
+def test_upstream_matrices_overflow_from_65536_unknowns_on() -> None:
+    with pytest.raises(ValueError, match="out of bounds"):
+        fluid.make_incompressible(StaggeredGrid(0.0, PERIODIC, x=256, y=256), (), Solve("CG"))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_matrices_keep_float64(bits: int) -> None:
+    """PhiML hands out native values in the precision that is current, whatever they are stored in."""
+    third = np.full((2, 2), 1 / 3) + np.eye(2)
+    with math.precision(64):
+        matrix = wrap(third, channel("x"), dual("x"))
+    with math.precision(bits):
+        np.testing.assert_array_equal(_compat.matrix_to_scipy(matrix).toarray(), third)
+
+
+# --- products with masks ---
+
+
+def test_upstream_safe_mul_has_a_gradient_of_its_own() -> None:
+    """A graph would lose it."""
+    x = wrap(torch.ones(3, requires_grad=True), spatial("x"))
+    assert isinstance(math.safe_mul(x, x).native("x").grad_fn, torch.autograd.function.BackwardCFunction)
+    with _compat.hooked_backend(lambda t: False, {}):
+        assert not isinstance(math.safe_mul(x, x).native("x").grad_fn, torch.autograd.function.BackwardCFunction)
+
+
+@pytest.mark.parametrize("velocity", [False, True])
+def test_captured_masks_have_the_gradient_of_phiflow(velocity: bool) -> None:
+    def step(u: Field, w: Any) -> Field:
+        return fluid.apply_boundary_conditions(
+            u * u, Obstacle(Sphere(x=3, y=2.5, radius=1.5), velocity=w if velocity else 0)
+        )
+
+    u, w = StaggeredGrid(Noise(batch(b=2)), 0, x=6, y=5), torch.tensor([0.5, -1.0])
+    block = ph.capture(step, u, wrap(w, channel(vector="x,y")), check=velocity)
+    leaves = [t.requires_grad_() for t in block.flatten(u, wrap(w, channel(vector="x,y")))]
+    found = torch.autograd.grad(sum((t**2).sum() for t in block.native(*leaves)), leaves, allow_unused=True)
+    inputs = [t.detach().clone().requires_grad_() for t in leaves]
+    faces = {n: wrap(t, batch("b"), spatial("x"), spatial("y")) for n, t in zip("xy", inputs)}
+    after = step(u.with_values(math.stack(faces, dual("vector"))), wrap(inputs[2], channel(vector="x,y")))
+    loss = sum((after.values[{"~vector": n}].native("b,x,y") ** 2).sum() for n in "xy")
+    expected = torch.autograd.grad(loss, inputs, allow_unused=True)
+    assert (found[2] is None) == (not velocity)
+    for a, b in zip(found, expected):
+        assert (a is None) == (b is None) and (a is None or a.abs().max() > 0.1)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 # --- other defects that the package works around ---

@@ -11,7 +11,7 @@ from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import Layout
 from phi_hybrid.capture.trace import run_eager, trace
 from phi_hybrid.errors import CaptureError
-from phi_hybrid.linear_solve import Solves
+from phi_hybrid.linear_solve import LinearSolve, Solves
 
 
 class CapturedGraph(torch.nn.Module):
@@ -68,7 +68,8 @@ def check_against_eager(
     """Compares graph and plain PhiFlow, values and vector–Jacobian products, on perturbed inputs.
 
     Raises:
-        CaptureError: where they differ by a single bit (on CPU; by rounding elsewhere), with the size of the difference.
+        CaptureError: where they differ by a single bit, with the size of the difference. On other devices than the CPU and
+            behind linear solves, which pass rounding on to every cell: where they differ by more than rounding.
     """
     generator = torch.Generator(tensors[0].device if tensors else "cpu").manual_seed(0)
     perturbed = [_perturb(t, generator) for t in tensors]
@@ -84,10 +85,12 @@ def check_against_eager(
         cotangents = [o.detach().clone() for o in varying]
         return [*outputs, *torch.autograd.grad(varying, differentiable, cotangents, allow_unused=True)]
 
-    eager = results(lambda *inputs: run_eager(step, graph.layout, inputs, solves)[0])
+    with _compat.plain_products():  # as in the graph
+        eager = results(lambda *inputs: run_eager(step, graph.layout, inputs, solves)[0])
     captured = results(graph.module)
+    exact = graph.device.type == "cpu" and not any(isinstance(m, LinearSolve) for m in graph.module.modules())
     for number, (a, b) in enumerate(zip(captured, eager)):
-        if not _equal(a, b):
+        if not _equal(a, b, exact):
             kind = "value" if number < len(graph.output_layout.leaves) else "gradient"
             size = "one is missing" if a is None or b is None else f"{(a - b).abs().max().item():.2e}"
             raise CaptureError(
@@ -106,9 +109,11 @@ def _perturb(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return tensor.detach() * (1 + 0.01 * noise) + 0.01 * scale * noise
 
 
-def _equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+def _equal(a: torch.Tensor | None, b: torch.Tensor | None, exact: bool) -> bool:
     if a is None or b is None:
         return (a is None or not a.any()) and (b is None or not b.any())
-    if a.device.type == "cpu" or not a.is_floating_point():
-        return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-    return torch.allclose(a, b, rtol=1e-4 if a.dtype == torch.float32 else 1e-10, atol=1e-6, equal_nan=True)
+    same = (a == b) | (a.isnan() & b.isnan())
+    if not exact and a.is_floating_point() and a.shape == b.shape:
+        rounding = (1e-5 if a.dtype == torch.float32 else 1e-12) * b.abs().nan_to_num(0.0, 0.0, 0.0).max()
+        same |= (a - b).abs() <= rounding
+    return a.shape == b.shape and bool(same.all())

@@ -93,7 +93,13 @@ class Guard(TorchFunctionMode):
     def linear_solve(
         self, matrix: _compat.MatrixStandIn, rhs: torch.Tensor, rel_tol: Any, abs_tol: Any
     ) -> torch.Tensor:
-        if any(self.is_input(t) for t in (*_compat.matrix_values(matrix.matrix), rel_tol, abs_tol)):
+        values = _compat.matrix_values(matrix.matrix)
+        if any(t.requires_grad for t in values):
+            self.refuse(
+                "a linear solve whose matrix holds a trainable tensor, which the graph would freeze",
+                "give coefficients as Python numbers, or use the step uncaptured",
+            )
+        if any(self.is_input(t) for t in (*values, rel_tol, abs_tol)):
             self.refuse(
                 "a linear solve whose matrix (or tolerance) depends on the step's inputs; it would have to be factored "
                 "anew at every call",
@@ -103,7 +109,8 @@ class Guard(TorchFunctionMode):
         with _compat.without_tracing():
             module, order = self.solves.module_for(matrix, rel_tol, abs_tol)
         self.used_solves[module.number] = module
-        return in_order(linear_solve(rhs, module.number, False), order)
+        with torch.no_grad():  # trainable tensors behind the right-hand side are refused once the graph is complete
+            return in_order(linear_solve(rhs, module.number, False), order)
 
     def sparse_product(self, columns: Any, row_pointers: Any, values: Any, shape: tuple, dense: Any) -> torch.Tensor:
         values, dense = _compat.TORCH.auto_cast(values, dense, bool_to_int=True, int_to_float=True)

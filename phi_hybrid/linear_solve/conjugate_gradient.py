@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from phi_hybrid.linear_solve.fast_diagonalization import SpectralSolver, spectral_solver
-from phi_hybrid.linear_solve.separable import axis_operators, typical
+from phi_hybrid.linear_solve.separable import axis_operators
 from phi_hybrid.linear_solve.solution import Solution, symmetric_balance
 from phi_hybrid.linear_solve.system import Csr, System
 
@@ -97,7 +97,7 @@ def krylov_solver(system: System, device: torch.device, tolerance: float, max_it
         return None
     if (matrix.diagonal()[~free] == 0).any():
         return None
-    operators = axis_operators(system, typical)
+    operators = axis_operators(system, free)
     box = None if operators is None else spectral_solver(operators, system.shape, device)
     if box is None or not _definite(box.eigenvalues):
         return None

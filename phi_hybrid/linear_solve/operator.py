@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from phi_hybrid import _compat
 from phi_hybrid.errors import SolveError
 from phi_hybrid.linear_solve.choice import build_solver
 from phi_hybrid.linear_solve.solution import Method, Solution, Solver
@@ -34,6 +35,8 @@ class LinearSolve(torch.nn.Module):
         """Raises SolveError if b is not finite, has no solution, or the solution misses the tolerance."""
         if torch.compiler.is_compiling():
             return linear_solve(rhs, self.number, False)
+        if not (torch.is_grad_enabled() or _compat.functorch_active() or _compat.forward_mode_active()):
+            return self.solve(rhs, False)
         return _Solve.apply(rhs, self.number, False)
 
     def solve(self, rhs: torch.Tensor, transposed: bool) -> torch.Tensor:
@@ -62,8 +65,9 @@ class LinearSolve(torch.nn.Module):
     def _require(
         self, error: torch.Tensor, allowed: torch.Tensor, norm: torch.Tensor, solution: Solution, message: str
     ) -> None:
-        if not bool((error.to(allowed.device) <= allowed).all()):
-            worst = int((error.to(allowed.device) / allowed).nan_to_num(torch.inf).argmax())
+        error = error.to(allowed.device)
+        if not bool((error <= allowed).all()):
+            worst = int(torch.where(error <= allowed, 0.0, error / allowed).nan_to_num(torch.inf).argmax())
             relative = float(error[worst] / norm[worst])
             description = message.format(
                 error=float(error[worst]), allowed=float(allowed[worst]), relative=relative, entry=worst
@@ -121,6 +125,7 @@ def _(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
 
 def _setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     _, ctx.number, ctx.transposed = inputs
+    ctx.module = solve_of(ctx.number)  # alive until the derivatives are done
 
 
 def _backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -137,9 +142,7 @@ class _Solve(torch.autograd.Function):
     def forward(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
         return solve_of(number).solve(rhs, transposed)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-        _, ctx.number, ctx.transposed = inputs
+    setup_context = staticmethod(_setup)
 
     @staticmethod
     def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, None]:

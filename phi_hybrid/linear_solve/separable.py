@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import scipy.sparse
 
 from phi_hybrid.linear_solve.system import Csr, System
 
 
-def axis_operators(system: System, average: Callable = np.mean) -> list[Csr] | None:
-    """The T_d of a separable operator, or of the one that resembles A most, `None` where cells couple across axes.
+def axis_operators(system: System, free: np.ndarray | None = None) -> list[Csr] | None:
+    """The T_d of a separable operator, or of one that resembles A, `None` where cells couple across axes.
 
-    Each entry of T_d is the average over the other axes of the entries of A that it would make. With the mean, a
-    separable A is recovered exactly; with `typical`, the operator of the box without its obstacles.
+    Couplings and row sums of T_d are averages over the other axes of those in A, so that a separable A is recovered
+    exactly. With `free`, a mask of the cells outside of obstacles, they are the strongest couplings and the smallest row
+    sums of these cells instead: those of the box without its obstacles, unless one fills a whole cross-section.
     """
     shape, matrix = system.shape, system.matrix.tocoo()
     rows, columns = (np.array(np.unravel_index(i, shape)) for i in (matrix.row, matrix.col))
     differs = rows != columns
     if (differs.sum(0) > 1).any():
         return None
-    diagonal = system.matrix.diagonal().reshape(shape)
-    overall, operators = average(diagonal), []
+    sums, average = system.matrix @ np.ones(system.size), np.mean
+    if free is not None:
+        sign = np.sign(system.matrix.diagonal()[free][0])
+        sums, average = np.where(free, sign * sums, np.inf), np.min
+    overall, operators = average(sums), []
     for d, size in enumerate(shape):
-        others = tuple(e for e in range(len(shape)) if e != d)
-        own = average(diagonal, axis=others) - overall * (len(shape) - 1) / len(shape)
-        operator = scipy.sparse.diags(own).tolil()
+        own = average(sums.reshape(shape), axis=tuple(e for e in range(len(shape)) if e != d))
+        own = np.where(np.isinf(own), overall, own) - overall * (len(shape) - 1) / len(shape)
+        own = own if free is None else sign * own
         along = differs[d]
-        operator = (
-            _couplings(rows[d][along], columns[d][along], matrix.data[along], size, system.size, average) + operator
-        )
-        operators.append(Csr(operator))
+        entries = rows[d][along], columns[d][along], matrix.data[along]
+        couplings = _couplings(*entries, size, system.size // size, strongest=free is not None)
+        operators.append(Csr(couplings + scipy.sparse.diags(own - couplings @ np.ones(size))))
     return operators
 
 
@@ -43,25 +44,14 @@ def kronecker_sum(operators: list[Csr]) -> Csr:
     return Csr(total)
 
 
-def typical(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
-    """The median by magnitude, never a value between two: what most cells have, if an obstacle takes less than half."""
-    axes = tuple(range(values.ndim)) if axis is None else (axis,) if isinstance(axis, int) else axis
-    kept = [d for d in range(values.ndim) if d not in axes]
-    lines = values.transpose(*kept, *axes).reshape(*(values.shape[d] for d in kept), -1)
-    middle = np.argsort(np.abs(lines), axis=-1)[..., lines.shape[-1] // 2, None]
-    return np.take_along_axis(lines, middle, -1)[..., 0]
-
-
-def _couplings(row: np.ndarray, column: np.ndarray, value: np.ndarray, size: int, cells: int, average: Callable) -> Csr:
-    """Averages of the entries that share a pair of positions; an absent entry counts as zero."""
+def _couplings(row: np.ndarray, column: np.ndarray, value: np.ndarray, size: int, lines: int, strongest: bool) -> Csr:
+    """The strongest of the entries that share a pair of positions, or their average, where an absent one is zero."""
     pairs, group = np.unique(row * size + column, return_inverse=True)
-    lines = cells // size
-    if average is np.mean:
-        values = np.bincount(group, value) / lines
+    if strongest:
+        low, high = np.zeros(len(pairs)), np.zeros(len(pairs))
+        np.minimum.at(low, group, value)
+        np.maximum.at(high, group, value)
+        values = np.where(high >= -low, high, low)
     else:
-        table = np.zeros((len(pairs), lines))
-        order = np.argsort(group, kind="stable")
-        position = np.arange(len(group)) - np.searchsorted(group[order], group[order])
-        table[group[order], position] = value[order]
-        values = average(table, axis=1)
+        values = np.bincount(group, value) / lines
     return Csr((values, (pairs // size, pairs % size)), shape=(size, size))

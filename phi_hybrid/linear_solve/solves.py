@@ -28,7 +28,7 @@ class Solves:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Inside, PhiFlow's linear solves on torch tensors are done here, with all derivatives."""
-        with _compat.hooked_solves(self.solve):
+        with _compat.hooked_solves(self.solve, leave=_compat.varies):
             yield
 
     def solve(self, matrix: _compat.MatrixStandIn, rhs: torch.Tensor, rel_tol: Any, abs_tol: Any) -> torch.Tensor:

@@ -16,6 +16,7 @@ from phi.torch.flow import (
     CenteredGrid,
     Field,
     Solve,
+    Sphere,
     StaggeredGrid,
     Tensor,
     batch,
@@ -26,12 +27,17 @@ from phi.torch.flow import (
     spatial,
 )
 from phiml.backend.torch import TORCH
+from phiml.math import _optimize
 from state_cases import random_field
 
-from phi_hybrid import capture
+from phi_hybrid import capture, linear_solves
 from phi_hybrid.errors import CaptureError, StateError
 
 HOOKS = {"is_available", "linear_solve", "custom_gradient", "mul_csr_dense", "csr_matrix"}
+UPSTREAM = {
+    name: getattr(_optimize, name)
+    for name in ("attach_gradient_solve", "native_matrix", "_linear_solve_forward", "compute_preconditioner")
+}
 APPLY = torch.autograd.Function.__dict__["apply"]
 EXAMPLE = dict(placement="staggered", kind="periodic", dims=2)
 
@@ -114,6 +120,7 @@ def refusal(step: Callable, *arguments: Any) -> str:
     with pytest.raises(CaptureError) as error:
         capture(step, *arguments)
     assert not HOOKS & set(vars(TORCH)) and torch.autograd.Function.__dict__["apply"] is APPLY
+    assert all(getattr(_optimize, name) is function for name, function in UPSTREAM.items())
     assert math.get_precision() == 32 and TORCH.get_default_device().ref == "cpu"
     assert "Way out" in str(error.value)
     return str(error.value)
@@ -274,19 +281,57 @@ def test_writing_to_an_argument_is_refused() -> None:
     assert "writes into one of its arguments" in refusal(step, math.wrap(x, spatial("x")))
 
 
-def pressure(u: Field) -> Field:
-    return fluid.make_incompressible(u, (), Solve("CG", 1e-3))[0]
+def viscosity(u: Field, nu: Tensor) -> Field:
+    return diffuse.implicit(u, nu, 0.1)  # here: viscosity
 
 
-def implicit(u: Field) -> Field:
-    return diffuse.implicit(u, 0.1, 0.1, Solve("CG", 1e-3))
+def time_step(u: Field, dt: Tensor) -> Field:
+    return diffuse.implicit(u, 0.1, dt)  # here: time_step
 
 
-@pytest.mark.parametrize("step", [pressure, implicit], ids=lambda s: s.__name__)
-def test_linear_solves_are_refused(step: Callable) -> None:
-    placement = "staggered" if step is pressure else "vector"  # PhiFlow cannot diffuse faces between walls implicitly
-    message = refusal(step, random_field(placement, "closed", 2))
-    assert "linear solve (" in message and f"in {step.__name__}" in message
+def obstacle(u: Field, x: Tensor) -> Field:
+    return fluid.make_incompressible(u, Sphere(x=x, y=0.7, radius=0.4))[0]  # here: obstacle
+
+
+def coefficient(u: Field, c: Tensor) -> Field:
+    return math.solve_linear(lambda v: c * v - 0.1 * v.laplace(), u, Solve(x0=u))  # here: coefficient
+
+
+def tolerance(u: Field, t: Tensor) -> Field:
+    return diffuse.implicit(u, 0.1, 0.1, Solve(rel_tol=t))  # here: tolerance
+
+
+@pytest.mark.parametrize("step", [viscosity, time_step, obstacle, coefficient, tolerance], ids=lambda s: s.__name__)
+def test_matrices_that_depend_on_inputs_are_refused(step: Callable) -> None:
+    u = random_field("staggered" if step is obstacle else "scalar", "closed", 2)
+    message = refusal(step, u, math.wrap(torch.tensor(0.5)))
+    assert re.search(rf"test_refusals\.py:{line_of(step)} in {step.__name__}", message), message
+    assert "linear solve whose matrix (or tolerance) depends on the step's inputs" in message
+    assert "as Python numbers" in message and "diffuse.explicit" in message
+
+
+def test_matrices_of_numbers_and_of_what_the_step_closes_over_are_allowed() -> None:
+    nu, u = math.wrap(torch.tensor(0.1)), random_field("scalar", "closed", 2)
+    block = capture(lambda u, dt: diffuse.implicit(u, nu, dt), u, 0.5)
+    with linear_solves():
+        math.assert_close(block(u, 0.5).values, diffuse.implicit(u, 0.1, 0.5).values, abs_tolerance=1e-6)
+        math.assert_close(block(u, 0.7).values, diffuse.implicit(u, 0.1, 0.7).values, abs_tolerance=1e-6)
+
+
+@pytest.mark.parametrize("where", ["matrix", "right-hand side"])
+def test_trainable_tensors_in_linear_solves_are_refused(where: str) -> None:
+    weight = math.wrap(torch.nn.Parameter(torch.tensor(0.1)))
+
+    def step(u: Field) -> Field:
+        return diffuse.implicit(u, weight, 0.1) if where == "matrix" else diffuse.implicit(weight * u, 0.1, 0.1)
+
+    assert "trainable tensor" in refusal(step, random_field("scalar", "closed", 2))
+
+
+def test_matrices_that_differ_along_the_batch_are_refused() -> None:
+    nu = math.wrap(torch.tensor([0.1, 0.2]), batch("b"))
+    message = refusal(lambda u: diffuse.implicit(u, nu, 0.1), random_field("scalar", "closed", 2, b=2))
+    assert "only square systems over the same dims" in message
 
 
 def test_custom_gradients_are_refused() -> None:
@@ -400,11 +445,3 @@ def test_viscosity_as_tensor_passes_the_cfl_check() -> None:
     assert len(block.graphs) == 1
     with pytest.warns(RuntimeWarning, match="CFL"):  # plain PhiFlow still looks
         step(u, math.wrap(torch.tensor(5.0)))
-
-
-def test_a_solve_that_fails_in_plain_phiflow_is_refused_as_a_solve() -> None:
-    def step(u: Field) -> Field:
-        return diffuse.implicit(u, 1.0, 100.0, Solve("CG", 1e-12, max_iterations=1))
-
-    with pytest.raises(CaptureError, match="solves a linear system, which does not converge in plain PhiFlow"):
-        capture(step, CenteredGrid(lambda x, y: math.sin(x * y), 0, x=6, y=5))

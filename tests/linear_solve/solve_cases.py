@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from phi.geom import UniformGrid
 from phi.physics.fluid import (
     _accessible_extrapolation,
-    _balance_divergence,
     _pressure_extrapolation,
     apply_boundary_conditions,
     masked_laplace,
@@ -143,17 +142,39 @@ def velocity(
     """Random velocity, equal in both precisions, with a batch dim `b` of size 2 unless others are given."""
     batches = batches or {"b": 2}
     dims, cells = [batch(n) for n in batches], {n: cells[n] for n in names}
+    if staggered:
+        shapes = [[n + added_faces(kind, d, names) * (d == c) for d, n in cells.items()] for c in names]
+        sizes = batches.values()
+        values = [noise(*sizes, *shape, seed=seed + 1000 * i, dtype=dtype) for i, shape in enumerate(shapes)]
+        return on_faces(values, kind, names, cells, batches)
     with math.precision(BITS[dtype]):
-        grid = dict(bounds=Box(**{n: SIZE[n] for n in names}), **cells)
-        if not staggered:
-            values = noise(*batches.values(), *cells.values(), len(names), seed=seed, dtype=dtype)
-            values = math.wrap(values, *dims, spatial(names), channel(vector=",".join(names)))
-            return CenteredGrid(values, boundary(kind, names), bounds=grid["bounds"])
-        components = {}
-        for number, resolution in enumerate(_faces(StaggeredGrid(0.0, boundary(kind, names), **grid))):
-            values = noise(*batches.values(), *resolution.sizes, seed=seed + 1000 * number, dtype=dtype)
-            components[names[number]] = math.wrap(values, *dims, *[spatial(n) for n in names])
-        return StaggeredGrid(math.stack(components, dual("vector")), boundary(kind, names), **grid)
+        values = noise(*batches.values(), *cells.values(), len(names), seed=seed, dtype=dtype)
+        values = math.wrap(values, *dims, *[spatial(n) for n in names], channel(vector=",".join(names)))
+        return CenteredGrid(values, boundary(kind, names), bounds=Box(**{n: SIZE[n] for n in names}))
+
+
+def on_faces(
+    values: Sequence[torch.Tensor],
+    kind: str,
+    names: str = "xy",
+    cells: dict[str, int] = SMALL,
+    batches: Iterable[str] = ("b",),
+) -> Field:
+    """Velocity with these components, `(*batches, x, y[, z])`."""
+    dims = [*(batch(n) for n in batches), *(spatial(n) for n in names)]
+    with math.precision(BITS[values[0].dtype]):
+        stacked = math.stack({n: math.wrap(v, *dims) for n, v in zip(names, values)}, dual("vector"))
+        cells = {n: cells[n] for n in names}
+        return StaggeredGrid(stacked, boundary(kind, names), bounds=Box(**{n: SIZE[n] for n in names}), **cells)
+
+
+def added_faces(kind: str, name: str, names: str) -> int:
+    """How many more faces than cells a component has along its own axis."""
+    if kind == "mixed":
+        return 0 if name == "x" else -1
+    if kind == "inflow":
+        return 0 if name == names[-1] else 1
+    return {"periodic": 0, "closed": -1, "open": 1}[kind]
 
 
 def scalar(kind: str, names: str = "xy", dtype: torch.dtype = torch.float64, seed: int = 0, **batches: int) -> Field:
@@ -179,6 +200,13 @@ def obstacles(kind: str, names: str = "xy") -> list[Obstacle]:
             return [Obstacle(ball, velocity=vec(**{n: 0.5 - 0.75 * d for d, n in enumerate(names)}))]
         corner = Box(**{n: (0.2 * SIZE[n], 0.4 * SIZE[n]) for n in names})
         return [Obstacle(corner), Obstacle(Sphere(**{n: 0.7 * SIZE[n] for n in names}, radius=0.3))]
+
+
+def part_of(v: Field) -> Field:
+    """1 in an L-shaped part of the box, 0 in its corner."""
+    with math.precision(64):
+        inside = lambda x: math.to_float((x.vector["x"] < 1.4) | (x.vector["y"] < 0.6))  # noqa: E731
+        return CenteredGrid(inside, extrapolation.NONE, v.bounds, v.resolution)
 
 
 OBSTACLES = ("none", "one", "two", "moving")
@@ -212,7 +240,9 @@ class Projection:
     rhs: np.ndarray
     """`(batch, cells)`."""
     fluid: np.ndarray
-    """Mask of the cells in which there is a pressure, `(cells)`."""
+    """Mask of the cells with a pressure, `(x, y[, z])`."""
+    leftover: np.ndarray
+    """`(batch, 1)`, the mean divergence that PhiFlow leaves in boxes without an opening: what obstacles give off."""
 
 
 def project(v: Field, obstacles: Sequence[Obstacle] = (), active: Field | None = None) -> Projection:
@@ -220,15 +250,16 @@ def project(v: Field, obstacles: Sequence[Obstacle] = (), active: Field | None =
     with math.precision(64):
         w, faces, everywhere = v, None, active is None
         if obstacles:
-            outside = _accessible_extrapolation(v.boundary)
-            free = Field(v.geometry, ~union([o.geometry for o in obstacles]), outside)
+            free = fluid_cells(v, obstacles)
             faces = field.stagger(free, math.minimum, v.boundary, at=v.sampled_at, dims=v.vector.item_names)
             free = free.with_boundary(extrapolation.NONE)
             active = free if active is None else active * free
             w = apply_boundary_conditions(v, obstacles)
         divergence = field.divergence(w) if active is None else field.divergence(w) * active
+        leftover = 0 * field.mean(divergence)
         if everywhere and not v.boundary.is_flexible:
-            divergence = _balance_divergence(divergence, active)
+            leftover = field.mean(divergence) / (1 if active is None else field.mean(active))
+            divergence = divergence - (leftover if active is None else active * leftover)
         outside = _pressure_extrapolation(v.boundary)
 
         def pressure_of(columns: torch.Tensor) -> Field:
@@ -240,15 +271,45 @@ def project(v: Field, obstacles: Sequence[Obstacle] = (), active: Field | None =
 
         matrix, offset = _columns(lambda x: laplacian(pressure_of(x)).values, v.resolution)
         rhs = divergence.values.numpy([v.shape.batch, v.resolution]) - offset
-        pressure = np.linalg.lstsq(matrix, rhs.T, rcond=1e-12)[0].T
+        pressure = _least_norm(matrix, rhs)
         p = pressure_of(torch.as_tensor(pressure.copy()))
         gradient = field.spatial_gradient(p, v.boundary, at=v.sampled_at, scheme="green-gauss")
         gradient = gradient if faces is None else gradient * faces
-        batches = math.merge_shapes(v.shape.batch)
-        result = math.rename_dims(w.values, batches, batch("column")) - gradient.values
-        result = components(v.with_values(result), ["column"])
-        mask = np.ones(v.resolution.volume) if active is None else active.values.numpy([v.resolution])
-        return Projection(result, pressure, matrix, rhs, mask != 0)
+        before = [c.flatten(0, v.shape.batch.rank - 1) for c in components(w, v.shape.batch.names)]
+        result = [a - b for a, b in zip(before, components(gradient, ["column"]))]
+        fluid = np.ones(v.resolution.sizes) if active is None else active.values.numpy(v.resolution.names)
+        return Projection(result, pressure, matrix, rhs, fluid > 0, leftover.numpy([v.shape.batch])[:, None])
+
+
+def fluid_cells(v: Field, obstacles: Sequence[Obstacle]) -> Field:
+    """1 outside of obstacles, 0 inside."""
+    with math.precision(64):
+        free = ~union([o.geometry for o in obstacles]) if obstacles else 1.0
+        return CenteredGrid(free, _accessible_extrapolation(v.boundary), v.bounds, v.resolution) * 1.0
+
+
+def divergence(values: Sequence[torch.Tensor], kind: str, mask: np.ndarray) -> np.ndarray:
+    """Flow out of each cell of `mask` `(x, y)` per volume, from faces `(batch, x, y)`; `(batch, cells)`."""
+    total = 0.0
+    for axis, (name, faces) in enumerate(zip("xy", values)):
+        faces = np.moveaxis(faces.double().numpy(), 1 + axis, 0)
+        if kind == "periodic" or (kind, name) == ("mixed", "x"):
+            faces = np.concatenate([faces, faces[:1]])
+        elif kind in ("closed", "mixed"):
+            faces = np.pad(faces, ((1, 1), (0, 0), (0, 0)))
+        elif (kind, name) == ("inflow", "y"):
+            faces = np.pad(faces, ((1, 0), (0, 0), (0, 0)), constant_values=1.0)
+        total = total + np.moveaxis(np.diff(faces, axis=0), 0, 1 + axis) * mask.shape[axis] / SIZE[name]
+    return total[:, mask]
+
+
+def _least_norm(matrix: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+    """Where only constants are lost, the constant part of the right-hand side that has no solution is left out."""
+    size = len(matrix)
+    if np.abs(matrix.sum(1)).max() < 1e-12 * np.abs(matrix).max() and np.linalg.matrix_rank(matrix) == size - 1:
+        matrix = np.block([[matrix, np.ones((size, 1))], [np.ones((1, size)), 0]])
+        return np.linalg.solve(matrix, np.pad(rhs, ((0, 0), (0, 1))).T).T[:, :-1]
+    return np.linalg.lstsq(matrix, rhs.T, rcond=1e-12)[0].T
 
 
 def diffuse_implicitly(u: Field, viscosity: Any, dt: float) -> list[np.ndarray]:
@@ -268,12 +329,6 @@ def diffuse_implicitly(u: Field, viscosity: Any, dt: float) -> list[np.ndarray]:
     return results
 
 
-def divergence(u: Field, projection: Projection) -> np.ndarray:
-    """Of the fluid cells, `(batch, cells)`."""
-    with math.precision(u.values.dtype.precision):
-        return field.divergence(u).values.numpy([u.shape.batch, u.resolution])[:, projection.fluid]
-
-
 def system_in(step: Any, method: Method | None = None) -> System:
     """The only linear system that a piece of PhiFlow code solves."""
     solves = Solves(method)
@@ -289,10 +344,6 @@ def _columns(f: Any, resolution: Any) -> tuple[np.ndarray, np.ndarray]:
     inputs = torch.cat([torch.zeros(1, size), torch.eye(size)]).double()
     outputs = f(inputs).numpy([batch("column"), resolution])
     return (outputs[1:] - outputs[0]).T, outputs[0]
-
-
-def _faces(grid: Field) -> list[Any]:
-    return [grid.values[{"~vector": n}].shape.spatial for n in grid.vector.item_names]
 
 
 def _scalars(u: Field) -> list[Field]:

@@ -130,7 +130,9 @@ def test_regularised_solver_is_definite(kinds: tuple[str, str]) -> None:
     matrix = box_matrix(kinds, (6, 5))
     found = spectral(matrix, (6, 5)).regularised().apply(torch.eye(30, dtype=torch.float64)).numpy()
     smallest = np.sort(np.linalg.eigvalsh(-matrix))[1]
-    np.testing.assert_allclose(found, np.linalg.pinv(matrix, rcond=1e-12) - np.ones((30, 30)) / 30 / smallest, atol=1e-12)
+    np.testing.assert_allclose(
+        found, np.linalg.pinv(matrix, rcond=1e-12) - np.ones((30, 30)) / 30 / smallest, atol=1e-12
+    )
 
 
 def test_the_solver_stays_in_float64() -> None:

@@ -39,9 +39,7 @@ def assert_diagonalises(transform: Transform, matrix: np.ndarray) -> None:
     inverse, vectors = matrices_of(transform, len(matrix))
     scale = np.abs(matrix).max()
     np.testing.assert_allclose(inverse @ vectors, np.eye(len(matrix)), atol=1e-12)
-    np.testing.assert_allclose(
-        vectors @ np.diag(transform.eigenvalues.numpy()) @ inverse, matrix, atol=1e-12 * scale
-    )
+    np.testing.assert_allclose(vectors @ np.diag(transform.eigenvalues.numpy()) @ inverse, matrix, atol=1e-12 * scale)
 
 
 @pytest.fixture
