@@ -49,7 +49,7 @@ class Case:
     steps: int = 500
     horizon: int = 250  # steps of the test
     pretraining: int = 1500  # updates, one step, twice the batch
-    updates: int = 800  # of each method, from the same weights on
+    updates: int = 1000  # of each method, from the same weights on
     long: int = 0  # updates of `one_step_long`, if any
     batch: int = 3
     filters: tuple[int, ...] = (32, 32, 32)
@@ -165,8 +165,9 @@ def strouhal_by_resolution(reynolds: float, resolutions: tuple[int, ...] = (128,
     for cells in resolutions:
         dt = DT * 256 / cells
         block = ph.capture(FLOW.step(dt, FLOW.substeps(dt, cells, reynolds), REFERENCE))
-        state = last_state(block, state.at(FLOW.grid(cells)), round(500 * DT / dt), re)
-        flow = ph.rollout(block, state, round(300 * DT / dt), re)
+        settle = 500 if cells == resolutions[0] else 150
+        state = last_state(block, state.at(FLOW.grid(cells)), round(settle * DT / dt), re)
+        flow = ph.rollout(block, state, round(250 * DT / dt), re)
         signal = probe(components(flow))
         found[cells] = float(diagnostics.strouhal_number(signal, dt, FLOW.diameter, FLOW.speed)[0])
         print(f"Re {reynolds:.0f}, {cells}×{cells // 2} cells: Strouhal number {found[cells]:.4f}")

@@ -7,8 +7,7 @@ after noise (wake: after the gust behind the cylinder). Plain PhiFlow solves wit
 default does not converge everywhere: CG to a relative residual of 1e-5, of 1e-3 for the wake of 256×128 (with 1e-5 it
 stops at 1000 iterations). `rank_deficiency=0` keeps it from bordering the singular matrices of closed and periodic
 boxes with ones, which makes CG diverge. What is captured solves directly, or by CG to 1e-7 (the sphere), whatever
-`Solve` says. `check=False`, since on 3D periodic boxes the gradient of the projection equals plain PhiFlow's to
-rounding, not to the bit.
+`Solve` says.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ CASES = {
 @cache
 def initial(case: str) -> Any:
     torch.manual_seed(0)
-    state, block = CASES[case].start(), capture(CASES[case].step, check=False)
+    state, block = CASES[case].start(), capture(CASES[case].step)
     with torch.no_grad():
         for _ in range(10):
             state = block(state)
@@ -90,7 +89,7 @@ def way(name: str, case: str) -> Callable[..., tuple[torch.Tensor, ...]]:
     """The step on native tensors; the border to PhiFlow is crossed on neither side."""
     step = CASES[case].step
     if name in ("captured", "inductor"):
-        return capture(step, initial(case), compile=name == "inductor", check=False).native
+        return capture(step, initial(case), compile=name == "inductor").native
     return math.jit_compile(step) if name == "jit_compile" else step
 
 
