@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,4 +120,6 @@ def _multiply(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def _to_torch(matrix: Csr, device: torch.device) -> torch.Tensor:
     parts = (torch.from_numpy(p.copy()) for p in (matrix.indptr, matrix.indices, matrix.data))
-    return torch.sparse_csr_tensor(*parts, size=matrix.shape).to(device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(*parts, size=matrix.shape).to(device)

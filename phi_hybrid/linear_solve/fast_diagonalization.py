@@ -37,7 +37,11 @@ class FastDiagonalization:
             return None
         if system.is_symmetric:
             spectral = spectral_solver(operators, system.shape, device)
-            return None if spectral is None else ExactSolver(spectral, spectral, symmetric_balance(system, device))
+            return (
+                None
+                if spectral is None
+                else ExactSolver(spectral, spectral, symmetric_balance(system, device), system.tolerates_imbalance)
+            )
         transforms = [unsymmetric_transform_of(operator, device) for operator in operators]
         if any(t is None for t in transforms):
             return None
@@ -45,19 +49,22 @@ class FastDiagonalization:
         spectral = SpectralSolver(transforms, system.shape, device)
         if not _is_inverse(spectral, system.matrix):
             return None
-        return ExactSolver(spectral, adjoint, Balance(spectral.null_vectors(), adjoint.null_vectors()))
+        return ExactSolver(
+            spectral, adjoint, Balance(spectral.null_vectors(), adjoint.null_vectors()), system.tolerates_imbalance
+        )
 
 
 class ExactSolver:
     """Spectral solver of a system and of its adjoint."""
 
-    def __init__(self, forward: SpectralSolver, adjoint: SpectralSolver, balance: Balance) -> None:
+    def __init__(self, forward: SpectralSolver, adjoint: SpectralSolver, balance: Balance, tolerant: bool) -> None:
         self.forward, self.adjoint = forward, adjoint
+        self.tolerant = tolerant  # nobody asks for the imbalance then
         self.balance, self.adjoint_balance = balance, Balance(balance.left, balance.right)
 
     def solve(self, rhs: torch.Tensor, transposed: bool) -> Solution:
         spectral, balance = (self.adjoint, self.adjoint_balance) if transposed else (self.forward, self.balance)
-        return Solution(spectral.apply(rhs), imbalance=balance.split(rhs)[1])
+        return Solution(spectral.apply(rhs), imbalance=None if self.tolerant else balance.split(rhs)[1])
 
 
 class SpectralSolver:
