@@ -23,6 +23,7 @@ from phi.torch.flow import (
     batch,
     channel,
     diffuse,
+    dual,
     fluid,
     math,
     spatial,
@@ -123,6 +124,19 @@ def test_several_solves() -> None:
 def _faces(values: list[Any]) -> Tensor:
     values = {n: wrap(torch.as_tensor(v), batch("b"), *[spatial(d) for d in "xy"]) for n, v in zip("xy", values)}
     return math.stack(values, math.dual("vector"))
+
+
+def test_unknowns_in_another_order_than_equations() -> None:
+    matrix, rhs = noise(6, 6).numpy() + 6 * np.eye(6), noise(3, 6)
+    stored = wrap(matrix.reshape(2, 3, 2, 3).transpose(0, 1, 3, 2).copy(), channel("x,y"), dual("y,x"))
+
+    def step(y: Tensor) -> Tensor:
+        return math.solve_linear(stored, y, Solve(x0=math.zeros(batch(b=3), channel(y=3, x=2))))
+
+    y = wrap(rhs.reshape(3, 2, 3), batch("b"), channel("x,y"))
+    with math.precision(64):
+        found = ph.capture(step, y)(y).native("b,x,y").reshape(3, 6)
+    assert relative_error(found, np.linalg.solve(matrix, rhs.numpy().T).T) < 1e-13
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
