@@ -1,109 +1,123 @@
-"""Errors of solvers against reference trajectories."""
+"""Rolls solvers out beside reference trajectories and measures every step."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.layout import flatten
 from phi_hybrid.capture import NativeFace
 from phi_hybrid.data import Trajectories
 from phi_hybrid.errors import SolveError, StateError
+from phi_hybrid.evaluation import Evaluation
+from phi_hybrid.metrics import DEFAULT, MAE, NRMSE, Frame, Metric
 from phi_hybrid.unroll import Bound, Tensors, as_step, evaluation_mode
 
+__all__ = ["Evaluation", "evaluate", "trajectory_errors"]
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Errors over time of several solvers, `(trajectory, step)`, step 0 being the state after the first step.
-
-    `mae` is ⟨|u − u*|⟩ over space and components in units of the state, `nrmse` is ‖u − u*‖₂ / ‖u*‖₂. From the first
-    non-finite state or failed linear solve on, errors of a trajectory are infinite: failure is not missing data.
-    """
-
-    mae: Mapping[str, torch.Tensor]
-    nrmse: Mapping[str, torch.Tensor]
-
-    def summary(self, horizons: tuple[int, ...] = ()) -> dict[str, dict[str, float]]:
-        """Solver → metric → number: `mae` and `nrmse` over all steps, `mae_n` over the first n, `blow_up` (fraction of
-        trajectories that became non-finite)."""
-        return {name: self._summary_of(name, horizons) for name in self.mae}
-
-    def curves(self) -> dict[str, torch.Tensor]:
-        """MAE with the vanishing error of the first states in front, `(trajectory, time)`, for `plot.errors`."""
-        return {name: torch.nn.functional.pad(mae, (1, 0)) for name, mae in self.mae.items()}
-
-    def table(self, horizons: tuple[int, ...] = ()) -> str:
-        """The summary as text, one row per solver."""
-        summary = self.summary(horizons)
-        metrics = list(next(iter(summary.values())))
-        width = max(len(name) for name in summary) + 2
-        rows = ["".ljust(width) + "".join(m.rjust(11) for m in metrics)]
-        rows += [name.ljust(width) + "".join(f"{row[m]:11.4g}" for m in metrics) for name, row in summary.items()]
-        return "\n".join(rows)
-
-    def _summary_of(self, name: str, horizons: tuple[int, ...]) -> dict[str, float]:
-        mae, nrmse = self.mae[name], self.nrmse[name]
-        too_long = [h for h in horizons if not 1 <= h <= mae.shape[1]]
-        if too_long:
-            raise StateError(f"horizons {too_long}: the evaluation has {mae.shape[1]} steps; use 1 … {mae.shape[1]}")
-        return {
-            "mae": float(mae.mean()),
-            **{f"mae_{h}": float(mae[:, :h].mean()) for h in horizons},
-            "nrmse": float(nrmse.mean()),
-            "blow_up": float((~torch.isfinite(mae[:, -1])).double().mean()),
-        }
+_NONE: Mapping[str, Metric] = MappingProxyType({})
 
 
-def evaluate(solvers: Mapping[str, Callable], data: Trajectories, steps: int | None = None) -> Evaluation:
+def evaluate(
+    solvers: Mapping[str, Callable],
+    data: Trajectories,
+    steps: int | None = None,
+    *,
+    metrics: Mapping[str, Metric] = _NONE,
+    batch_size: int = 8,
+) -> Evaluation:
     """Rolls every solver out from the first states of `data` and compares each step with the reference.
+
+    No states are kept, only a number per metric, trajectory and step: memory does not grow with the number of rollouts,
+    nor with that of the steps. Load large data with `Trajectories.load(path, lazy=True)`.
 
     Args:
         solvers: name → step, e.g. `{'source': physics, 'hybrid': solver}`; inputs come from the data.
         data: held-out trajectories on the grid of the solvers, `(trajectory, time, x, y, vector)`.
         steps: number of steps, all that the data has by default.
+        metrics: name → what to measure besides `mae`, `nrmse`, `correlation` and `cosine`, e.g.
+            `{'energy': ph.metrics.Drift(ph.quantities.energy)}`.
+        batch_size: largest number of trajectories that are rolled out at once.
 
     Raises:
-        StateError: if `steps` is out of range or the data do not fit a solver.
+        StateError: if `steps` is out of range, the data do not fit a solver, a metric has the name of another or does
+            not return one number per trajectory.
     """
     if not isinstance(solvers, Mapping) or not solvers:
         raise StateError(f"solvers = {solvers!r}: expected a mapping from names to steps, e.g. {{'hybrid': solver}}")
     steps = data.steps if steps is None else steps
     if not 1 <= steps <= data.steps:
         raise StateError(f"steps = {steps} but the data has trajectories of {data.steps} steps; use 1 … {data.steps}")
-    errors = {name: trajectory_errors(solver, data, steps) for name, solver in solvers.items()}
-    return Evaluation({n: e[0] for n, e in errors.items()}, {n: e[1] for n, e in errors.items()})
+    if batch_size < 1:
+        raise StateError(f"batch_size = {batch_size}: roll out at least 1 trajectory at once")
+    taken = sorted({*DEFAULT, "blow_up"} & set(metrics))
+    if taken:
+        raise StateError(f"metrics {taken} are measured anyway; give yours other names")
+    chosen = {**DEFAULT, **metrics}
+    found = {name: measure(solver, data, steps, chosen, batch_size) for name, solver in solvers.items()}
+    values = {metric: {name: numbers[metric] for name, (numbers, _) in found.items()} for metric in chosen}
+    return Evaluation(values, {name: lifetime for name, (_, lifetime) in found.items()})
+
+
+def trajectory_errors(solver: Callable, data: Trajectories, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """MAE and nRMSE, each `(trajectory, step)`, of one solver in evaluation mode; all trajectories at once."""
+    numbers, _ = measure(solver, data, steps, {"mae": MAE(), "nrmse": NRMSE()}, len(data))
+    return numbers["mae"], numbers["nrmse"]
 
 
 @torch.no_grad()
-def trajectory_errors(solver: Callable, data: Trajectories, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """MAE and nRMSE, each `(trajectory, step)`, of one solver in evaluation mode."""
-    solver = as_step(solver)
+def measure(
+    solver: Callable, data: Trajectories, steps: int, metrics: Mapping[str, Metric], batch_size: int
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Metric → `(trajectory, step)` of one solver in evaluation mode, and the steps before its failures, `(trajectory,)`."""
+    solver, count = as_step(solver), len(data)
+    numbers = {name: torch.empty(count, steps, dtype=torch.float64) for name in metrics}
+    lifetime = torch.empty(count, dtype=torch.long)
+    size = math.ceil(count / math.ceil(count / batch_size))
     with evaluation_mode(solver):
-        return _trajectory_errors(solver, data, steps)
+        for start in range(0, count, size):
+            first = min(start, count - size)  # chunks of one size share a captured graph; the last may overlap
+            chunk = slice(first, first + size)
+            part = {name: values[chunk] for name, values in numbers.items()}
+            lifetime[chunk] = _measure_chunk(solver, data, chunk, metrics, part)
+    return numbers, lifetime
 
 
-def _trajectory_errors(solver: NativeFace, data: Trajectories, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = data.cut(slice(None), 0, steps).to(_device_of(solver))
-    inputs = batch.step_inputs
-    bound = batch.bind(solver)
-    state, mae, nrmse = bound.state, [], []
-    failed = torch.zeros(len(data), dtype=torch.bool, device=state[0].device)
+def _measure_chunk(
+    solver: NativeFace,
+    data: Trajectories,
+    chunk: slice,
+    metrics: Mapping[str, Metric],
+    numbers: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    """Fills in the numbers of a few trajectories; returns how many steps each of them went without failure."""
+    device, steps = _device_of(solver), next(iter(numbers.values())).shape[1]
+    bound = data.cut(chunk, 0, 1).to(device).bind(solver)
+    reference = data.cut(chunk, 0, steps)
+    inputs, state = reference.step_inputs, bound.state
+    failed = torch.zeros(len(state[0]), dtype=torch.bool, device=device)
+    lifetime = torch.zeros(len(failed), dtype=torch.long)
     for n in range(steps):
-        state, failed = _step(bound, state, inputs.at(n), failed)
-        reference = torch.cat([t[:, n].flatten(1) for t in batch.targets], 1).double()
-        error = torch.cat([s.flatten(1) for s in state], 1).double() - reference
-        mae.append(error.abs().mean(1).masked_fill(failed, torch.inf))
-        nrmse.append(error.norm(dim=1) / reference.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny))
-        nrmse[-1].masked_fill_(failed, torch.inf)
-    return _failed_is_infinite(torch.stack(mae, 1)), _failed_is_infinite(torch.stack(nrmse, 1))
+        state, failed = _step(bound, state, _moved(inputs.at(n), device), failed)
+        lifetime += ~failed.cpu()
+        target = _moved([t[:, n] for t in reference.targets], device)
+        # Metrics see no failed state: a solve in one of them would fail, too.
+        own, true = (Frame(tensors, bound.layout) for tensors in (_replaced(state, target, failed), target))
+        for name, metric in metrics.items():
+            failure = getattr(metric, "failure", math.inf)
+            value = _one_per_trajectory(metric(own, true), name, failed)
+            numbers[name][:, n] = value.masked_fill(failed | ~torch.isfinite(value), failure)
+    return lifetime
 
 
 def _step(bound: Bound, state: Tensors, inputs: Tensors, failed: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-    """One step of all trajectories. Those in which a solve has failed go on from their first state, out of the way."""
+    """One step of all trajectories. Those that have failed go on from their first state, out of the way."""
     try:
-        return bound.step(*_replaced(state, bound.state, failed), *inputs), failed
+        state = bound.step(*_replaced(state, bound.state, failed), *inputs)
     except SolveError:
         failed = failed.clone()
         for entry in (~failed).nonzero().flatten().tolist():
@@ -113,7 +127,10 @@ def _step(bound: Bound, state: Tensors, inputs: Tensors, failed: torch.Tensor) -
                 bound.step(*_replaced(state, bound.state, others), *inputs)
             except SolveError:
                 failed[entry] = True
-        return bound.step(*_replaced(state, bound.state, failed), *inputs), failed
+        state = bound.step(*_replaced(state, bound.state, failed), *inputs)
+    for tensor in state:
+        failed = failed | ~torch.isfinite(tensor).reshape(len(failed), -1).all(1)
+    return state, failed
 
 
 def _replaced(state: Tensors, by: Tensors, chosen: torch.Tensor) -> Tensors:
@@ -123,9 +140,20 @@ def _replaced(state: Tensors, by: Tensors, chosen: torch.Tensor) -> Tensors:
     return tuple(torch.where(chosen.view(-1, *[1] * (s.ndim - 1)), b, s) for s, b in zip(state, by))
 
 
-def _failed_is_infinite(errors: torch.Tensor) -> torch.Tensor:
-    failed = (~torch.isfinite(errors)).cumsum(1) > 0
-    return torch.where(failed, torch.inf, errors).cpu()
+def _one_per_trajectory(value: Any, metric: str, failed: torch.Tensor) -> torch.Tensor:
+    """What a metric returned, float64 `(trajectory,)`."""
+    tensors = (value,) if isinstance(value, torch.Tensor) else flatten(value)[0]
+    shapes = [tuple(t.shape) for t in tensors]
+    if shapes != [tuple(failed.shape)]:
+        raise StateError(
+            f"metric {metric!r} returned shape {shapes[0] if len(shapes) == 1 else shapes}, but should return one number "
+            f"per trajectory, {tuple(failed.shape)}: reduce all other axes, e.g. (own.rows - reference.rows).abs().amax(1)"
+        )
+    return tensors[0].to(failed.device, torch.float64)
+
+
+def _moved(tensors: Any, device: torch.device) -> Tensors:
+    return tuple(t.to(device).contiguous() for t in tensors)
 
 
 def _device_of(module: Any) -> torch.device:

@@ -77,13 +77,17 @@ def test_staggered_components_count_by_their_faces() -> None:
 def test_summary_and_horizons(data: ph.Trajectories) -> None:
     summary = ph.evaluate({"worse": worse, "reference": forced_step}, data).summary((1, 3))
     mae, nrmse = errors_by_hand(worse, data, STEPS)
-    assert summary["worse"] == pytest.approx(
+    assert {k: v for k, v in summary["worse"].items() if not k.startswith("co")} == pytest.approx(
         {
             "mae": mae.mean(),
             "mae_1": mae[:, 0].mean(),
             "mae_3": mae[:, :3].mean(),
             "nrmse": nrmse.mean(),
+            "nrmse_1": nrmse[:, 0].mean(),
+            "nrmse_3": nrmse[:, :3].mean(),
             "blow_up": 0.0,
+            "blow_up_1": 0.0,
+            "blow_up_3": 0.0,
         },
         rel=1e-4,
     )
@@ -108,7 +112,10 @@ def test_blow_up_is_infinite_and_counted() -> None:
     assert summary["squaring"]["blow_up"] == 0.5 and summary["squaring"]["mae"] == float("inf")
     assert summary["squaring"]["mae_2"] < 1e38 and summary["squaring"]["mae_3"] == float("inf")
     assert summary["fine"]["blow_up"] == 0.0 and summary["fine"]["mae"] > 0
-    assert "inf" in found.table()
+    assert summary["squaring"]["blow_up_2"] == 0.0 and summary["squaring"]["blow_up_3"] == 0.25
+    assert summary["squaring"]["correlation"] == -float("inf") and summary["squaring"]["correlation_2"] > -1
+    assert found.lifetime["squaring"].tolist() == [6, 3, 2, 6] and found.lifetime["fine"].tolist() == [6] * 4
+    assert "inf" in str(found.table())
 
 
 def test_failure_is_not_undone_by_later_finite_states() -> None:
@@ -142,8 +149,9 @@ def test_states_of_several_fields() -> None:
 def test_table(data: ph.Trajectories) -> None:
     found = ph.evaluate({"worse": worse, "a longer name": forced_step}, data)
     summary = found.summary((2,))
-    head, *rows = found.table((2,)).splitlines()
-    assert head.split() == ["mae", "mae_2", "nrmse", "blow_up"]
+    head, *rows = str(found.table((2,))).splitlines()
+    names = ["mae", "nrmse", "correlation", "cosine", "blow_up"]
+    assert head.split() == [n + end for n in names for end in ("", "_2")]
     assert len(rows) == 2 and len({len(r) for r in [head, *rows]}) == 1
     for row, (name, metrics) in zip(rows, summary.items()):
         assert row.startswith(name + " ")

@@ -106,8 +106,12 @@ FLOORS: dict[str, float] = {
     "data": 3,
     "scaling": 3,
     "objective": 3,
-    "train": 4,
+    "quantities": 3,
+    "table": 3,
+    "metrics": 4,
+    "evaluation": 4,
     "evaluate": 4,
+    "train": 4,
     "plot": 4,
 }
 

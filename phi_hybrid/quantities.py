@@ -1,0 +1,81 @@
+"""What a state amounts to: integrals over space and the energy spectrum."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from phi import math as phi_math
+from phi.field import Field
+
+from phi_hybrid.bridge.layout import FieldLayout, boundary_kinds
+from phi_hybrid.errors import StateError
+from phi_hybrid.unroll import Tensors
+
+
+def total(state: Field) -> Any:
+    """∫ u dV, `(trajectory, x, y, vector)` → `(trajectory, vector)`: mass of a density, momentum of a velocity.
+
+    A stored face of a staggered field counts with the volume of a cell.
+    """
+    parts = [phi_math.sum(part, part.shape.spatial) for part in _components(state)]
+    return phi_math.stack(parts, phi_math.channel("component")) * _cell_volume(state)
+
+
+def energy(state: Field) -> Any:
+    """½ ∫ |u|² dV, `(trajectory, x, y, vector)` → `(trajectory,)`; faces as in `total`."""
+    return 0.5 * sum(phi_math.sum(part**2, part.shape.non_batch) for part in _components(state)) * _cell_volume(state)
+
+
+def energy_spectrum(tensors: Tensors, layout: FieldLayout) -> torch.Tensor:
+    """E(kₙ) = ½ Σ |û(κ)|² over |κ|/Δk ≈ n, û = FFT(u)/N, Δk = 2π / longest edge: `(trajectory, n)`, n = 0, 1, …
+
+    The shells that are complete: up to the Nyquist wavenumber of the coarsest dim. Faces enter as they are.
+
+    Args:
+        tensors: of a periodic field, `(trajectory, x[, y[, z]][, vector])`, one per component if it is staggered.
+        layout: of the field.
+
+    Raises:
+        StateError: for fields that are not periodic.
+    """
+    open_sides = [f"{side} {kind}" for side, kind in boundary_kinds(layout) if kind != "periodic"]
+    if open_sides:
+        raise StateError(
+            f"the energy spectrum is that of periodic fields, but this one has the boundaries {', '.join(open_sides)}: "
+            "the jump at the edges would show as small scales. Window it and make it periodic with SpectrumError(of=…)"
+        )
+    power = 0
+    for tensor, axes in zip(tensors, layout.leaves):
+        space = [i for i, a in enumerate(axes) if a.kind == "spatial"]
+        rest = [i for i, a in enumerate(axes) if a.kind not in ("spatial", "batch")]
+        modes = torch.fft.fftn(tensor.double(), dim=space, norm="forward").abs().square()
+        power = power + 0.5 * (modes.sum(rest) if rest else modes).flatten(1)
+    shell, count = _shells(layout)
+    found = power.new_zeros(len(power), int(shell.max()) + 1).index_add_(1, shell.to(power.device), power)
+    return found[:, :count]
+
+
+@lru_cache(maxsize=16)
+def _shells(layout: FieldLayout) -> tuple[torch.Tensor, int]:
+    """Shell number of every mode, and how many shells are complete."""
+    names = sorted(layout.geometry.resolution.names)
+    sizes = [layout.geometry.resolution.get_size(n) for n in names]
+    edges = [float(layout.geometry.bounds.size.vector[n]) for n in names]
+    numbers = [torch.fft.fftfreq(s, 1 / s, dtype=torch.float64) * max(edges) / e for s, e in zip(sizes, edges)]
+    length = sum(part.square() for part in torch.meshgrid(*numbers, indexing="ij")).sqrt()
+    nyquist = min(s / 2 * max(edges) / e for s, e in zip(sizes, edges))
+    return length.round().long().flatten(), int(nyquist) + 1
+
+
+def _components(state: Field) -> list[Any]:
+    """Values of every component, `(trajectory, x, y)`."""
+    values = state.values
+    split = values.shape.dual or values.shape.channel
+    return phi_math.unstack(values, split) if split else [values]
+
+
+def _cell_volume(state: Field) -> float:
+    return math.prod(float(state.dx.vector[n]) for n in state.resolution.names)

@@ -1,0 +1,162 @@
+"""Numbers by row and column, alone or with their spread over seeds, as text, CSV or Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from phi_hybrid.errors import StateError
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number measured several times, e.g. once per seed. NaN counts as +∞: a failure, not a missing value."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise StateError("a spread of no values: give at least one, e.g. Spread((0.1, 0.2))")
+        ranked = tuple(math.inf if math.isnan(v) else float(v) for v in self.values)
+        object.__setattr__(self, "values", ranked)
+
+    @property
+    def median(self) -> float:
+        """The middle value; the mean of the two middle ones of an even number."""
+        return statistics.median(self.values)
+
+    @property
+    def lowest(self) -> float:
+        """The smallest value."""
+        return min(self.values)
+
+    @property
+    def highest(self) -> float:
+        """The largest value."""
+        return max(self.values)
+
+    def __str__(self) -> str:
+        return f"{self.median:.4g} [{self.lowest:.4g}, {self.highest:.4g}]"
+
+
+Cell = float | Spread
+
+
+@dataclass(frozen=True)
+class Table:
+    """Row → column → number or `Spread`, every row with the same columns. `str(table)` is its text.
+
+    Infinite numbers are failures and are shown as `inf`.
+
+    Raises:
+        StateError: for a table without rows, rows with different columns, or cells that are not numbers.
+    """
+
+    rows: Mapping[str, Mapping[str, Cell]]
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise StateError("a table without rows: expected row → column → number, e.g. {'hybrid': {'mae': 0.1}}")
+        for name, row in self.rows.items():
+            if list(row) != self.columns:
+                raise StateError(
+                    f"row {name!r} has the columns {list(row)}, but the first row has {self.columns}: all rows take the "
+                    "same; pick common ones with a table.select([…]) of each part"
+                )
+            for column, cell in row.items():
+                if isinstance(cell, bool) or not isinstance(cell, (int, float, Spread)):
+                    raise StateError(f"row {name!r}, column {column!r} is {cell!r}: expected a number or a Spread")
+
+    @staticmethod
+    def over_seeds(summaries: Sequence[Mapping[str, Mapping[str, Any]]], columns: Sequence[str] | None = None) -> Table:
+        """Median and spread over seeds of the summaries of one experiment.
+
+        Args:
+            summaries: one per seed, method → metric → number, as `Evaluation.summary` returns.
+            columns: which metrics, all of the first summary by default.
+
+        Raises:
+            StateError: if there is no summary, or a method or metric is missing in one of them.
+        """
+        if not summaries:
+            raise StateError("no summaries: pass one per seed, e.g. [evaluation.summary() for each seed]")
+        columns = list(next(iter(summaries[0].values()))) if columns is None else columns
+        for seed, summary in enumerate(summaries):
+            if list(summary) != list(summaries[0]):
+                raise StateError(
+                    f"summary {seed} has the methods {list(summary)}, the first {list(summaries[0])}: a failed method is "
+                    "infinite, not left out"
+                )
+            for method, row in summary.items():
+                missing = [c for c in columns if c not in row]
+                if missing:
+                    raise StateError(f"summary {seed} has no {missing} for {method!r}; it has {list(row)}")
+        return Table({m: {c: Spread(tuple(s[m][c] for s in summaries)) for c in columns} for m in summaries[0]})
+
+    @staticmethod
+    def stack(tables: Mapping[str, Table]) -> Table:
+        """Tables of the same columns below each other: rows are named `row, table`."""
+        rows: dict[str, Mapping[str, Cell]] = {}
+        for name, table in tables.items():
+            rows.update({f"{row}, {name}": cells for row, cells in table.rows.items()})
+        return Table(rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(next(iter(self.rows.values())))
+
+    def select(self, columns: Sequence[str]) -> Table:
+        """Some of the columns, in this order.
+
+        Raises:
+            StateError: for a column that the table does not have.
+        """
+        unknown = [c for c in columns if c not in self.columns]
+        if unknown:
+            raise StateError(f"columns {unknown} are not in the table; it has {self.columns}")
+        return Table({name: {c: row[c] for c in columns} for name, row in self.rows.items()})
+
+    def text(self) -> str:
+        """Aligned for reading, four digits; a spread as `median [lowest, highest]`."""
+        lines = self._lines()
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        return "\n".join(
+            line[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:]))
+            for line in lines
+        )
+
+    def markdown(self) -> str:
+        """A pipe table, four digits; a spread as `median [lowest, highest]`."""
+        head, *body = [[cell.replace("|", r"\|") for cell in line] for line in self._lines()]
+        ruler = ["---", *["---:"] * len(self.columns)]
+        return "\n".join("| " + " | ".join(line) + " |" for line in (head, ruler, *body))
+
+    def csv(self) -> str:
+        """Comma-separated, all digits; a spread takes three columns, `…_median`, `…_lowest` and `…_highest`."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        spread = {c for c in self.columns for row in self.rows.values() if isinstance(row[c], Spread)}
+        parts = ("median", "lowest", "highest")
+        heads = [[f"{c}_{part}" for part in parts] if c in spread else [c] for c in self.columns]
+        writer.writerow(["", *sum(heads, [])])
+        for name, row in self.rows.items():
+            cells = [[getattr(_spread(row[c]), part) for part in parts] if c in spread else [row[c]] for c in row]
+            writer.writerow([name, *sum(cells, [])])
+        return out.getvalue()
+
+    def _lines(self) -> list[list[str]]:
+        cells = [[str(c) if isinstance(c, Spread) else f"{c:.4g}" for c in row.values()] for row in self.rows.values()]
+        return [["", *self.columns], *([name, *line] for name, line in zip(self.rows, cells))]
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def _spread(cell: Cell) -> Spread:
+    return cell if isinstance(cell, Spread) else Spread((cell,))
