@@ -70,11 +70,16 @@ def replacing(path: str | os.PathLike) -> Iterator[str]:
         raise
 
 
-def read(path: str | os.PathLike) -> Contents:
+def read(path: str | os.PathLike, lazy: bool = False) -> Contents:
     """Reads what `write` wrote.
 
+    Args:
+        path: of the file.
+        lazy: whether to map the tensors into memory instead of reading them: pages come from the file when they are
+            looked at and go when memory is short. Writing into such a tensor does not change the file.
+
     Raises:
-        DataError: for a damaged or foreign file, naming what is wrong.
+        DataError: for a damaged or foreign file, naming what is wrong, and for a compressed one that cannot be mapped.
         FileNotFoundError: if there is none.
     """
     import h5py
@@ -90,7 +95,7 @@ def read(path: str | os.PathLike) -> Contents:
                 raise DataError(f"{path} has version {file.attrs['version']}, newer than {_VERSION}; update phi_hybrid")
             header = json.loads(file.attrs["header"])
             layouts = {group: from_dict(header[group]) for group in ("states", "inputs")}
-            tensors = {group: _read_group(file, group, len(layout.leaves)) for group, layout in layouts.items()}
+            tensors = {group: _read_group(file, group, len(layout.leaves), lazy) for group, layout in layouts.items()}
             metadata = dict(header["metadata"])
     except DataError:
         raise
@@ -100,8 +105,21 @@ def read(path: str | os.PathLike) -> Contents:
     return tensors["states"], tensors["inputs"], layouts["states"], layouts["inputs"], metadata
 
 
-def _read_group(file: Any, group: str, count: int) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.from_numpy(np.asarray(file[f"{group}/{n}"])) for n in range(count))
+def _read_group(file: Any, group: str, count: int, lazy: bool) -> tuple[torch.Tensor, ...]:
+    get = _mapped if lazy else np.asarray
+    return tuple(torch.from_numpy(get(file[f"{group}/{n}"])) for n in range(count))
+
+
+def _mapped(dataset: Any) -> np.ndarray:
+    """The bytes of an uncompressed data set, which HDF5 keeps in one piece, without a copy."""
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.chunks is not None:
+        name = dataset.file.filename
+        raise DataError(
+            f"{name}{dataset.name} is compressed or in chunks and cannot be mapped; load the file with lazy=False, or "
+            "save it again with Trajectories.load(path).save(path)"
+        )
+    return np.memmap(dataset.file.filename, dataset.dtype, "c", offset, dataset.shape)
 
 
 def _check_shapes(path: str, tensors: dict[str, tuple[torch.Tensor, ...]], layouts: dict[str, Layout]) -> None:

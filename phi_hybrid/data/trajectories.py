@@ -24,6 +24,7 @@ from phi_hybrid.bridge.layout import (
 )
 from phi_hybrid.data import store
 from phi_hybrid.data.coarsen import coarsen as coarsen_by
+from phi_hybrid.data.pieces import require_finite, standard_deviation
 from phi_hybrid.data.windows import BATCH, Batch, Windows
 from phi_hybrid.errors import DataError, SolveError, StateError
 from phi_hybrid.unroll import TIME, Inputs, all_finite, as_step, bind
@@ -48,12 +49,7 @@ class Trajectories:
     def __post_init__(self) -> None:
         for name, tensors in (("state", self.states), ("input", self.inputs)):
             for number, tensor in enumerate(tensors):
-                if not torch.isfinite(tensor).all():
-                    where = (~torch.isfinite(tensor)).nonzero()[0].tolist()
-                    raise DataError(
-                        f"{name} tensor {number} holds NaN or infinity, first in trajectory {where[0]} at index {where[1:]} "
-                        "of (time, …); drop this trajectory or generate it with a smaller time step"
-                    )
+                require_finite(tensor, f"{name} tensor {number}")
 
     @staticmethod
     def generate(
@@ -138,7 +134,7 @@ class Trajectories:
     @property
     def scale(self) -> tuple[float, ...]:
         """Standard deviation of each state tensor over all trajectories, times and points (1 where nothing varies)."""
-        deviations = [float(t.double().std()) if t.is_floating_point() else 1.0 for t in self.states]
+        deviations = [standard_deviation(t) if t.is_floating_point() else 1.0 for t in self.states]
         return tuple(d if d > 0 else 1.0 for d in deviations)
 
     def __getitem__(self, selection: slice | list[int]) -> Trajectories:
@@ -204,14 +200,20 @@ class Trajectories:
         store.write(path, self.states, self.inputs, self.state_layout, self.input_layout, dict(self.metadata))
 
     @staticmethod
-    def load(path: str | os.PathLike) -> Trajectories:
+    def load(path: str | os.PathLike, lazy: bool = False) -> Trajectories:
         """Reads a file that `save` or `generate` has written.
+
+        Args:
+            path: of the file.
+            lazy: whether values stay in the file until they are looked at, for sets that do not fit in memory. All are
+                looked at once here, to be checked. Slices stay lazy, `data[2:4]`; lists of indices copy. The file must
+                not be changed in place meanwhile; replacing it, as `save` does, is harmless.
 
         Raises:
             DataError: for files that are truncated, foreign, of a newer version, or hold non-finite values.
             FileNotFoundError: if there is none.
         """
-        return Trajectories(*store.read(path))
+        return Trajectories(*store.read(path, lazy))
 
     def _cached_scale(self) -> tuple[float, ...]:
         if "_scale" not in self.__dict__:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from phi_hybrid.bridge.layout import Layout, TreeLayout, batch_names, unflatten, with_batch
+from phi_hybrid.bridge.layout import Layout, TreeLayout, batch_names, position_of, unflatten, with_batch
 from phi_hybrid.capture import NativeFace
 from phi_hybrid.errors import DataError, StateError
 from phi_hybrid.unroll import TIME, Bound, Inputs, bind
@@ -86,6 +86,16 @@ class Batch:
     def initial_state(self) -> Any:
         """First states as PhiFlow state `(trajectory, x, y, vector)`."""
         return unflatten(self.layout, self.initial)
+
+    def after(self, steps: int) -> Batch:
+        """The windows without their first `steps` steps."""
+        if not 0 <= steps < self.steps:
+            raise StateError(f"steps = {steps}: windows of {self.steps} steps can lose 0 … {self.steps - 1}")
+        if steps == 0:
+            return self
+        varies = [position_of(TIME, axes) is not None for axes in self.input_layout.leaves]
+        inputs = tuple(t[:, steps:] if v else t for t, v in zip(self.inputs, varies))
+        return replace(self, states=tuple(t[:, steps:] for t in self.states), inputs=inputs)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
