@@ -1,26 +1,39 @@
 """phi_hybrid: write the physics in ΦFlow, train through it at native PyTorch speed."""
 
-from phi_hybrid import bridge, linear_solve, pde
+from phi_hybrid import bridge, gradient, linear_solve, losses, pde
 from phi_hybrid._version import __version__
 from phi_hybrid.capture import PhysicsBlock, capture
-from phi_hybrid.coupling import Additive
+from phi_hybrid.coupling import Additive, Before, Forcing, Multiplicative, Parallel, Parameter, Replacement
 from phi_hybrid.data import Trajectories
 from phi_hybrid.errors import CaptureError, DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluate import Evaluation, evaluate
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.linear_solve import linear_solves
-from phi_hybrid.objective import Unrolled
+from phi_hybrid.noise import Noise, Ramp
+from phi_hybrid.objective import Curriculum, Diverted, Pushforward, Unrolled
+from phi_hybrid.precompute import precompute_corrections
 from phi_hybrid.train import Trainer
 from phi_hybrid.unroll import rollout
 
 __all__ = [
     "Additive",
+    "Before",
     "CaptureError",
+    "Curriculum",
     "DataError",
+    "Diverted",
     "Evaluation",
+    "Forcing",
     "HybridSolver",
+    "Multiplicative",
+    "Noise",
     "NonFiniteError",
+    "Parallel",
+    "Parameter",
     "PhysicsBlock",
+    "Pushforward",
+    "Ramp",
+    "Replacement",
     "SolveError",
     "StateError",
     "Trainer",
@@ -30,10 +43,13 @@ __all__ = [
     "bridge",
     "capture",
     "evaluate",
+    "gradient",
     "linear_solve",
     "linear_solves",
+    "losses",
     "pde",
     "plot",
+    "precompute_corrections",
     "rollout",
 ]
 

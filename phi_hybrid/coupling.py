@@ -1,17 +1,62 @@
-"""How a network's output changes the state that the physics step returned."""
+"""How a network's output and a physics step make one hybrid step.
+
+A combination is any differentiable function of the state before, the state after the physics, and the output. What the
+network sees and what its output changes is said around it: `Parallel(Additive())`, `Before(Multiplicative())`.
+Written for a state u, inputs f, physics P and scaled output C:
+
+    Additive()               u⁺ = P(u, f) + C(P(u, f))
+    Parallel(Additive())     u⁺ = P(u, f) + C(u)
+    Before(Additive())       u⁺ = P(u + C(u), f)
+    Forcing(0)               u⁺ = P(u, f + C(u))
+    Parameter(0, link)       u⁺ = P(u, link(f, C(u)))
+    Replacement()            u⁺ = u + C(u)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from phi_hybrid.errors import StateError
+
 Tensors = Sequence[torch.Tensor]
 
-Coupling = Callable[[Tensors, Tensors, Tensors], tuple[torch.Tensor, ...]]
-"""`(state before, state after the physics, correction) -> new state`, each as native tensors of one layout; any
-differentiable function will do. Corrections are in physical units and live on the faces of the state."""
+Combination = Callable[[Tensors, Tensors, Tensors], tuple[torch.Tensor, ...]]
+"""`(state before, state after the physics, output) -> new state`, each as native tensors of one layout. Outputs live on
+the faces of the state and are scaled so that an output of 1 changes the state by about the error of one step."""
+
+Link = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""`(value of the input, output) -> value that the physics gets`, differentiable, tensor by tensor."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a coupling puts together, in native tensors."""
+
+    state: Tensors
+    inputs: tuple[Tensors, ...]
+    physics: Callable[[Tensors, Sequence[Tensors]], Tensors]
+    """`(state, inputs) -> state`"""
+    network: Callable[[Tensors], tuple[Tensors, ...]]
+    """`state seen -> outputs`, one per entry of `Coupling.changes`."""
+
+
+class Coupling:
+    """Interface of couplings: what the output changes, and the order in which network and physics are called."""
+
+    changes: tuple[int, ...] = (0,)
+    """Arguments of the step that the network has outputs for: 0 the state, 1 the first input, …"""
+    sees_result: bool = False
+    """Whether the network sees the state after the physics rather than the one before."""
+
+    def __call__(self, parts: Parts) -> Tensors:
+        """The new state."""
+        raise NotImplementedError
+
+
+# --- combinations ---
 
 
 @dataclass(frozen=True)
@@ -28,3 +73,122 @@ class Additive:
         if self.strength == 1.0:
             return tuple(a + c for a, c in zip(after, correction))
         return tuple(a + self.strength * c for a, c in zip(after, correction))
+
+
+@dataclass(frozen=True)
+class Multiplicative:
+    """u⁺ = P(u) · (1 + C): zero stays zero, and a small relative change where the state is small.
+
+    Args:
+        strength: factor on the correction, dimensionless; 0 leaves the physics alone.
+    """
+
+    strength: float = 1.0
+
+    def __call__(self, before: Tensors, after: Tensors, correction: Tensors) -> tuple[torch.Tensor, ...]:
+        return tuple(a * (1 + self.strength * c) for a, c in zip(after, correction))
+
+
+# --- placements ---
+
+
+@dataclass(frozen=True)
+class After(Coupling):
+    """u⁺ = K(u, P(u), C(P(u))): network after physics, the usual order; what a bare combination stands for."""
+
+    combine: Combination = Additive()
+    sees_result = True
+
+    def __call__(self, parts: Parts) -> Tensors:
+        after = parts.physics(parts.state, parts.inputs)
+        (output,) = parts.network(after)
+        return self.combine(parts.state, after, output)
+
+
+@dataclass(frozen=True)
+class Parallel(Coupling):
+    """u⁺ = K(u, P(u), C(u)): network and physics see the same state."""
+
+    combine: Combination = Additive()
+
+    def __call__(self, parts: Parts) -> Tensors:
+        (output,) = parts.network(parts.state)
+        return self.combine(parts.state, parts.physics(parts.state, parts.inputs), output)
+
+
+@dataclass(frozen=True)
+class Before(Coupling):
+    """u⁺ = P(K(u, u, C(u))): the network prepares the state that the physics gets, which has the last word."""
+
+    combine: Combination = Additive()
+
+    def __call__(self, parts: Parts) -> Tensors:
+        (output,) = parts.network(parts.state)
+        return parts.physics(self.combine(parts.state, parts.state, output), parts.inputs)
+
+
+@dataclass(frozen=True)
+class Parameter(Coupling):
+    """u⁺ = K(u, P(u, link(f, C₁)), C₂): the network sets a parameter of the PDE, such as a viscosity field.
+
+    Args:
+        input: which input of the step it sets, 0 for the first after the state; it must have the grid of the state.
+        link: `(value in the data, output) -> value for the physics`, tensor by tensor; e.g. `lambda nu, c: nu *
+            torch.exp(c)` keeps a viscosity positive. By default the output is added.
+        combine: how further output channels change the state besides, e.g. `Additive()`; none by default.
+    """
+
+    input: int = 0
+    link: Link = torch.add
+    combine: Combination | None = None
+    changes: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.input, int) or self.input < 0:
+            raise StateError(f"input = {self.input!r}: give the number of an input, 0 for the first after the state")
+        object.__setattr__(self, "changes", (self.input + 1,) if self.combine is None else (self.input + 1, 0))
+
+    def __call__(self, parts: Parts) -> Tensors:
+        values, *correction = parts.network(parts.state)
+        inputs = list(parts.inputs)
+        inputs[self.input] = tuple(self.link(f, c) for f, c in zip(inputs[self.input], values))
+        after = parts.physics(parts.state, inputs)
+        return after if self.combine is None else self.combine(parts.state, after, *correction)
+
+
+def Forcing(input: int = 0) -> Parameter:
+    """u⁺ = P(u, f + C(u)): the output enters the right-hand side (indirect neural correction, INC), where errors of
+    the network are smoothed by the physics and grow more slowly.
+
+    Args:
+        input: which input of the step is the force, 0 for the first after the state; a field on the grid of the state.
+            Let the step take a force that is zero in the data if it has none.
+    """
+    return Parameter(input)
+
+
+@dataclass(frozen=True)
+class Replacement(Coupling):
+    """u⁺ = u + C(u), or C(u): pure prediction without physics, a baseline.
+
+    Args:
+        residual: whether the network predicts the change over a step instead of the next state.
+    """
+
+    residual: bool = True
+
+    def __call__(self, parts: Parts) -> Tensors:
+        (output,) = parts.network(parts.state)
+        return tuple(u + c for u, c in zip(parts.state, output)) if self.residual else output
+
+
+def as_coupling(coupling: Coupling | Combination) -> Coupling:
+    """A bare combination is placed after the physics."""
+    if isinstance(coupling, Coupling):
+        return coupling
+    if not callable(coupling):
+        raise StateError(
+            f"coupling = {coupling!r}: expected e.g. Additive(), Parallel(Multiplicative()), or a function (state before, "
+            "state after, output) -> state"
+        )
+    return After(coupling)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from phi_hybrid.bridge.layout import boundary_kinds
 from phi_hybrid.data import Trajectories
 from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid import HybridSolver
+from phi_hybrid.hybrid_step import HybridStep
 
 
 @torch.no_grad()
 def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16) -> None:
-    """Sets σ_in and σ_out per channel: root mean squares of what the network sees and of what it has to return.
+    """Sets σ_in and σ_out per channel, so that the network sees and returns numbers of order one.
 
-    σ_out² = ⟨(u*ₙ₊₁ − P(u*ₙ))²⟩, the error of one uncorrected step.
+    σ_in is the root mean square of what it sees. σ_out is such that an output of ±1 at random changes the state as much
+    as it is wrong: with additive coupling σ_out² = ⟨(u*ₙ₊₁ − P(u*ₙ))²⟩, the error of one uncorrected step; with others
+    this is divided by the response of the step to its output.
 
     Args:
         solver: whose scales are set.
@@ -34,12 +39,43 @@ def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16)
         inputs = batch.step_inputs
         bound = batch.bind(solver)
         arguments = (*bound.state, *inputs.at(0))
-        after = bound.step.physics(*arguments)
+        seen = bound.step.viewed(arguments)
+        uncorrected = bound.step.respond(arguments, bound.step.no_output(seen))
         # channels first, difference then: faces fixed by a boundary show its value in both
-        reference = bound.step.to_channels(tuple(t[:, 0] for t in batch.targets))
-        residual = reference - bound.step.to_channels(after)
-        channels = bound.step.network_input(bound.step.seen(after, arguments)), residual
-        squares = [(c**2).mean([0, *range(2, c.ndim)]) for c in channels]
+        target = bound.step.to_channels(tuple(t[:, 0] for t in batch.targets))
+        error = target - bound.step.to_channels(uncorrected)
+        squares = [_mean_square(seen), _needed_outputs(bound.step, arguments, seen, _mean_square(error))]
         sums = [a + b for a, b in zip(sums, squares)] if sums else squares
-    scales = (torch.sqrt(s / len(starts)) for s in sums)
-    solver.set_scales(*scales, boundaries=boundary_kinds(data.state_layout))
+    seen, needed = (s / len(starts) for s in sums)
+    solver.set_scales(seen.sqrt(), needed.sqrt(), boundaries=boundary_kinds(data.state_layout))
+
+
+def _needed_outputs(
+    step: HybridStep, arguments: Sequence[torch.Tensor], shape: torch.Tensor, error: torch.Tensor
+) -> torch.Tensor:
+    """Mean square per output channel that changes the state by `error`, its mean square per state channel.
+
+    With J the Jacobian of the new state by the output, ‖J_kc‖² = ⟨‖J_kcᵀ·w‖²⟩ for random signs w in state channel k. The
+    faces that cells own are counted, so that additive coupling responds with exactly 1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        output = step.no_output(shape).requires_grad_()
+        state = step.to_channels(step.respond(arguments, output))
+        responses = []
+        for channel in range(state.shape[1]):
+            signs = torch.zeros_like(state)
+            random = torch.randint(0, 2, state[:, channel].shape, generator=generator)
+            signs[:, channel] = (2 * random - 1).to(state)
+            (back,) = torch.autograd.grad(state, output, signs, retain_graph=True, allow_unused=True)
+            responses.append(_mean_square(torch.zeros_like(output) if back is None else back))
+    response = (
+        torch.stack(responses) / step.owned_share().to(error).clamp_min(1e-12)[:, None]
+    )  # (state channel, output channel)
+    total = response.sum(0)
+    needed = (response * error[:, None]).sum(0) / total**2
+    return torch.where(total > 0, needed, torch.zeros_like(total))
+
+
+def _mean_square(channels: torch.Tensor) -> torch.Tensor:
+    return (channels**2).mean([0, *range(2, channels.ndim)])

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import re
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from phi_hybrid.capture import NativeFace
-from phi_hybrid.data import Batch, Trajectories
+from phi_hybrid.data import Batch, Trajectories, Windows
 from phi_hybrid.data.store import replacing
 from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluate import trajectory_errors
+from phi_hybrid.gradient import Full
 from phi_hybrid.hybrid import HybridSolver
-from phi_hybrid.objective import Objective
+from phi_hybrid.objective import Objective, contributions_of, objective_at
 from phi_hybrid.scaling import estimate_scales
+from phi_hybrid.usual_norm import UsualNorm
 
 
 class Trainer:
@@ -30,19 +32,23 @@ class Trainer:
     Args:
         solver: `HybridSolver`, or another step with trainable parameters.
         data: reference trajectories on the solver's grid.
-        objective: e.g. `Unrolled(16)`.
+        objective: e.g. `Unrolled(16)`, or a `Curriculum` of several.
         optimizer: any torch optimizer over the solver's parameters; called as `optimizer.step(closure)`.
         scheduler: torch learning-rate scheduler of this optimizer, stepped after every update (with the loss, if it is
             `ReduceLROnPlateau`).
         batch_size: windows per update.
         clip: largest norm of the gradient; longer ones are scaled down to it. No limit by default.
+        skip: updates whose gradient is more than so many times as long as it has been of late are left out, e.g. 10; the
+            weights stay as they are. None is by default.
         seed: of the window order and of torch's generator during training.
         validation: held-out trajectories, rolled out in full every `validate_every` updates.
         checkpoint: file to which everything is saved, atomically, every `checkpoint_every` updates and at the end.
         progress: whether to show a progress bar with loss and speed.
 
     Attributes:
-        history: `{'update', 'loss', 'lr', 'gradient_norm': [...], 'validation': {'update': [...], 'mae': [...]}}`.
+        history: `{'update', 'loss', 'lr', 'gradient_norm': [...], 'validation': {'update': [...], 'mae': [...]}}`, with
+            the numbers of the updates that were clipped and skipped, `{'clipped', 'skipped': [...]}`, and the losses that
+            the objective adds up, weighted, `{'contributions': {name: {'update': [...], 'value': [...]}}}`.
 
     Raises:
         DataError: if trajectories are shorter than the windows.
@@ -59,6 +65,7 @@ class Trainer:
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         batch_size: int = 8,
         clip: float | None = None,
+        skip: float | None = None,
         seed: int = 0,
         validation: Trajectories | None = None,
         validate_every: int = 100,
@@ -71,6 +78,8 @@ class Trainer:
         ).items():
             if value < 1:
                 raise StateError(f"{name} = {value}: must be at least 1")
+        if skip is not None and not skip > 1:
+            raise StateError(f"skip = {skip}: give a multiple of the usual gradient norm, greater than 1, e.g. 10")
         self._parameters = _trained_parameters(solver, optimizer)
         self.solver = solver
         self.data = data
@@ -78,6 +87,7 @@ class Trainer:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.clip = clip
+        self.usual_norm = UsualNorm(skip)
         self.seed = seed
         self.validation = validation
         self.validate_every = validate_every
@@ -85,6 +95,7 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.progress = progress
         self.windows = data.windows(objective.steps)
+        self._windows_of: dict[int, Windows] = {objective.steps: self.windows}
         self.batch_size = min(batch_size, len(self.windows))
         self.update = 0
         self.history: dict[str, Any] = _empty_history()
@@ -92,6 +103,7 @@ class Trainer:
             torch.manual_seed(seed)
             self._rng = torch.get_rng_state()
         self._gradient_norm = math.nan
+        self._contributions: dict[str, float] = {}
         if isinstance(solver, HybridSolver) and not solver.scaled:
             estimate_scales(solver, data)
 
@@ -107,19 +119,18 @@ class Trainer:
         """
         if not isinstance(updates, int) or updates < 0:
             raise StateError(f"updates = {updates!r}: must be an integer ≥ 0")
-        order = _WindowOrder(len(self.windows), self.batch_size, self.seed, self.update, updates)
-        loader = DataLoader(
-            self.windows, batch_sampler=order, collate_fn=self.windows.collate, generator=torch.Generator()
+        bar = tqdm(
+            range(self.update, updates), desc=f"train {self.objective}", disable=not self.progress, unit="update"
         )
-        bar = tqdm(loader, desc=f"train {self.objective}", disable=not self.progress, unit="update")
         with torch.random.fork_rng():
             torch.set_rng_state(self._rng)
-            for batch in bar:
-                loss = self._step(batch.to(self._parameters[0].device))
+            for _ in bar:
+                objective = objective_at(self.objective, self.update)
+                loss = self._step(objective, self._batch(objective.steps).to(self._parameters[0].device))
                 self._record(loss)
                 self._schedule(loss)
                 if self.progress and (self.update % 10 == 0 or self.update == updates):
-                    bar.set_postfix(loss=f"{loss:.3e}", refresh=False)
+                    bar.set_postfix(loss=f"{loss:.3e}", skipped=len(self.history["skipped"]), refresh=False)
                 if self.validation is not None and self.update % self.validate_every == 0:
                     self._validate()
                 self._rng = torch.get_rng_state()
@@ -138,6 +149,7 @@ class Trainer:
             "rng": self._rng,
             "update": self.update,
             "history": self.history,
+            "usual_norm": self.usual_norm.state(),
             "settings": self._settings(),
         }
         with replacing(path) as temporary:
@@ -172,32 +184,49 @@ class Trainer:
         self._rng = state["rng"].cpu()
         self.update = state["update"]
         self.history = state["history"]
+        self.usual_norm.load(state["usual_norm"])
         return self
 
-    def _step(self, batch: Batch) -> float:
+    def _batch(self, steps: int) -> Batch:
+        """Windows of so many steps; which ones depends on seed and update alone."""
+        windows = self._windows_of.setdefault(steps, self.data.windows(steps))
+        epoch, position = divmod(self.update, len(windows) // self.batch_size)
+        order = _epoch_order(len(windows), self.seed, epoch)
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        return windows.collate([windows[index] for index in chosen])
+
+    def _step(self, objective: Objective, batch: Batch) -> float:
         live = list(self.solver.state_dict(keep_vars=True).values())
         before = [t.detach().clone() for t in live]  # line searches move weights before they look at a loss
+        rng = torch.get_rng_state()
 
         def closure() -> torch.Tensor:
+            torch.set_rng_state(rng)  # a line search compares losses under the same noise
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.objective.loss(self.objective.outputs(self.solver, batch), batch)
+            contributions = contributions_of(objective, objective.outputs(self.solver, batch), batch)
+            loss = sum(contributions.values())
             self._require_finite("loss", loss)
-            loss.backward()
+            getattr(objective, "gradient", Full()).backward(loss, self._parameters)
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if self.clip is None else self.clip)
             self._require_finite("gradient norm", norm)
             self._gradient_norm = float(norm)
+            self._contributions = {name: float(value.detach()) for name, value in contributions.items()}
+            if self.usual_norm.exceeded_by(self._gradient_norm):
+                raise _Skipped(float(loss.detach()))
             return loss.detach()
 
         try:
-            loss = float(self.optimizer.step(closure))
-        except (NonFiniteError, SolveError) as error:
+            return float(self.optimizer.step(closure))
+        except (NonFiniteError, SolveError, _Skipped) as error:
             with torch.no_grad():
                 for tensor, value in zip(live, before):
                     tensor.copy_(value)
             if isinstance(error, SolveError):
                 raise error.at(self.update, f"at update {self.update}") from error
+            if isinstance(error, _Skipped):
+                self.history["skipped"].append(self.update)
+                return error.loss
             raise
-        return loss
 
     def _require_finite(self, name: str, value: torch.Tensor) -> None:
         if not torch.isfinite(value):
@@ -218,6 +247,14 @@ class Trainer:
         entry = {"update": self.update, "loss": loss, "lr": lr, "gradient_norm": self._gradient_norm}
         for name, value in entry.items():
             self.history[name].append(value)
+        if self.clip is not None and self._gradient_norm > self.clip:
+            self.history["clipped"].append(self.update)
+        if len(self._contributions) > 1:
+            for name, value in self._contributions.items():
+                curve = self.history["contributions"].setdefault(name, {"update": [], "value": []})
+                curve["update"].append(self.update)
+                curve["value"].append(value)
+        self.usual_norm.see(self._gradient_norm)
         self.update += 1
 
     def _validate(self) -> None:
@@ -227,35 +264,30 @@ class Trainer:
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "objective": repr(self.objective),
+            "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(self.objective)),  # functions in it move in memory
             "batch_size": self.batch_size,
             "seed": self.seed,
             "windows": len(self.windows),
             "clip": self.clip,
+            "skip": self.usual_norm.skip,
             "optimizer": type(self.optimizer).__name__,
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
         }
 
 
-class _WindowOrder(Sampler):
-    """Batches of window numbers, shuffled anew in every epoch, from update `start` on."""
+@lru_cache(maxsize=8)
+def _epoch_order(windows: int, seed: int, epoch: int) -> list[int]:
+    """Numbers of the windows, shuffled anew in every epoch."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(windows, generator=generator).tolist()
 
-    def __init__(self, windows: int, batch_size: int, seed: int, start: int, stop: int) -> None:
-        self.windows, self.batch_size, self.seed = windows, batch_size, seed
-        self.start, self.stop = start, stop
 
-    def __len__(self) -> int:
-        return max(0, self.stop - self.start)
+class _Skipped(Exception):
+    """The gradient was too long to follow."""
 
-    def __iter__(self) -> Iterator[list[int]]:
-        per_epoch = self.windows // self.batch_size
-        shuffled_epoch, order = None, None
-        for update in range(self.start, self.stop):
-            epoch, position = divmod(update, per_epoch)
-            if epoch != shuffled_epoch:
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                shuffled_epoch, order = epoch, torch.randperm(self.windows, generator=generator)
-            yield order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
+    def __init__(self, loss: float) -> None:
+        super().__init__()
+        self.loss = loss
 
 
 def _trained_parameters(solver: NativeFace, optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
@@ -272,4 +304,5 @@ def _trained_parameters(solver: NativeFace, optimizer: torch.optim.Optimizer) ->
 
 
 def _empty_history() -> dict[str, Any]:
-    return {"update": [], "loss": [], "lr": [], "gradient_norm": [], "validation": {"update": [], "mae": []}}
+    per_update = {name: [] for name in ("update", "loss", "lr", "gradient_norm", "clipped", "skipped")}
+    return {**per_update, "contributions": {}, "validation": {"update": [], "mae": []}}

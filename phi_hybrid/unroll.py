@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
@@ -72,6 +73,10 @@ class Bound:
 def as_step(step: Callable) -> NativeFace:
     """Blocks and hybrid solvers as they are, plain PhiFlow code behind the same face."""
     return step if isinstance(step, NativeFace) else PlainStep(step)
+
+
+known_step: Callable[[Callable], NativeFace] = lru_cache(maxsize=64)(as_step)
+"""Like `as_step`, but plain functions keep what they were bound to before."""
 
 
 def bind(step: NativeFace, state: Tensors, layout: Layout, inputs: Inputs) -> Bound:

@@ -124,6 +124,10 @@ class PhysicsBlock(NativeFace):
             )
         return graph
 
+    def __repr__(self) -> str:
+        name = self.step.name if isinstance(self.step, LostStep) else getattr(self.step, "__qualname__", None)
+        return f"PhysicsBlock({name or repr(self.step)})"  # not the graphs: it names settings of a training
+
     def __deepcopy__(self, memo: dict) -> PhysicsBlock:
         clone = self.__class__.__new__(self.__class__)
         memo[id(self)] = clone
