@@ -56,7 +56,9 @@ class Frame:
     @cached_property
     def deviations(self) -> torch.Tensor:
         """`rows` less the spatial mean of each component; less the mean of all values where there is no space."""
-        return torch.cat([_deviation(t.double(), a).reshape(len(t), -1) for t, a in zip(self.tensors, self.layout.leaves)], 1)
+        return torch.cat(
+            [_deviation(t.double(), a).reshape(len(t), -1) for t, a in zip(self.tensors, self.layout.leaves)], 1
+        )
 
     def of(self, quantity: Quantity | None) -> Frame:
         """A PhiFlow function of the state; without one the frame itself.
@@ -181,8 +183,8 @@ class Divergence:
 
     def __call__(self, own: Frame, reference: Frame) -> torch.Tensor:
         velocity = own.of(self.of)
-        largest = velocity.of(self._divergence).rows.abs().amax(1)
         dx = float(phi_math.max(_grid(velocity, "Divergence").geometry.dx))
+        largest = velocity.of(self._divergence).rows.abs().amax(1)
         return largest * dx / _positive(velocity.rows.abs().amax(1))
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from phi.torch.flow import Field, batch, math
-from small_cases import DT, SmallNet, component_values, faces, forced_step, line, scalar, step
+from phi.torch.flow import PERIODIC, CenteredGrid, Field, batch, math, spatial
+from small_cases import DT, SmallNet, component_values, faces, forced_step, line, noise, scalar, step
 
 import phi_hybrid as ph
+from phi_hybrid import quantities
+from phi_hybrid.metrics import Drift, Frame, SpectrumError
 
 TRAJECTORIES, STEPS = 3, 5
 
@@ -191,3 +197,246 @@ def test_solver_that_does_not_fit(data: ph.Trajectories) -> None:
         ph.evaluate({"halving": lambda u, f: u.x[:4]}, data)
     with pytest.raises(ph.StateError, match="but got 2 arguments"):
         ph.evaluate({"unforced": step}, data)
+
+
+# --- further metrics ---
+
+
+def test_every_metric_at_every_step_by_hand(data: ph.Trajectories) -> None:
+    found = ph.evaluate({"worse": worse}, data, metrics={"energy": Drift(quantities.energy)})
+    own, true = ph.rollout(worse, data.initial_state, STEPS, *data.step_inputs), data.trajectory
+    a, b = (component_values(u, ("trajectory", "time"))[0].double().numpy()[:, 1:, :, 0] for u in (own, true))
+    pearson = [[np.corrcoef(a[t, n], b[t, n])[0, 1] for n in range(STEPS)] for t in range(TRAJECTORIES)]
+    np.testing.assert_allclose(found["correlation"]["worse"], pearson, rtol=1e-5)
+    cosine = (a * b).sum(2) / np.linalg.norm(a, axis=2) / np.linalg.norm(b, axis=2)
+    np.testing.assert_allclose(found["cosine"]["worse"], cosine, rtol=1e-5)
+    drift = np.abs((a**2).sum(2) / (b**2).sum(2) - 1)
+    np.testing.assert_allclose(found["energy"]["worse"], drift, rtol=1e-4)
+    assert found.summary((2,))["worse"]["energy_2"] == pytest.approx(drift[:, :2].mean(), rel=1e-4)
+    with pytest.raises(ph.StateError, match=r"metric 'spectrum' was not measured, only \['mae', .*'energy'\]; add it"):
+        found["spectrum"]
+
+
+def test_metrics_may_be_plain_functions(data: ph.Trajectories) -> None:
+    def by_rows(own: Frame, reference: Frame) -> torch.Tensor:
+        return (own.rows - reference.rows).abs().mean(1)
+
+    def by_phiflow(own: Frame, reference: Frame) -> math.Tensor:
+        difference = abs(own.state.values - reference.state.values)
+        return math.mean(difference, difference.shape.non_batch)
+
+    found = ph.evaluate({"worse": worse}, data, metrics={"rows": by_rows, "phiflow": by_phiflow})
+    assert torch.equal(found["rows"]["worse"], found.mae["worse"])
+    np.testing.assert_allclose(found["phiflow"]["worse"], found.mae["worse"], rtol=1e-5)
+
+
+def test_metric_that_is_not_finite_fails_for_this_step_alone(data: ph.Trajectories) -> None:
+    calls = []
+
+    def sometimes(own: Frame, reference: Frame) -> torch.Tensor:
+        calls.append(0)
+        return torch.tensor([1.0, float("nan") if len(calls) == 2 else 1.0, 1.0])
+
+    found = ph.evaluate({"worse": worse}, data, metrics={"sometimes": sometimes})
+    expected = torch.ones(TRAJECTORIES, STEPS, dtype=torch.float64)
+    expected[1, 1] = torch.inf
+    assert torch.equal(found["sometimes"]["worse"], expected)
+    assert found.summary()["worse"]["blow_up"] == 0 and found.lifetime["worse"].tolist() == [STEPS] * TRAJECTORIES
+
+
+# --- a few trajectories at a time ---
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 7, 100])
+def test_chunks_change_nothing(batch_size: int) -> None:
+    """Grid operations do not mix trajectories: equal to the last bit."""
+    f = line(1, b=7, time=STEPS)
+    many = ph.Trajectories.generate(ph.capture(forced_step), line(0, b=7), STEPS, (f,), progress=False)
+    block, metrics = ph.capture(worse), {"energy": Drift(quantities.energy), "spectrum": SpectrumError()}
+    whole = ph.evaluate({"worse": block}, many, metrics=metrics, batch_size=7)
+    found = ph.evaluate({"worse": block}, many, metrics=metrics, batch_size=batch_size)
+    for metric, values in whole.values.items():
+        assert torch.equal(found[metric]["worse"], values["worse"]), metric
+    assert len(block.graphs) <= 2  # all chunks have one size
+
+
+def test_chunks_change_nothing_but_rounding_in_networks() -> None:
+    """Convolutions may add in another order for another batch size."""
+    f = line(1, b=5, time=STEPS)
+    many = ph.Trajectories.generate(ph.capture(forced_step), line(0, b=5), STEPS, (f,), progress=False)
+    solver = ph.HybridSolver(ph.capture(forced_step), SmallNet(2, 1, 1))
+    whole, found = (ph.evaluate({"hybrid": solver}, many, batch_size=n).mae["hybrid"] for n in (5, 2))
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_failures_do_not_touch_other_trajectories(batch_size: int) -> None:
+    """Two trajectories overflow; the others have the numbers that they have alone."""
+    scale = math.wrap(torch.tensor([1.0, 1e3, 1.0, 1e6]), batch("b"))
+    u = line(0, b=4)
+    data = ph.Trajectories.generate(lambda v: v, u.with_values(u.values * scale), 6, progress=False)
+
+    def explosive(v: Field) -> Field:
+        return v.with_values(math.where(abs(v.values) > 100, v.values**2, 0.9 * v.values))
+
+    energy = {"energy": Drift(quantities.energy)}
+    found = ph.evaluate({"explosive": explosive}, data, metrics=energy, batch_size=batch_size)
+    alone = ph.evaluate({"explosive": explosive}, data[[0, 2]], metrics=energy)
+    failed = found.lifetime["explosive"] < 6
+    assert failed.tolist() == [False, True, False, True]
+    for metric, values in found.values.items():
+        assert torch.equal(values["explosive"][~failed], alone[metric]["explosive"])
+        assert not torch.isfinite(values["explosive"][failed][:, -1]).any()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+def test_memory_does_not_grow_with_the_number_of_rollouts(tmp_path: Path) -> None:
+    """Anonymous memory, sampled in every step; four times the rollouts are 60 MB more of reference data."""
+    cells, steps = 64, 40
+    used: list[int] = []
+
+    def sampled(u: Field) -> Field:
+        used.append(anonymous_memory())
+        return 0.99 * u
+
+    def largest(count: int) -> int:
+        data = ph.Trajectories.load(path, lazy=True)[:count]
+        used.clear()
+        gc.collect()
+        ph.evaluate({"sampled": sampled}, data, metrics={"spectrum": SpectrumError()}, batch_size=8)
+        return max(used)
+
+    values = noise(32, cells, cells)
+    u = CenteredGrid(math.wrap(values, batch("b"), spatial("x,y")), PERIODIC, x=cells, y=cells)
+    path = tmp_path / "data.h5"
+    ph.Trajectories.generate(lambda v: v, u, steps, path=path, progress=False)
+    del values, u
+    size = path.stat().st_size
+    largest(8)  # warm caches
+    few, many = largest(8), largest(32)
+    assert size * 24 / 32 > 15e6
+    assert many - few < 4e6 < size * 24 / 32 / 3
+
+
+def anonymous_memory() -> int:
+    """Bytes that are not backed by files."""
+    line_ = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("RssAnon"))
+    return int(line_.split()[1]) * 1024
+
+
+# --- times, groups, tables ---
+
+
+def scripted(values: list[list[float]]) -> Any:
+    """A metric with these values, `(trajectory, step)`."""
+    columns = iter(torch.tensor(values).T)
+
+    class Scripted:
+        failure = -float("inf")
+
+        def __call__(self, own: Frame, reference: Frame) -> torch.Tensor:
+            return next(columns)
+
+    return Scripted()
+
+
+def test_time_to_a_threshold(data: ph.Trajectories) -> None:
+    curve = [[0.99, 0.9, 0.7, 0.9, 0.9], [1.0, 1.0, 1.0, 1.0, 1.0], [0.5, 0.9, 0.9, 0.9, 0.9]]
+    found = ph.evaluate({"worse": worse}, data, metrics={"c": scripted(curve)})
+    assert found.time_to(0.8, "c", dt=0.5)["worse"].tolist() == [1.0, 2.5, 0.0]
+    assert found.time_to(0.95, "c")["worse"].tolist() == [1, 5, 0]
+    row = found.summary((), (0.8, 0.95), correlation="c", dt=0.5)["worse"]
+    assert row["time_to_0.8"] == pytest.approx(3.5 / 3) and row["time_to_0.95"] == 1.0
+    assert found.until(2).time_to(0.8, "c")["worse"].tolist() == [2, 2, 0]
+
+
+def test_failed_rollouts_have_decorrelated() -> None:
+    """Constant in time until they overflow after 2 and 3 steps: the correlation is 1 until then."""
+    start = math.wrap(torch.tensor([1.0, 1e30, 1e24]), batch("b"))
+    u = line(0, b=3)
+    u = u.with_values(start * (2 + math.sin(u.points.vector["x"])) + 0 * u.values)
+    data = ph.Trajectories.generate(lambda v: v, u, 6, progress=False)
+    found = ph.evaluate({"growing": lambda v: v * 1e4}, data)
+    lifetime = found.lifetime["growing"].tolist()
+    assert lifetime[0] == 6 and lifetime[1] < lifetime[2] < 6
+    for metric in ("correlation", "cosine", "mae"):
+        assert found.time_to(-2.0, metric, dt=0.1)["growing"].tolist() == pytest.approx([0.1 * n for n in lifetime])
+    summary = found.summary((1, 6), (0.8,))["growing"]
+    assert summary["correlation"] == -float("inf") and summary["correlation_1"] == pytest.approx(1)
+    assert summary["time_to_0.8"] == pytest.approx(sum(lifetime) / 3)
+    assert (summary["blow_up_1"], summary["blow_up_6"], summary["blow_up"]) == (0, 2 / 3, 2 / 3)
+
+
+@pytest.mark.parametrize("inside", [[0, 2], torch.tensor([True, False, True]), np.array([0, 2]), slice(0, 3, 2)])
+def test_groups_of_trajectories(inside: Any, data: ph.Trajectories) -> None:
+    found = ph.evaluate({"worse": worse, "reference": forced_step}, data)
+    grouped = found.grouped({"inside": inside, "outside": [1]})
+    names = [f"{s}, {g}" for s in ("worse", "reference") for g in ("inside", "outside")]
+    assert list(grouped.summary()) == list(grouped.table().rows) == list(grouped.curves()) == names
+    assert torch.equal(grouped.mae["worse, inside"], found.mae["worse"][[0, 2]])
+    assert torch.equal(found.select(inside).nrmse["worse"], found.nrmse["worse"][[0, 2]])
+    expected = ph.evaluate({"worse": worse}, data[[1]]).summary((2,), (0.9,))["worse"]
+    assert grouped.summary((2,), (0.9,))["worse, outside"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("wrong", [[3], [True, False], [], [0.5], "ab", slice(3, 9)])
+def test_groups_that_do_not_fit(wrong: Any, data: ph.Trajectories) -> None:
+    found = ph.evaluate({"worse": worse}, data)
+    with pytest.raises(ph.StateError, match=r"no trajectories of 3: give indices 0 … 2|selects none of 3 trajectories"):
+        found.grouped({"all": [0, 1, 2], "wrong": wrong})
+    with pytest.raises(ph.StateError, match="no groups: expected a mapping"):
+        found.grouped({})
+
+
+def test_horizons_are_evaluations_of_fewer_steps(data: ph.Trajectories) -> None:
+    found = ph.evaluate({"worse": worse}, data)
+    short = ph.evaluate({"worse": worse}, data, 2)
+    for metric, values in short.values.items():
+        assert torch.equal(found.until(2)[metric]["worse"], values["worse"])
+        assert found.summary((2,))["worse"][f"{metric}_2"] == pytest.approx(short.summary()["worse"][metric])
+    with pytest.raises(ph.StateError, match=r"horizons \[6\]: the evaluation has 5 steps"):
+        found.until(6)
+
+
+def test_numbers_over_time(data: ph.Trajectories) -> None:
+    found = ph.evaluate({"worse": worse, "reference": forced_step}, data)
+    table = found.over_time("nrmse")
+    assert table.columns == ["worse", "reference"] and list(table.rows) == ["1", "2", "3", "4", "5"]
+    assert [row["worse"] for row in table.rows.values()] == found.nrmse["worse"].mean(0).tolist()
+    curves = found.curves("correlation", start=1.0)["worse"]
+    assert curves.shape == (TRAJECTORIES, STEPS + 1) and torch.equal(curves[:, 0], torch.ones(TRAJECTORIES).double())
+    assert torch.equal(found.curves()["worse"][:, 1:], found.mae["worse"])
+
+
+# --- what does not fit ---
+
+
+@pytest.mark.parametrize("solvers", [{}, [worse], worse, None])
+def test_solvers_that_are_no_mapping(solvers: Any, data: ph.Trajectories) -> None:
+    with pytest.raises(ph.StateError, match="expected a mapping from names to steps, e.g. {'hybrid': solver}"):
+        ph.evaluate(solvers, data)
+
+
+def test_metrics_that_do_not_fit(data: ph.Trajectories) -> None:
+    with pytest.raises(
+        ph.StateError, match=r"metrics \['blow_up', 'mae'\] are measured anyway; give yours other names"
+    ):
+        ph.evaluate({"worse": worse}, data, metrics={"mae": SpectrumError(), "blow_up": SpectrumError()})
+    message = r"metric 'all' returned shape \(3, 8\), but should return one number per trajectory, \(3,\): reduce"
+    with pytest.raises(ph.StateError, match=message):
+        ph.evaluate({"worse": worse}, data, metrics={"all": lambda own, reference: own.rows})
+    with pytest.raises(ph.StateError, match=r"metric 'one' returned shape \(\), but"):
+        ph.evaluate({"worse": worse}, data, metrics={"one": lambda own, reference: own.rows.mean()})
+    found = ph.evaluate({"worse": worse}, data, metrics={"mae_2": SpectrumError()})
+    with pytest.raises(ph.StateError, match=r"\['mae_2'\] would stand for two numbers each: rename the metric"):
+        found.summary((2,))
+    with pytest.raises(ph.StateError, match=r"\['blow_up_3', .* would stand for two"):
+        found.summary((3, 3))
+    with pytest.raises(ph.StateError, match="metric 'vorticity' was not measured"):
+        found.time_to(0.8, "vorticity")
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_of_nothing(batch_size: int, data: ph.Trajectories) -> None:
+    with pytest.raises(ph.StateError, match=f"batch_size = {batch_size}: roll out at least 1"):
+        ph.evaluate({"worse": worse}, data, batch_size=batch_size)

@@ -1,10 +1,11 @@
-"""Figures of trajectories, errors, spectra and training histories (matplotlib only)."""
+"""Figures of trajectories, errors, spectra, comparisons and training histories (matplotlib only)."""
 
 from .animate import animate
+from .comparison import comparison
 from .errors import errors
 from .history import history
 from .rollout import rollout
 from .spacetime import spacetime
 from .spectrum import energy_spectrum, spectrum
 
-__all__ = ["animate", "energy_spectrum", "errors", "history", "rollout", "spacetime", "spectrum"]
+__all__ = ["animate", "comparison", "energy_spectrum", "errors", "history", "rollout", "spacetime", "spectrum"]

@@ -26,8 +26,9 @@ def errors(
 ) -> Figure:
     """Show the median error over time with a band of percentiles over the samples.
 
-    Non-finite errors count as larger than every finite one, so failed samples stay in the statistics: a line ends where
-    its median is no longer finite. The first failure is marked with a cross and the number of failed samples.
+    Non-finite errors count as larger than every finite one, and −∞ (a failed correlation) as smaller, so failed samples
+    stay in the statistics: a line ends where its median is no longer finite. The first failure is marked with a cross
+    and the number of failed samples.
 
     Args:
         curves: Mapping name → errors of shape (samples, time) or (time,): arrays, torch tensors, or PhiML tensors with
@@ -78,19 +79,20 @@ def as_samples(name: str, curve: Any) -> np.ndarray:
 
 
 def statistics(values: np.ndarray, band: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower percentile, median and upper percentile over the samples at each time; non-finite values count as ∞."""
-    ranked = np.where(np.isfinite(values), values, np.inf)
+    """Lower percentile, median and upper percentile over the samples at each time; NaN counts as ∞."""
+    ranked = np.where(np.isnan(values), np.inf, values)
     lower, median, upper = (_percentile(ranked, percent) for percent in (band[0], 50, band[1]))
     return lower, median, upper
 
 
 def _percentile(ranked: np.ndarray, percent: float) -> np.ndarray:
-    # Linear interpolation between a finite value and ∞ gives nan if its weight is 0, hence the two neighbours.
+    # Linear interpolation between a finite value and ±∞ gives nan if its weight is 0, hence the two neighbours.
     below = np.percentile(ranked, percent, axis=0, method="lower")
     above = np.percentile(ranked, percent, axis=0, method="higher")
     with np.errstate(invalid="ignore"):
         between = np.percentile(ranked, percent, axis=0)
-    return np.where(below == above, below, np.where(np.isfinite(above), between, np.inf))
+    mixed = np.where(np.isneginf(below), -np.inf, np.where(np.isfinite(above), between, np.inf))
+    return np.where(below == above, below, mixed)
 
 
 def _drawable(values: np.ndarray, log: bool) -> np.ndarray:
@@ -108,19 +110,20 @@ def _draw(ax: Axes, name: str, dt: float, spread: tuple[np.ndarray, ...], log: b
 
 
 def _fill_bands(ax: Axes, dt: float, spreads: dict[str, tuple], log: bool, styles: dict[str, dict]) -> None:
-    # The limits belong to what is finite; only then may an infinite upper edge be drawn as the top of the axes.
+    # The limits belong to what is finite; only then may an infinite edge be drawn as that of the axes.
     for name, (lower, _, upper) in spreads.items():
         shown = _drawable(lower, log) & _drawable(upper, log)
         ax.fill_between(
             dt * np.arange(len(lower)), lower, upper, where=shown, color=styles[name]["color"], alpha=0.16, linewidth=0
         )
-    top = ax.get_ylim()[1]
+    bottom, top = ax.get_ylim()
     for name, (lower, _, upper) in spreads.items():
-        shown = _drawable(lower, log) & np.isposinf(upper)
+        low, high = np.where(np.isneginf(lower), bottom, lower), np.where(np.isposinf(upper), top, upper)
+        shown = _drawable(low, log) & _drawable(high, log) & (np.isinf(lower) | np.isinf(upper))
         ax.fill_between(
-            dt * np.arange(len(lower)), lower, top, where=shown, color=styles[name]["color"], alpha=0.07, linewidth=0
+            dt * np.arange(len(low)), low, high, where=shown, color=styles[name]["color"], alpha=0.07, linewidth=0
         )
-    ax.set_ylim(top=top)
+    ax.set_ylim(bottom, top)
 
 
 def _mark_failure(ax: Axes, dt: float, values: np.ndarray, median: np.ndarray, log: bool, colour: str) -> None:

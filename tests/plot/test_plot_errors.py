@@ -16,11 +16,21 @@ def test_median_and_percentiles_of_finite_errors():
 
 
 def test_failures_rank_above_all_finite_errors():
-    values = np.array([[1.0, np.nan], [2.0, 2.0], [3.0, -np.inf], [4.0, 4.0], [5.0, 5.0]])
+    values = np.array([[1.0, np.nan], [2.0, 2.0], [3.0, np.inf], [4.0, 4.0], [5.0, 5.0]])
     lower, median, upper = statistics(values, (0, 100))
     assert (lower[1], median[1], upper[1]) == (2, 5, np.inf)
     assert statistics(values[:, 1:], (0, 50))[2] == 5  # the neighbour ∞ has no weight here
     assert statistics(values[2:, 1:], (0, 60))[2] == np.inf and statistics(values[2:, 1:], (0, 90))[2] == np.inf
+
+
+def test_failed_correlations_rank_below_all_others():
+    values = np.array([[-np.inf, 0.9], [0.5, 0.9], [0.7, -np.inf], [0.8, -np.inf], [0.9, -np.inf]])
+    lower, median, upper = statistics(values, (0, 100))
+    assert lower.tolist() == [-np.inf] * 2 and median.tolist() == [0.7, -np.inf] and upper.tolist() == [0.9] * 2
+    assert statistics(values, (25, 80))[0][0] == 0.5  # the neighbour −∞ has no weight here
+    assert statistics(values, (10, 80))[0][0] == -np.inf  # between −∞ and 0.5
+    ax = errors({"a": values}, log=False).axes[0]
+    assert np.isfinite(ax.get_ylim()).all()
 
 
 def test_line_and_band_hold_the_statistics():
