@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import phi_hybrid as ph
+from phi_hybrid.table import Spread, Table
 
 
 def arguments(description: str, name: str) -> argparse.ArgumentParser:
@@ -75,19 +75,12 @@ def _median(runs: list[Any]) -> Any:
     """Of numbers, or of dicts of numbers entry by entry; entries that are not in all runs are left out."""
     if isinstance(runs[0], dict):
         return {key: _median([run[key] for run in runs]) for key in runs[0] if all(key in run for run in runs)}
-    return statistics.median(runs)
+    return Spread(tuple(runs)).median
 
 
 def seed_table(per_seed: list[dict[str, dict[str, float]]], metrics: list[str]) -> str:
     """Median [smallest, largest] over the seeds, one row per method."""
-    rows = ["".ljust(14) + "".join(m.rjust(30) for m in metrics)]
-    for method in per_seed[0]:
-        cells = []
-        for metric in metrics:
-            values = [run[method][metric] for run in per_seed]
-            cells.append(f"{statistics.median(values):.4g} [{min(values):.4g}, {max(values):.4g}]")
-        rows.append(method.ljust(14) + "".join(c.rjust(30) for c in cells))
-    return "\n".join(rows)
+    return Table.over_seeds(per_seed, metrics).text()
 
 
 def save_figures(folder: Path, figures: dict[str, object]) -> None:
