@@ -139,11 +139,21 @@ class Paths(_Backward):
         network: factor on what flows back into the state that the network sees.
         step: factor on all that flows back from one step to the one before.
         chaining: how the steps are chained otherwise.
+
+    Raises:
+        StateError: if a factor is negative or not finite.
     """
 
     network: float = 1.0
     step: float = 1.0
     chaining: Gradient = Full()
+
+    def __post_init__(self) -> None:
+        for name, factor in (("network", self.network), ("step", self.step)):
+            if not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
+                raise StateError(
+                    f"{name} = {factor!r}: a factor on a gradient is a finite number ≥ 0, 1 to leave it alone"
+                )
 
     def chain(self, step: Step, state: Tensors, steps: int, gate: Gate | None = None) -> list[Tensors]:
         def damped(n: int, state: Tensors, gate: Gate | None) -> Tensors:

@@ -254,7 +254,7 @@ def _native_step(bound: Bound, inputs: Inputs, start: int, before_correction: bo
         if not isinstance(bound.step, HybridStep):
             raise StateError(
                 "losses before the correction and gradients along the physics alone need a HybridSolver, whose physics and "
-                f"network are known apart, not a {type(bound.step).__name__}"
+                "network are known apart; train a HybridSolver, or leave them out"
             )
         new, result = bound.step.with_result(tensors, gate)
         if not before_correction:
