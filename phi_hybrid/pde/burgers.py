@@ -16,16 +16,22 @@ from phi.physics import advect, diffuse
 
 
 def burgers_step(
-    dt: float, viscosity: float, substeps: int = 1, advection: Callable = advect.semi_lagrangian
+    dt: float,
+    viscosity: float,
+    substeps: int = 1,
+    advection: Callable = advect.semi_lagrangian,
+    diffusion: Callable | None = None,
 ) -> Callable:
-    """One step of forced Burgers: advection, explicit diffusion, force.
+    """One step of forced Burgers: advection, diffusion, force.
 
     Args:
         dt: time step.
         viscosity: ν, length² per time.
         substeps: of the diffusion; `diffusion_substeps` tells how many are stable.
         advection: `advect.semi_lagrangian` (first order, numerical viscosity ≈ dx²·f(1−f)/(2 dt) with f the fractional
-            CFL number) or `advect.mac_cormack` (second order in space). The step as a whole is first order in dt.
+            CFL number), `advect.mac_cormack` (second order in space) or, for centred fields, `upwind`. The step as a
+            whole is first order in dt.
+        diffusion: `(u, viscosity, dt) -> u` instead of explicit diffusion in substeps, e.g. `diffuse.implicit`.
 
     Returns:
         `step(u, force) -> u`, fields `(x, vector)` or staggered `(x, y)`; to be captured or used as it is.
@@ -33,10 +39,32 @@ def burgers_step(
 
     def step(u: Field, force: Field) -> Field:
         u = advection(u, u, dt)
-        u = diffuse.explicit(u, viscosity, dt, substeps=substeps)
+        if diffusion is None:
+            u = diffuse.explicit(u, viscosity, dt, substeps=substeps)
+        else:
+            u = diffusion(u, viscosity, dt)
         return u + dt * force
 
     return step
+
+
+def upwind(u: Field, velocity: Field, dt: float) -> Field:
+    """Advection by upwind differences and an explicit Euler step, u⁺ = u − dt·Σ_d (max(v_d, 0)·D⁻_d u + min(v_d, 0)·D⁺_d u).
+
+    First order, stable up to a CFL number of 1, numerical viscosity |v|·(dx − |v|·dt)/2.
+
+    Args:
+        u: centred, `(x, vector)` or `(x, y, vector)`.
+        velocity: centred on the same grid.
+        dt: time step.
+    """
+    change = 0
+    for dim in u.resolution.names:
+        lower, middle, upper = math.shift(u.values, (-1, 0, 1), dims=dim, padding=u.boundary, stack_dim=None)
+        along, dx = velocity.values.vector[dim], u.dx.vector[dim]
+        backward, forward = (middle - lower) / dx, (upper - middle) / dx
+        change += math.maximum(along, 0) * backward + math.minimum(along, 0) * forward
+    return u.with_values(u.values - dt * change)
 
 
 def diffusion_substeps(viscosity: float, dt: float, dx: float, dims: int) -> int:

@@ -155,6 +155,43 @@ def test_energy_decays_without_force() -> None:
     assert (energy[1:] < energy[:-1]).all() and (energy[-1] < 0.9 * energy[0]).all()
 
 
+@pytest.mark.parametrize("names", ["x", "xy"])
+def test_upwind_by_hand(names: str) -> None:
+    """Differences from the side the wind comes from, in NumPy; walls with the value of the boundary."""
+    rng = np.random.default_rng(0)
+    cells, dt, dx = {"x": 7, "y": 5}, 0.03, {"x": 2 / 7, "y": 3 / 5}
+    shape = [cells[n] for n in names]
+    u, v = rng.normal(size=(2, *shape, len(names)))
+    bounds = Box(**{n: dx[n] * cells[n] for n in names})
+    dims = (spatial(",".join(names)), channel(vector=",".join(names)))
+    with math.precision(64):
+        for boundary, mode in ((PERIODIC, dict(mode="wrap")), (0, dict(mode="constant"))):
+            field_u, field_v = (CenteredGrid(wrap(torch.as_tensor(a), *dims), boundary, bounds) for a in (u, v))
+            found = component_values(burgers.upwind(field_u, field_v, dt))[0].numpy()
+            padded, expected = np.pad(u, [(1, 1)] * len(names) + [(0, 0)], **mode), u.copy()
+            for index in np.ndindex(*shape):
+                for axis, n in enumerate(names):
+                    here = tuple(i + 1 for i in index)
+                    back = tuple(h - (a == axis) for a, h in enumerate(here))
+                    ahead = tuple(h + (a == axis) for a, h in enumerate(here))
+                    wind = v[index][axis]
+                    slope = padded[here] - padded[back] if wind > 0 else padded[ahead] - padded[here]
+                    expected[index] -= dt * wind * slope / dx[n]
+            np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-14)
+
+
+def test_diffusion_by_choice() -> None:
+    """Implicit Euler of one sine: amplitude 1/(1 + ν·k²·dt) with the wavenumber of the grid."""
+    grid, nu, dt = burgers.line(32), 0.3, 0.5
+    x = (np.arange(32) + 0.5) * 2 * np.pi / 32
+    with math.precision(64):
+        u = grid.with_values(wrap(1e-9 * np.sin(3 * x)[:, None], spatial("x"), channel(vector="x")))
+        step = ph.capture(burgers.burgers_step(dt, nu, diffusion=diffuse.implicit))
+        found = component_values(step(u, 0 * u))[0].numpy()[:, 0]
+    k_squared = (2 - 2 * np.cos(3 * 2 * np.pi / 32)) / (2 * np.pi / 32) ** 2
+    np.testing.assert_allclose(found, 1e-9 * np.sin(3 * x) / (1 + nu * k_squared * dt), rtol=1e-5, atol=1e-15)
+
+
 def test_uniform_flow_gains_the_force() -> None:
     u, f = burgers.line(8) + 0.5, burgers.line(8) + 2.0
     after = burgers.burgers_step(0.1, 0.2)(u, f)
