@@ -7,6 +7,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from phi_hybrid.table import Spread, Table
 
@@ -50,7 +51,13 @@ def comparison(table: Table, column: str, *, ax: Axes | None = None, quantity: s
     ax.set(xscale="log" if log else "linear", xlabel=quantity or column, ylim=(len(spreads) - 0.4, -0.6))
     ax.set_yticks(range(len(spreads)), list(spreads))
     ax.tick_params(axis="y", length=0, pad=7)  # a cross at the edge reaches out of the axes
-    ax.set_xlim(*_limits(values, log))
+    low, high = _limits(values, log)
+    ax.set_xlim(low, high)
+    if log:
+        # Several values within a decade are the rule: plain numbers at 1, 2, 5; powers of ten alone over many decades.
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     for height, spread in enumerate(spreads.values()):
         _draw(ax, height, spread, COLOURS[height % len(COLOURS)])
     return figure
