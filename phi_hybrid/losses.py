@@ -6,9 +6,10 @@ and returns a scalar. `Losses` adds terms up by name; each is a differentiable f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +26,11 @@ class Term(Protocol):
     """See the module."""
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor: ...
+
+
+def _require(valid: bool, name: str, value: Any, expected: str) -> None:
+    if not valid:
+        raise StateError(f"{name} = {value!r}: expected {expected}")
 
 
 # --- at which steps ---
@@ -58,8 +64,11 @@ class Steps:
 
     def __init__(self, *numbers: int) -> None:
         if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
-            raise StateError(f"Steps{numbers}: give numbers of steps, the first is 1")
+            raise StateError(f"Steps({', '.join(map(repr, numbers))}): give numbers of steps, the first is 1")
         object.__setattr__(self, "numbers", numbers)
+
+    def __repr__(self) -> str:
+        return f"Steps({', '.join(map(str, self.numbers))})"
 
     def weights(self, steps: int) -> list[float]:
         if max(self.numbers) > steps:
@@ -78,8 +87,9 @@ class Geometric:
     ratio: float
 
     def __post_init__(self) -> None:
-        if not self.ratio > 0:
-            raise StateError(f"Geometric({self.ratio!r}): the ratio of the weights of two steps must be positive")
+        _require(
+            isinstance(self.ratio, (int, float)) and 0 < self.ratio < math.inf, "ratio", self.ratio, "a number > 0"
+        )
 
     def weights(self, steps: int) -> list[float]:
         return [self.ratio**n for n in range(steps)]
@@ -88,11 +98,21 @@ class Geometric:
 At = EveryStep | LastStep | Steps | Geometric
 
 
+class _Placed:
+    """A term that says at which steps it counts."""
+
+    at: At
+
+    def __post_init__(self) -> None:
+        valid = hasattr(self.at, "weights") and not isinstance(self.at, type)
+        _require(valid, "at", self.at, "EveryStep(), LastStep(), Steps(1, 4) or Geometric(0.9)")
+
+
 # --- comparison with the reference ---
 
 
 @dataclass(frozen=True)
-class L2:
+class L2(_Placed):
     """Σₙ wₙ mean((uₙ − u*ₙ)/σ)² / Σₙ wₙ, σ the standard deviation of the data, one number per state tensor."""
 
     at: At = EveryStep()
@@ -102,7 +122,7 @@ class L2:
 
 
 @dataclass(frozen=True)
-class L1:
+class L1(_Placed):
     """Σₙ wₙ mean|uₙ − u*ₙ|/σ / Σₙ wₙ."""
 
     at: At = EveryStep()
@@ -112,8 +132,9 @@ class L1:
 
 
 @dataclass(frozen=True)
-class Spectral:
-    """Σₙ wₙ mean(|k̂|^(2·power)·|ûₙ − û*ₙ|²/σ²) / Σₙ wₙ: the squared error over wavenumbers, k̂ = k/k_max.
+class Spectral(_Placed):
+    """Σₙ wₙ mean(|k̂|^(2·power)·|ûₙ − û*ₙ|²/σ²) / Σₙ wₙ: the squared error over wavenumbers, k̂ = k·dx/π along each dim,
+    so that 1 is a wave of two cells.
 
     With `power=0` it is `L2` (Parseval); with `power=1` small scales count as much as their gradients do. Meant for
     periodic states; others are transformed as they stand.
@@ -124,6 +145,12 @@ class Spectral:
 
     power: float = 1.0
     at: At = EveryStep()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            isinstance(self.power, (int, float)) and 0 <= self.power < math.inf, "power", self.power, "a number ≥ 0"
+        )
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         errors = []
@@ -140,8 +167,20 @@ class Spectral:
 # --- physics ---
 
 
+class _InUnits(_Placed):
+    """A term of a quantity with a unit."""
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            isinstance(self.scale, (int, float)) and 0 < self.scale < math.inf, "scale", self.scale, "a number > 0"
+        )
+
+
 @dataclass(frozen=True)
-class Vanishing:
+class Vanishing(_InUnits):
     """Σₙ wₙ mean(q(uₙ)²)/scale² / Σₙ wₙ: a quantity that should be zero, such as a divergence.
 
     Args:
@@ -158,7 +197,7 @@ class Vanishing:
 
 
 @dataclass(frozen=True)
-class Conserved:
+class Conserved(_InUnits):
     """Σₙ wₙ mean((q(uₙ) − q(u*ₙ))²)/scale² / Σₙ wₙ: a quantity that should be that of the reference, such as the energy.
 
     Args:
@@ -176,11 +215,12 @@ class Conserved:
 
 
 @dataclass(frozen=True)
-class Residual:
+class Residual(_Placed):
     """Σₙ wₙ mean((uₙ − R(uₙ₋₁))/σ)² / Σₙ wₙ: how well the states obey another step R, the PDE residual in discrete form.
 
     Args:
-        step: R, PhiFlow function or captured block `state, *inputs -> state` with the inputs of the solver's step.
+        step: R, PhiFlow function or captured block `state, *inputs -> state` with the inputs of the solver's step. The
+            first state must be known, so that no steps can go before those that count (`warm_up`, `Pushforward`).
     """
 
     step: Callable
@@ -231,11 +271,20 @@ class Losses:
         if not isinstance(self.terms, Mapping) or not self.terms:
             raise StateError(f"terms = {self.terms!r}: expected a mapping from names to terms, e.g. {{'state': L2()}}")
         for name, entry in self.terms.items():
-            weight, term = entry if isinstance(entry, tuple) else (1.0, entry)
-            if not callable(term) or not isinstance(weight, (int, float)):
+            weight, term = entry if isinstance(entry, tuple) and len(entry) == 2 else (1.0, entry)
+            if not callable(term) or isinstance(term, type) or not isinstance(weight, (int, float)):
                 raise StateError(f"terms[{name!r}] = {entry!r}: expected a term or (weight, term), e.g. (0.1, L1())")
             weighted[name] = (float(weight), term)
         object.__setattr__(self, "terms", weighted)
+
+    def require_known_start(self, steps_before: int) -> None:
+        """Raises StateError if a term needs the state that the first step starts from, and it is not in the data."""
+        for name, (_, term) in self.terms.items():
+            if steps_before and isinstance(term, Residual):
+                raise StateError(
+                    f"terms[{name!r}] = {term!r}: a residual needs the state before the first step that counts, which is "
+                    "not kept after steps without gradient; use it in Unrolled without warm_up"
+                )
 
     @property
     def looks_before_correction(self) -> bool:
@@ -262,7 +311,7 @@ def _mean(entries: list[torch.Tensor], at: At) -> torch.Tensor:
 
 
 def _wavenumbers(modes: torch.Tensor, positions: list[int]) -> torch.Tensor:
-    """|k| / k_max, k_max the Nyquist wavenumber of the finest dim, shaped to multiply `modes`."""
+    """√Σᵢ (kᵢ·dxᵢ/π)², shaped to multiply `modes`."""
     square = torch.zeros((), dtype=modes.real.dtype, device=modes.device)
     for position in positions:
         k = torch.fft.fftfreq(modes.shape[position], dtype=modes.real.dtype, device=modes.device) * 2

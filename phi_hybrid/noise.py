@@ -36,7 +36,8 @@ class Ramp:
     updates: int
 
     def __call__(self, update: int) -> float:
-        return self.first + (self.last - self.first) * min(1.0, update / max(1, self.updates))
+        done = 1.0 if update >= self.updates else update / self.updates
+        return self.first + (self.last - self.first) * done
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,10 @@ class Noise:
             raise StateError(f"where = {self.where!r}: expected 'initial' or 'every_step'")
         if self.target not in ("clean", "adjusted"):
             raise StateError(f"target = {self.target!r}: expected 'clean' or 'adjusted'")
-        if self.truncated is not None and not self.truncated > 0:
+        if self.truncated is not None and not (isinstance(self.truncated, (int, float)) and self.truncated > 0):
             raise StateError(f"truncated = {self.truncated!r}: give a positive multiple of sigma, e.g. 2")
+        if self.schedule is not None and not callable(self.schedule):
+            raise StateError(f"schedule = {self.schedule!r}: expected a function of the update, e.g. Ramp(1, 0, 1000)")
         if self.random_walk and self.where != "initial":
             raise StateError("random_walk is noise on an input history; use it with where='initial'")
 
@@ -90,7 +93,10 @@ class Noise:
         """The noise of one update, its schedule applied."""
         if self.schedule is None:
             return self
-        return replace(self, sigma=self.sigma * self.schedule(update), schedule=None)
+        factor = self.schedule(update)
+        if not 0 <= factor < math.inf:
+            raise StateError(f"schedule = {factor} at update {update}: a factor on sigma is a finite number ≥ 0")
+        return replace(self, sigma=self.sigma * float(factor), schedule=None)
 
     def draw(self, batch: Batch) -> Tensors:
         """One sample of ε for the states of a batch, native tensors `(trajectory, …)`, from torch's CPU generator.

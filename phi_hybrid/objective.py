@@ -47,7 +47,7 @@ class Unrolled:
         gradient: how the gradient runs back through the steps, see `phi_hybrid.gradient`.
         warm_up: so many of the steps come first without gradient and without loss, so that the network is trained on
             states that it has caused itself.
-        noise: added to the states that the steps start from, see `Noise`.
+        noise: added to the states that the steps after the warm-up start from, see `Noise`.
 
     Raises:
         StateError: if `steps` is less than 1, or not more than `warm_up`.
@@ -63,6 +63,11 @@ class Unrolled:
         _require_steps(self, self.steps)
         if not isinstance(self.warm_up, int) or not 0 <= self.warm_up < self.steps:
             raise StateError(f"warm_up = {self.warm_up!r}: use 0 … {self.steps - 1}, fewer than the {self.steps} steps")
+        _require_losses(self.losses, self.warm_up)
+        if isinstance(self.gradient, type) or not hasattr(self.gradient, "chain"):
+            raise StateError(f"gradient = {self.gradient!r}: expected a mode of phi_hybrid.gradient, e.g. Truncated(4)")
+        if not isinstance(self.noise, Noise | None):
+            raise StateError(f"noise = {self.noise!r}: expected Noise, e.g. Noise(0.01)")
 
     def __repr__(self) -> str:
         changed = [f"{n}={getattr(self, n)!r}" for n, d in _DEFAULTS.items() if getattr(self, n) != d]
@@ -124,6 +129,7 @@ class Pushforward:
 
     def __post_init__(self) -> None:
         _require_steps(self, self.steps)
+        _require_losses(self.losses, self.steps - 1)
 
     def outputs(self, solver: NativeFace, batch: Batch) -> Outputs:
         """State after the last step, `(trajectory, 1, …)`."""
@@ -194,15 +200,17 @@ class Curriculum:
         stages: first update → objective from then on; one of them starts at 0.
 
     Raises:
-        StateError: if none starts at 0.
+        StateError: if none starts at 0, or one is no objective.
     """
 
     stages: Mapping[int, Objective]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.stages, Mapping) or 0 not in self.stages:
+        stages = self.stages if isinstance(self.stages, Mapping) else {}
+        if 0 not in stages or any(not isinstance(k, int) or not hasattr(v, "steps") for k, v in stages.items()):
             raise StateError(
-                f"stages = {self.stages!r}: expected a mapping from the first update of a stage, 0 among them"
+                f"stages = {self.stages!r}: expected a mapping from the first update of a stage, 0 among them, to its "
+                "objective, e.g. {0: Unrolled(1), 500: Unrolled(4)}"
             )
 
     @property
@@ -291,6 +299,12 @@ def _shifted_back(records: list, noise: list, shift: Callable) -> list:
 def _require_steps(objective: Objective, steps: int) -> None:
     if not isinstance(steps, int) or steps < 1:
         raise StateError(f"{type(objective).__name__}({steps!r}): the number of steps must be an integer ≥ 1")
+
+
+def _require_losses(losses: Losses, steps_before: int) -> None:
+    if not isinstance(losses, Losses):
+        raise StateError(f"losses = {losses!r}: expected Losses of named terms, e.g. Losses({{'state': L2()}})")
+    losses.require_known_start(steps_before)
 
 
 def _require_windows(objective: Objective, batch: Batch) -> None:
