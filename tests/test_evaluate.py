@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from phi.torch.flow import PERIODIC, CenteredGrid, Field, batch, math, spatial
-from small_cases import DT, SmallNet, component_values, faces, forced_step, line, noise, scalar, step
+from phi.torch.flow import Field, batch, math
+from small_cases import DT, SmallNet, component_values, faces, forced_step, line, scalar, step
 
 import phi_hybrid as ph
 from phi_hybrid import quantities
@@ -287,41 +284,6 @@ def test_failures_do_not_touch_other_trajectories(batch_size: int) -> None:
     for metric, values in found.values.items():
         assert torch.equal(values["explosive"][~failed], alone[metric]["explosive"])
         assert not torch.isfinite(values["explosive"][failed][:, -1]).any()
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
-def test_memory_does_not_grow_with_the_number_of_rollouts(tmp_path: Path) -> None:
-    """Anonymous memory, sampled in every step; four times the rollouts are 60 MB more of reference data."""
-    cells, steps = 64, 40
-    used: list[int] = []
-
-    def sampled(u: Field) -> Field:
-        used.append(anonymous_memory())
-        return 0.99 * u
-
-    def largest(count: int) -> int:
-        data = ph.Trajectories.load(path, lazy=True)[:count]
-        used.clear()
-        gc.collect()
-        ph.evaluate({"sampled": sampled}, data, metrics={"spectrum": SpectrumError()}, batch_size=8)
-        return max(used)
-
-    values = noise(32, cells, cells)
-    u = CenteredGrid(math.wrap(values, batch("b"), spatial("x,y")), PERIODIC, x=cells, y=cells)
-    path = tmp_path / "data.h5"
-    ph.Trajectories.generate(lambda v: v, u, steps, path=path, progress=False)
-    del values, u
-    size = path.stat().st_size
-    largest(8)  # warm caches
-    few, many = largest(8), largest(32)
-    assert size * 24 / 32 > 15e6
-    assert many - few < 4e6 < size * 24 / 32 / 3
-
-
-def anonymous_memory() -> int:
-    """Bytes that are not backed by files."""
-    line_ = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("RssAnon"))
-    return int(line_.split()[1]) * 1024
 
 
 # --- times, groups, tables ---

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from phi.torch.flow import PERIODIC, CenteredGrid, batch, math, spatial
+from phi.torch.flow import batch, math
 from small_cases import equal, faces, forced_step, line, noise, same, scalar
 
 import phi_hybrid as ph
@@ -134,25 +133,3 @@ def test_compressed_files_cannot_be_mapped(tmp_path: Path) -> None:
     assert equal(again.states, data.states)
     again.save(path)
     assert equal(ph.Trajectories.load(path, lazy=True).states, data.states)
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
-def test_values_stay_in_the_file(tmp_path: Path) -> None:
-    """Anonymous memory before and after loading 48 MB."""
-    u = CenteredGrid(math.wrap(noise(3, 256, 256), batch("b"), spatial("x,y")), PERIODIC, x=256, y=256)
-    path = tmp_path / "data.h5"
-    data = ph.Trajectories.generate(lambda v: v, u, 60, path=path, progress=False)
-    scale = data.scale
-    del u, data
-    before = anonymous_memory()
-    lazy = ph.Trajectories.load(path, lazy=True)
-    assert lazy.scale == scale and path.stat().st_size > 45e6
-    assert anonymous_memory() - before < 15e6
-    loaded = ph.Trajectories.load(path)
-    assert anonymous_memory() - before > 40e6 and len(loaded) == 3
-
-
-def anonymous_memory() -> int:
-    """Bytes that are not backed by files."""
-    row = next(r for r in Path("/proc/self/status").read_text().splitlines() if r.startswith("RssAnon"))
-    return int(row.split()[1]) * 1024
