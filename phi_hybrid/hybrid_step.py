@@ -44,7 +44,8 @@ class HybridStep:
         self._physics = solver.physics.bind(self._widened_layout, _flat(self._widen(tensors)))
         self.output_layout = with_batch(self._physics.output_layout, *self._batch)
         viewed = self.output_layout if self._coupling.sees_result else self._widened_layout.children[0]
-        self._input_map = _channel_map(tuple_of(viewed, *(inputs[i] for i in self._seen), *features.children))
+        given = self._widened_layout.children[1:]
+        self._input_map = _channel_map(tuple_of(viewed, *(given[i] for i in self._seen), *features.children))
         changed = [self._widened_layout.children[n] if n else self.output_layout for n in self._coupling.changes]
         self._output_map = _channel_map(tuple_of(*changed))
         self._output_leaves = [len(c.leaves) for c in changed]

@@ -1,0 +1,268 @@
+"""Compare ways to train a hybrid solver, with equal numbers of updates and with equal time.
+
+Every method starts from the same weights, after a shared one-step training, and is tuned (learning rate) on validation
+data of another seed. `noise` is the best of several noise levels, chosen on validation data of the same seed;
+`noise_unrolled` starts from a one-step training with that noise instead. `replacement` predicts without the solver.
+
+    python demos/compare_training.py [--case burgers|ks|wake] [--seeds N] [--quick | --full] [--out DIR]
+    python demos/compare_training.py --vary scheme [--seeds N]     several discretisations of Burgers, corrected
+    python demos/compare_training.py --case ks --tune              validation errors over learning rates
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from cases import CASES, Case, Data, burgers_schemes
+from common import arguments, require_device, save_figures, write_metrics
+
+import phi_hybrid as ph
+from phi_hybrid import gradient
+from phi_hybrid.objective import Objective
+from phi_hybrid.table import Table
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained solver and what it took."""
+
+    solver: ph.HybridSolver
+    history: dict[str, Any]
+    seconds: float
+
+
+def train(
+    solver: ph.HybridSolver,
+    data: ph.Trajectories,
+    objective: Objective,
+    updates: int,
+    rate: float,
+    case: Case,
+    seed: int,
+) -> Run:
+    """Adam with a cosine schedule on a copy of the solver."""
+    solver = copy.deepcopy(solver)
+    optimizer = torch.optim.Adam(solver.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    trainer = ph.Trainer(
+        solver, data, objective, optimizer=optimizer, scheduler=schedule, batch_size=case.batch, clip=1.0, seed=seed
+    )
+    began = time.perf_counter()
+    history = trainer.fit(updates)
+    return Run(solver, history, time.perf_counter() - began)
+
+
+def objectives(case: Case) -> dict[str, Objective]:
+    """The methods that start from the shared weights and need nothing else."""
+    few, many = case.unrolled
+    return {
+        "one_step": ph.Unrolled(1),
+        "pushforward": ph.Pushforward(few),
+        f"nog_{few}": ph.Unrolled(few, gradient=gradient.Detached()),
+        f"unrolled_{few}": ph.Unrolled(few),
+        f"unrolled_{many}": ph.Unrolled(many),
+    }
+
+
+def noisy(sigma: float) -> ph.Unrolled:
+    return ph.Unrolled(1, noise=ph.Noise(sigma))
+
+
+class Comparison:
+    """All methods on one seed."""
+
+    def __init__(self, case: Case, data: Data, seed: int, device: str = "cpu") -> None:
+        self.case, self.data, self.seed = case, data, seed
+        self.rates = case.learning_rates
+        self.source = case.source()
+        torch.manual_seed(seed)
+        self.untrained = ph.HybridSolver(self.source, case.network(), case.coupling).to(device)
+        self.start = self.pretrained(self.untrained, ph.Unrolled(1))
+        self.runs: dict[str, Run] = {}
+        self.sweep: dict[float, float] = {}
+
+    def pretrained(self, solver: ph.HybridSolver, objective: Objective) -> ph.HybridSolver:
+        case = self.case
+        return train(
+            solver, self.data.training, objective, case.pretraining, case.pretraining_rate, case, self.seed
+        ).solver
+
+    def train(
+        self,
+        method: str,
+        objective: Objective,
+        start: ph.HybridSolver | None = None,
+        data: ph.Trajectories | None = None,
+        updates: int | None = None,
+    ) -> Run:
+        """Further training of the shared weights, or of others, on the training data or others."""
+        start, data = self.start if start is None else start, self.data.training if data is None else data
+        rate = self.rates.get(method, 5e-4)
+        return train(start, data, objective, updates or self.case.updates, rate, self.case, self.seed)
+
+    def validation_error(self, solver: Callable) -> float:
+        """MAE over the horizon on validation data."""
+        evaluation = ph.evaluate({"solver": solver}, self.data.validation, self.case.horizon)
+        return evaluation.summary()["solver"]["mae"]
+
+    def equal_updates(self) -> dict[str, Run]:
+        """All methods with the same number of updates."""
+        case = self.case
+        for method, objective in objectives(self.case).items():
+            self.runs[method] = self.train(method, objective)
+        levels = {sigma: self.train("noise", noisy(sigma)) for sigma in self.case.sigmas}
+        self.sweep = {sigma: self.validation_error(run.solver) for sigma, run in levels.items()}
+        best = min(self.sweep, key=self.sweep.get)
+        many = f"unrolled_{self.case.unrolled[1]}"
+        self.runs["noise"] = levels[best]
+        noisy_start = self.pretrained(self.untrained, noisy(best))
+        self.runs["noise_unrolled"] = self.train(many, objectives(self.case)[many], noisy_start)
+        calm = ph.precompute_corrections(self.source, self.data.training, iterations=case.precomputing)
+        self.runs["pre"] = self.train("pre", ph.Unrolled(1), data=calm)
+        alone = ph.HybridSolver(self.source, copy.deepcopy(self.untrained.network), ph.Replacement())
+        self.runs["replacement"] = self.train("replacement", ph.Unrolled(1), self.pretrained(alone, ph.Unrolled(1)))
+        return self.runs
+
+    def equal_time(self) -> dict[str, Run]:
+        """The methods again, each with the updates that fit into the time of the slowest."""
+        budget = max(run.seconds for run in self.runs.values())
+        best = min(self.sweep, key=self.sweep.get)
+        runs = {}
+        for method, objective in {**objectives(self.case), "noise": noisy(best)}.items():
+            updates = round(self.case.updates * budget / self.runs[method].seconds)
+            longer = updates > 1.05 * self.case.updates
+            runs[method] = self.train(method, objective, updates=updates) if longer else self.runs[method]
+        return runs
+
+    def summary(self, runs: dict[str, Run]) -> dict[str, dict[str, float]]:
+        """Method → metric → number, on all test data."""
+        solvers = {"source": self.source, **{method: run.solver for method, run in runs.items()}}
+        early, horizon, long = self.case.early, self.case.horizon, self.data.test.steps
+        rows = ph.evaluate(solvers, self.data.test).summary((early, horizon))
+        unseen = {name: ph.evaluate(solvers, data).summary() for name, data in self.data.unseen.items()}
+        return {
+            method: {
+                "mae": row[f"mae_{horizon}"],
+                "nrmse": row[f"nrmse_{horizon}"],
+                f"mae_{early}": row[f"mae_{early}"],
+                f"mae_{long}": row["mae"],
+                "blow_up": row["blow_up"],
+                **{f"mae, {name}": rows_of[method]["mae"] for name, rows_of in unseen.items()},
+                "seconds": runs[method].seconds if method in runs else 0.0,
+                "updates": float(len(runs[method].history["update"])) if method in runs else 0.0,
+            }
+            for method, row in rows.items()
+        }
+
+
+def tune(case: Case, seed: int, rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)) -> None:
+    """Prints the validation error of every method at several learning rates."""
+    comparison = Comparison(case, case.data(seed), seed)
+    sigma = case.sigmas[len(case.sigmas) // 2]
+    found = {}
+    for method, objective in {**objectives(case), "noise": noisy(sigma)}.items():
+        found[method] = {}
+        for rate in rates:
+            comparison.rates = {method: rate}
+            found[method][f"{rate:g}"] = comparison.validation_error(comparison.train(method, objective).solver)
+    print(Table(found))
+
+
+def vary_scheme(case: Case, seed: int) -> dict[str, dict[str, float]]:
+    """Discretisation → errors before and after training, stability over the long test, and cost."""
+    data, rows = case.data(seed), {}
+    methods = {"one_step": ph.Unrolled(1), f"unrolled_{case.unrolled[0]}": ph.Unrolled(case.unrolled[0])}
+    for name, source in burgers_schemes().items():
+        comparison = Comparison(replace(case, source=lambda source=source: source), data, seed)
+        summary = comparison.summary({m: comparison.train(m, objective) for m, objective in methods.items()})
+        rows[name] = {f"mae {method}": row["mae"] for method, row in summary.items()}
+        rows[name] |= {f"blow_up {method}": row["blow_up"] for method, row in summary.items()}
+        rows[name]["ms a step"] = milliseconds(source, data.test)
+    return rows
+
+
+@torch.no_grad()
+def milliseconds(step: ph.PhysicsBlock, data: ph.Trajectories, repeats: int = 200) -> float:
+    """Time of one step of all trajectories, the median of several."""
+    batch = data.whole()
+    bound, inputs = batch.bind(step), batch.step_inputs.at(0)
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        bound.step(*bound.state, *inputs)
+        times.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(times)
+
+
+def figures(case: Case, comparison: Comparison, table: Table, timed: Table | None, out: Any) -> None:
+    solvers = {"source": comparison.source, **{name: run.solver for name, run in comparison.runs.items()}}
+    curves = ph.evaluate(solvers, comparison.data.test, case.horizon).curves()
+    bounded = {name: curve for name, curve in curves.items() if torch.isfinite(curve).all()}
+    sweep, ax = plt.subplots(figsize=(4.2, 3))
+    ax.loglog(list(comparison.sweep), list(comparison.sweep.values()), "o-")
+    ax.set(xlabel="σ / standard deviation of the data", ylabel="MAE, validation", title="noise")
+    sweep.tight_layout()
+    dt = comparison.data.test.metadata["dt"]
+    plots = {"comparison": ph.plot.comparison(table, "mae"), "errors": ph.plot.errors(bounded, dt=dt), "noise": sweep}
+    if timed is not None:
+        plots["equal_time"] = ph.plot.comparison(timed, "mae")
+    save_figures(out, plots)
+
+
+def report(title: str, per_seed: list[dict[str, dict[str, float]]], out: Any) -> Table:
+    """Prints a table over the seeds and writes it as Markdown and CSV."""
+    table = Table.over_seeds(per_seed) if len(per_seed) > 1 else Table(per_seed[0])
+    print(f"\n{title}, {len(per_seed)} seed(s), median [smallest, largest]\n{table}\n")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("md", table.markdown()), ("csv", table.csv())):
+        (out / f"{title.replace(' ', '_')}.{name}").write_text(text + "\n")
+    return table
+
+
+def compare(case: Case, options: Any) -> list[dict[str, dict[str, float]]]:
+    """Both comparisons on every seed; tables and figures."""
+    per_seed, per_seed_timed = [], []
+    for seed in range(options.seed, options.seed + options.seeds):
+        comparison = Comparison(case, case.data(seed), seed, options.device)
+        per_seed.append(comparison.summary(comparison.equal_updates()))
+        print(f"seed {seed}, equal updates\n{Table(per_seed[-1])}\nnoise sweep, validation: {comparison.sweep}\n")
+        if options.full:
+            per_seed_timed.append(comparison.summary(comparison.equal_time()))
+        if seed == options.seed:
+            first = comparison
+    table = report("equal updates", per_seed, options.out)
+    timed = report("equal time", per_seed_timed, options.out) if per_seed_timed else None
+    figures(case, first, table, timed, options.out)
+    return per_seed
+
+
+def main() -> None:
+    parser = arguments(__doc__, "compare_training")
+    parser.add_argument("--case", choices=list(CASES), default="burgers")
+    parser.add_argument("--vary", choices=["scheme"], help="compare discretisations instead of methods")
+    parser.add_argument("--tune", action="store_true", help="print validation errors over learning rates, and no more")
+    options = parser.parse_args()
+    require_device(options.device)
+    torch.set_num_threads(1)  # so that times can be compared
+    case, began = CASES[options.case], time.perf_counter()
+    if options.quick:
+        case = replace(case, pretraining=case.pretraining // 10, updates=case.updates // 20, precomputing=5)
+    if options.tune:
+        tune(case, options.seed)
+    elif options.vary:
+        per_seed = [vary_scheme(case, seed) for seed in range(options.seed, options.seed + options.seeds)]
+        report("schemes", per_seed, options.out)
+    else:
+        per_seed = compare(case, options)
+        write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
+
+
+if __name__ == "__main__":
+    main()
