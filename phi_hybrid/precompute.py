@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -26,32 +27,42 @@ def precompute_corrections(
         physics: P, PhiFlow function or captured block `state, *inputs -> state`.
         data: reference trajectories `(trajectory, time, …)`.
         weight: of small corrections against states near the reference, ≥ 0.
-        iterations: of L-BFGS; each takes about one step of P from all states and its gradient.
+        iterations: of L-BFGS, which come nearer to the minimum the more there are; each takes about one step of P from
+            all states and its gradient.
 
     Raises:
-        NonFiniteError: if the optimisation fails.
-        StateError: for a negative weight, or data that do not fit the physics.
+        NonFiniteError: if the physics or the optimisation fails.
+        StateError: for settings out of range, or data that do not fit the physics.
     """
-    if not weight >= 0:
-        raise StateError(f"weight = {weight!r}: must be ≥ 0")
+    if not 0 <= weight < math.inf:
+        raise StateError(f"weight = {weight!r}: must be a finite number ≥ 0")
+    if not isinstance(iterations, int) or iterations < 1:
+        raise StateError(f"iterations = {iterations!r}: must be an integer ≥ 1")
     if weight == 0:
         return data
     residual = _Residual(physics, data)
     true = [t.clone() for t in data.states]
     with torch.no_grad():
         unit = torch.sqrt(_mean_square(residual(true), data.scale)).clamp_min(1e-12)
-    states = [t.clone().requires_grad_() for t in true]
-    optimizer = torch.optim.LBFGS(states, max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
+    if not all_finite([unit]):
+        raise NonFiniteError("one step of the physics from the data is NaN or infinite; reduce its time step", 0)
+    count = sum(t.numel() for t in true)
+    shifts = [torch.zeros_like(t).requires_grad_() for t in true]  # (v − u*)/σ
+    optimizer = torch.optim.LBFGS(shifts, max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
+
+    def shifted() -> list[torch.Tensor]:
+        return [u + s * d for u, s, d in zip(true, data.scale, shifts)]
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        distance = _mean_square([v - u for v, u in zip(states, true)], data.scale)
-        loss = distance + weight * _mean_square(residual(states), data.scale) / unit**2
+        corrections = _mean_square(residual(shifted()), data.scale) / unit**2
+        # times the number of entries, so that the tolerances of L-BFGS are for one of them, however many there are
+        loss = sum((d**2).sum() for d in shifts) + count * weight * corrections
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    found = tuple(v.detach() for v in states)
+    found = tuple(v.detach() for v in shifted())
     if not all_finite(found):
         raise NonFiniteError("the pre-computed states became NaN or infinite; use a smaller weight", iterations)
     return replace(data, states=found)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from chain_cases import STEPS, agree, channels, force_at, make_data, make_solver, windows
-from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, batch, channel, diffuse, field, math, spatial
-from small_cases import BOX, CELLS, faces, forced_step, noise
+from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, channel, field, math
+from small_cases import BOX, CELLS, forced_step, noise
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
