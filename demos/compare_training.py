@@ -26,7 +26,7 @@ from common import arguments, require_device, save_figures, write_metrics
 import phi_hybrid as ph
 from phi_hybrid import gradient
 from phi_hybrid.objective import Objective
-from phi_hybrid.table import Table
+from phi_hybrid import Table
 
 
 @dataclass(frozen=True)

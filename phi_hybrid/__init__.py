@@ -1,6 +1,6 @@
 """phi_hybrid: write the physics in ΦFlow, train through it at native PyTorch speed."""
 
-from phi_hybrid import bridge, gradient, linear_solve, losses, pde
+from phi_hybrid import bridge, gradient, linear_solve, losses, metrics, pde, quantities
 from phi_hybrid._version import __version__
 from phi_hybrid.capture import PhysicsBlock, capture
 from phi_hybrid.coupling import Additive, Before, Forcing, Multiplicative, Parallel, Parameter, Replacement
@@ -12,6 +12,7 @@ from phi_hybrid.linear_solve import linear_solves
 from phi_hybrid.noise import Noise, Ramp
 from phi_hybrid.objective import Curriculum, Diverted, Pushforward, Unrolled
 from phi_hybrid.precompute import precompute_corrections
+from phi_hybrid.table import Spread, Table
 from phi_hybrid.train import Trainer
 from phi_hybrid.unroll import rollout
 
@@ -35,7 +36,9 @@ __all__ = [
     "Ramp",
     "Replacement",
     "SolveError",
+    "Spread",
     "StateError",
+    "Table",
     "Trainer",
     "Trajectories",
     "Unrolled",
@@ -47,9 +50,11 @@ __all__ = [
     "linear_solve",
     "linear_solves",
     "losses",
+    "metrics",
     "pde",
     "plot",
     "precompute_corrections",
+    "quantities",
     "rollout",
 ]
 
