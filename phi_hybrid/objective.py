@@ -64,8 +64,7 @@ class Unrolled:
         if not isinstance(self.warm_up, int) or not 0 <= self.warm_up < self.steps:
             raise StateError(f"warm_up = {self.warm_up!r}: use 0 … {self.steps - 1}, fewer than the {self.steps} steps")
         _require_losses(self.losses, self.warm_up)
-        if isinstance(self.gradient, type) or not hasattr(self.gradient, "chain"):
-            raise StateError(f"gradient = {self.gradient!r}: expected a mode of phi_hybrid.gradient, e.g. Truncated(4)")
+        _require_gradient(self.gradient)
         if not isinstance(self.noise, Noise | None):
             raise StateError(f"noise = {self.noise!r}: expected Noise, e.g. Noise(0.01)")
 
@@ -169,6 +168,9 @@ class Diverted:
 
     def __post_init__(self) -> None:
         _require_steps(self, self.steps)
+        _require_gradient(self.gradient)
+        if not callable(self.reference):
+            raise StateError(f"reference = {self.reference!r}: expected a step, state, *inputs -> state")
 
     def outputs(self, solver: NativeFace, batch: Batch) -> Outputs:
         """States of the model after each step, then those of the reference, `(trajectory, time, …)`."""
@@ -305,6 +307,11 @@ def _require_losses(losses: Losses, steps_before: int) -> None:
     if not isinstance(losses, Losses):
         raise StateError(f"losses = {losses!r}: expected Losses of named terms, e.g. Losses({{'state': L2()}})")
     losses.require_known_start(steps_before)
+
+
+def _require_gradient(gradient: Gradient) -> None:
+    if isinstance(gradient, type) or not hasattr(gradient, "chain"):
+        raise StateError(f"gradient = {gradient!r}: expected a mode of phi_hybrid.gradient, e.g. Truncated(4)")
 
 
 def _require_windows(objective: Objective, batch: Batch) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import chain_cases as chains
 import numpy as np
 import pytest
 import torch
+from chain_cases import agree, force_at, gradient_of, squares, step_by_hand, target_at
 from phi.torch.flow import Field, batch, dual, math
 from small_cases import (
     SmallNet,
     component_values,
+    equal,
     faces,
     finite_differences,
     forced_step,
@@ -21,6 +24,9 @@ from small_cases import (
 )
 
 import phi_hybrid as ph
+from phi_hybrid.data import Batch
+from phi_hybrid.gradient import Checkpointed, Detached, Full, Paths, SignConsistent, Truncated
+from phi_hybrid.losses import L1, L2, BeforeCorrection, EveryStep, Geometric, LastStep, Losses, Steps
 
 TRAJECTORIES, STEPS = 3, 6
 
@@ -239,3 +245,210 @@ def test_step_that_makes_ensembles() -> None:
         ph.Unrolled(2).outputs(ph.HybridSolver(ensemble, SmallNet(1, 1, 1)), data.windows(2)[0])
     with pytest.raises(ph.StateError, match="batch dims .*member"):
         ph.evaluate({"ensemble": ensemble}, data)
+
+
+# --- objectives by hand, in plain torch on the native step of the physics ---
+
+HORIZONS = range(1, chains.STEPS + 1)
+
+
+@pytest.fixture(scope="module")
+def long() -> ph.Trajectories:
+    return chains.make_data()
+
+
+@pytest.fixture(scope="module")
+def hybrid(block: ph.PhysicsBlock, long: ph.Trajectories) -> ph.HybridSolver:
+    return chains.make_solver(block, long)
+
+
+@pytest.fixture(scope="module")
+def other(long: ph.Trajectories) -> ph.PhysicsBlock:
+    """The step that the data come from."""
+    block = ph.capture(chains.reference)
+    block(long.initial_state, *(f.time[0] for f in long.step_inputs))  # `native` knows the layout
+    return block
+
+
+def found_by(objective: Any, solver: ph.HybridSolver, b: Batch) -> list[torch.Tensor]:
+    return chains.value_and_gradient(objective, solver, b)
+
+
+def by_hand(loss: torch.Tensor, solver: ph.HybridSolver) -> list[torch.Tensor]:
+    return [loss.detach(), *gradient_of(loss, solver)]
+
+
+def step_losses(solver: ph.HybridSolver, b: Batch, warm_up: int = 0) -> list[torch.Tensor]:
+    """Loss of each step that counts."""
+    u, losses = b.initial, []
+    for n in range(b.steps):
+        with torch.set_grad_enabled(n >= warm_up):
+            u, _ = step_by_hand(solver, u, force_at(b, n))
+        losses.append(squares(u, target_at(b, n), b.scale))
+    return losses[warm_up:]
+
+
+@pytest.mark.parametrize("steps", HORIZONS)
+def test_warm_up_by_hand(steps: int, hybrid: ph.HybridSolver, long: ph.Trajectories) -> None:
+    b = chains.windows(long, steps)
+    for warm_up in range(steps):
+        losses = step_losses(hybrid, b, warm_up)
+        expected = by_hand(sum(losses) / (steps - warm_up), hybrid)
+        assert agree(found_by(ph.Unrolled(steps, warm_up=warm_up), hybrid, b), expected)
+
+
+@pytest.mark.parametrize("steps", HORIZONS)
+@pytest.mark.parametrize(
+    ("at", "weights"),
+    [
+        (EveryStep(), [1, 1, 1, 1, 1]),
+        (LastStep(), None),
+        (Steps(1, 3), [1, 0, 1, 0, 0]),
+        (Geometric(0.7), [1, 0.7, 0.49, 0.343, 0.2401]),
+    ],
+    ids=repr,
+)
+def test_loss_placement_by_hand(
+    at: Any, weights: Any, steps: int, hybrid: ph.HybridSolver, long: ph.Trajectories
+) -> None:
+    b, placed = chains.windows(long, steps), Losses({"state": L2(at)})
+    weights = [0.0] * (steps - 1) + [1.0] if weights is None else weights[:steps]
+    if isinstance(at, Steps) and steps < 3:
+        with pytest.raises(ph.StateError, match=rf"the loss sees {steps} steps; use 1 … {steps}"):
+            found_by(ph.Unrolled(steps, placed), hybrid, b)
+        return
+    loss = sum(w * loss for w, loss in zip(weights, step_losses(hybrid, b))) / sum(weights)
+    assert agree(found_by(ph.Unrolled(steps, placed), hybrid, b), by_hand(loss, hybrid))
+
+
+@pytest.mark.parametrize("mode", [Full(), Truncated(2), Checkpointed(2), Paths(network=0)], ids=repr)
+@pytest.mark.parametrize("steps", HORIZONS)
+def test_losses_before_the_correction_by_hand(
+    steps: int, mode: Any, hybrid: ph.HybridSolver, long: ph.Trajectories
+) -> None:
+    """Together with another loss, so that one gradient passes through both."""
+    b, losses = chains.windows(long, steps), Losses({"state": L2(), "source": (0.3, BeforeCorrection(L2(LastStep())))})
+    seen = torch.Tensor.detach if isinstance(mode, Paths) else lambda t: t
+    u, loss = b.initial, 0.0
+    for n in range(steps):
+        if n and n % 2 == 0 and isinstance(mode, Truncated):
+            u = tuple(t.detach() for t in u)
+        u, before = step_by_hand(hybrid, u, force_at(b, n), seen)
+        loss = loss + squares(u, target_at(b, n), b.scale) / steps
+    loss = loss + 0.3 * squares(before, target_at(b, steps - 1), b.scale)
+    assert agree(found_by(ph.Unrolled(steps, losses, mode), hybrid, b), by_hand(loss, hybrid))
+
+
+@pytest.mark.parametrize("steps", HORIZONS)
+def test_pushforward_by_hand(steps: int, hybrid: ph.HybridSolver, long: ph.Trajectories) -> None:
+    """The last R + 1 steps of the window for some R; every R is as frequent."""
+    b = chains.windows(long, steps)
+    ways = {}
+    for taken in range(1, steps + 1):
+        u = tuple(s[:, steps - taken] for s in b.states)
+        for n in range(steps - taken, steps):
+            u, _ = step_by_hand(hybrid, tuple(t.detach() for t in u), force_at(b, n))
+        ways[taken] = by_hand(squares(u, target_at(b, steps - 1), b.scale), hybrid)
+    torch.manual_seed(0)
+    drawn = []
+    for _ in range(12 * steps):
+        found = found_by(ph.Pushforward(steps), hybrid, b)
+        (taken,) = [t for t, way in ways.items() if abs(found[0] - way[0]) < 1e-10 * way[0]]
+        assert agree(found, ways[taken])
+        drawn.append(taken)
+    assert all(drawn.count(t) > 4 for t in ways)  # of 12 on average
+
+
+@pytest.mark.parametrize("through", [True, False])
+@pytest.mark.parametrize("mode", [Full(), Detached(), Checkpointed(2), Paths(network=0), SignConsistent()], ids=repr)
+@pytest.mark.parametrize("steps", HORIZONS)
+def test_diverted_chain_by_hand(
+    steps: int, mode: Any, through: bool, other: ph.PhysicsBlock, hybrid: ph.HybridSolver, long: ph.Trajectories
+) -> None:
+    b = chains.windows(long, steps)
+
+    def chain(seen: Any = lambda t: t) -> list[torch.Tensor]:
+        u, loss = b.initial, 0.0
+        for n in range(steps):
+            if isinstance(mode, Detached):
+                u = tuple(t.detach() for t in u)
+            expected = other.native(*u, *force_at(b, n))
+            if not through:
+                expected = tuple(t.detach() for t in expected)
+            u, _ = step_by_hand(hybrid, u, force_at(b, n), seen)
+            loss = loss + squares(u, expected, b.scale) / steps
+        return by_hand(loss, hybrid)
+
+    expected = chain(torch.Tensor.detach if isinstance(mode, Paths) else lambda t: t)
+    if isinstance(mode, SignConsistent):
+        physics = chain(torch.Tensor.detach)
+        expected = [expected[0], *(p * (p.sign() == g.sign()) for g, p in zip(expected[1:], physics[1:]))]
+    assert agree(found_by(ph.Diverted(steps, other, mode, through), hybrid, b), expected)
+
+
+def test_one_step_is_supervised_training_for_every_objective(hybrid: ph.HybridSolver, long: ph.Trajectories) -> None:
+    """The diverted chain as well, since the reference has generated the data."""
+    b = chains.windows(long, 1)
+    expected = found_by(ph.Unrolled(1), hybrid, b)
+    assert equal(found_by(ph.Pushforward(1), hybrid, b), expected)
+    for through in (True, False):
+        found = found_by(ph.Diverted(1, chains.reference, through_reference=through), hybrid, b)
+        assert agree(found, expected, 1e-13)
+
+
+def test_diverted_chain_of_a_perfect_solver(long: ph.Trajectories) -> None:
+    reference = ph.capture(chains.reference)
+    objective, b = ph.Diverted(3, reference), chains.windows(long, 3)
+    assert objective.loss(objective.outputs(reference, b), b) == 0.0
+
+
+def test_curriculum_takes_the_stage_of_the_update() -> None:
+    first, second = ph.Unrolled(1), ph.Unrolled(4, noise=ph.Noise(0.1, schedule=ph.Ramp(1, 0, 10)))
+    curriculum = ph.Curriculum({5: second, 0: first})
+    assert curriculum.steps == 4
+    assert [curriculum.at(n) is first for n in (0, 4)] == [True, True]
+    assert [curriculum.at(n).noise.sigma for n in (5, 10, 11)] == pytest.approx([0.05, 0.0, 0.0])
+
+
+def test_what_an_objective_tells_about_itself() -> None:
+    assert repr(ph.Unrolled(4)) == "Unrolled(steps=4)"
+    assert repr(ph.Unrolled(4, gradient=Detached())) == "Unrolled(steps=4, gradient=Detached())"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ph.Unrolled(4, warm_up=4), "warm_up = 4: use 0 … 3"),
+        (lambda: ph.Unrolled(4, warm_up=-1), "warm_up = -1: use 0 … 3"),
+        (lambda: ph.Unrolled(4, L1()), r"losses = L1.*: expected Losses of named terms, e.g. Losses\("),
+        (lambda: ph.Pushforward(4, L1()), r"losses = L1.*: expected Losses of named terms, e.g. Losses\("),
+        (lambda: ph.Unrolled(4, gradient=Detached), r"gradient = <class.*: expected a mode .*Truncated\(4\)"),
+        (lambda: ph.Unrolled(4, gradient="full"), r"gradient = 'full': expected a mode .*Truncated\(4\)"),
+        (lambda: ph.Unrolled(4, noise=0.1), r"noise = 0.1: expected Noise, e.g. Noise\(0.01\)"),
+        (lambda: ph.Pushforward(0), r"Pushforward\(0\): .*integer ≥ 1"),
+        (lambda: ph.Diverted(0, forced_step), r"Diverted\(0\): .*integer ≥ 1"),
+        (lambda: ph.Diverted(2, None), r"reference = None: expected a step"),
+        (lambda: ph.Diverted(2, forced_step, "full"), r"gradient = 'full': expected a mode .*Truncated\(4\)"),
+        (lambda: ph.Curriculum({}), "expected a mapping from the first update of a stage, 0 among them"),
+        (
+            lambda: ph.Curriculum({5: ph.Unrolled(1)}),
+            "expected a mapping from the first update of a stage, 0 among them",
+        ),
+        (lambda: ph.Curriculum({0: 4}), "expected a mapping .* to its objective"),
+        (lambda: ph.Curriculum([ph.Unrolled(1)]), "expected a mapping from the first update of a stage, 0 among them"),
+        (lambda: ph.Curriculum({0: ph.Unrolled(1)}).loss((), None), r"curriculum.at\(update\)"),
+        (lambda: ph.Curriculum({0: ph.Unrolled(1)}).outputs(None, None), r"curriculum.at\(update\)"),
+    ],
+)
+def test_values_out_of_range(make: Any, message: str) -> None:
+    with pytest.raises(ph.StateError, match=message):
+        make()
+
+
+def test_losses_before_the_correction_need_physics(hybrid: ph.HybridSolver, long: ph.Trajectories) -> None:
+    b, objective = chains.windows(long, 2), ph.Unrolled(2, Losses({"source": BeforeCorrection()}))
+    with pytest.raises(ph.StateError, match="losses before the correction .* need a HybridSolver"):
+        objective.outputs(hybrid.physics, b)
+    alone = ph.HybridSolver(hybrid.physics, SmallNet(4, 2, 2).double(), ph.Replacement())
+    with pytest.raises(ph.StateError, match="calls no physics"):
+        objective.outputs(alone, b)
