@@ -48,7 +48,8 @@ class Trainer:
     Attributes:
         history: `{'update', 'loss', 'lr', 'gradient_norm': [...], 'validation': {'update': [...], 'mae': [...]}}`, with
             the numbers of the updates that were clipped and skipped, `{'clipped', 'skipped': [...]}`, and the losses that
-            the objective adds up, weighted, `{'contributions': {name: {'update': [...], 'value': [...]}}}`.
+            the objective adds up, weighted, `{'contributions': {name: {'update': [...], 'value': [...]}}}`. All are those
+            at the weights before the update, also where an optimizer asks for more than one loss.
 
     Raises:
         DataError: if trajectories are shorter than the windows.
@@ -80,6 +81,10 @@ class Trainer:
                 raise StateError(f"{name} = {value}: must be at least 1")
         if skip is not None and not skip > 1:
             raise StateError(f"skip = {skip}: give a multiple of the usual gradient norm, greater than 1, e.g. 10")
+        if clip is not None and not clip > 0:
+            raise StateError(
+                f"clip = {clip}: give the largest norm of a gradient, greater than 0, or None for no limit"
+            )
         self._parameters = _trained_parameters(solver, optimizer)
         self.solver = solver
         self.data = data
@@ -102,7 +107,7 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._rng = torch.get_rng_state()
-        self._gradient_norm = math.nan
+        self._gradient_norm: float | None = None
         self._contributions: dict[str, float] = {}
         if isinstance(solver, HybridSolver) and not solver.scaled:
             estimate_scales(solver, data)
@@ -199,6 +204,7 @@ class Trainer:
         live = list(self.solver.state_dict(keep_vars=True).values())
         before = [t.detach().clone() for t in live]  # line searches move weights before they look at a loss
         rng = torch.get_rng_state()
+        self._gradient_norm = None
 
         def closure() -> torch.Tensor:
             torch.set_rng_state(rng)  # a line search compares losses under the same noise
@@ -209,10 +215,11 @@ class Trainer:
             getattr(objective, "gradient", Full()).backward(loss, self._parameters)
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if self.clip is None else self.clip)
             self._require_finite("gradient norm", norm)
-            self._gradient_norm = float(norm)
-            self._contributions = {name: float(value.detach()) for name, value in contributions.items()}
-            if self.usual_norm.exceeded_by(self._gradient_norm):
-                raise _Skipped(float(loss.detach()))
+            if self._gradient_norm is None:  # further calls of an update are trials of a line search
+                self._gradient_norm = float(norm)
+                self._contributions = {name: float(value.detach()) for name, value in contributions.items()}
+                if self.usual_norm.exceeded_by(self._gradient_norm):
+                    raise _Skipped(float(loss.detach()))
             return loss.detach()
 
         try:

@@ -15,6 +15,7 @@ from small_cases import DT, SmallNet, equal, faces, forced_step, line, step
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
+from phi_hybrid.losses import L1, L2, LastStep, Losses
 
 TRAJECTORIES, STEPS = 4, 6
 
@@ -76,20 +77,25 @@ class Recorded:
     """An objective that notes its batches and may interfere."""
 
     def __init__(
-        self, steps: int, interfere: Callable[[int, torch.Tensor], torch.Tensor] = lambda n, loss: loss
+        self, objective: Any, interfere: Callable[[int, torch.Tensor], torch.Tensor] = lambda n, loss: loss
     ) -> None:
-        self.inner, self.steps, self.interfere = ph.Unrolled(steps), steps, interfere
+        self.inner = ph.Unrolled(objective) if isinstance(objective, int) else objective
+        self.steps, self.interfere, self.now = self.inner.steps, interfere, self.inner
         self.batches: list[Batch] = []
+
+    def at(self, update: int) -> Recorded:
+        self.now = self.inner.at(update)
+        return self
 
     def __repr__(self) -> str:
         return repr(self.inner)
 
     def outputs(self, solver: Any, batch: Batch) -> Any:
         self.batches.append(batch)
-        return self.inner.outputs(solver, batch)
+        return self.now.outputs(solver, batch)
 
     def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
-        return self.interfere(len(self.batches) - 1, self.inner.loss(outputs, batch))
+        return self.interfere(len(self.batches) - 1, self.now.loss(outputs, batch))
 
 
 # --- what an update does ---
@@ -163,6 +169,200 @@ def test_second_order_optimizers_get_a_closure(build: Build) -> None:
     history = run.trainer.fit(4)
     assert len(recorded.batches) > 8  # several evaluations an update
     assert history["loss"][-1] < 0.2 * history["loss"][0]
+
+
+def test_noise_by_hand(build: Build) -> None:
+    """The seed of the training is that of its noise."""
+    recorded = Recorded(ph.Unrolled(2, noise=ph.Noise(0.1, "every_step", schedule=ph.Ramp(1, 0, 5))))
+    trained, by_hand = build(recorded, seed=3), build()
+    trained.trainer.fit(7)
+    optimizer = torch.optim.Adam(by_hand.solver.parameters(), 1e-2)
+    torch.manual_seed(3)
+    for update, b in enumerate(recorded.batches):
+        u, states = b.states[0][:, 0], []
+        for n in range(2):
+            if update < 5:
+                u = u + 0.1 * (1 - update / 5) * b.scale[0] * torch.randn(u.shape)
+            (u,) = by_hand.solver.native(u, b.inputs[0][:, n])
+            states.append(u)
+        optimizer.zero_grad()
+        (((torch.stack(states, 1) - b.states[0][:, 1:]) / b.scale[0]) ** 2).mean().backward()
+        optimizer.step()
+    for a, b in zip(weights(trained), weights(by_hand)):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    without = build()
+    without.trainer.fit(7)
+    assert (weights(trained)[0] - weights(without)[0]).norm() > 1e-3
+
+
+class Draws(Recorded):
+    """Notes a random number and the loss of each evaluation, with the update it belongs to."""
+
+    def __init__(self, objective: Any) -> None:
+        super().__init__(objective)
+        self.noted: list[tuple[int, float, float]] = []
+        self.trainer: ph.Trainer | None = None
+
+    def outputs(self, solver: Any, batch: Batch) -> Any:
+        self.drawn = float(torch.rand(()))
+        return super().outputs(solver, batch)
+
+    def loss(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        loss = super().loss(outputs, batch)
+        self.noted.append((self.trainer.update, self.drawn, float(loss.detach())))
+        return loss
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_every_evaluation_of_a_line_search_sees_the_same_noise(dropout: float, build: Build) -> None:
+    draws = Draws(ph.Unrolled(2, noise=ph.Noise(0.3, "every_step")))
+    run = build(
+        draws, lambda p: torch.optim.LBFGS(p, max_iter=5, line_search_fn="strong_wolfe"), dropout=dropout, batch_size=20
+    )
+    draws.trainer = run.trainer
+    history = run.trainer.fit(4)
+    per_update = [[entry for entry in draws.noted if entry[0] == n] for n in range(4)]
+    assert all(len(entries) > 2 for entries in per_update)
+    assert [len({drawn for _, drawn, _ in entries}) for entries in per_update] == [1] * 4
+    assert len({entries[0][1] for entries in per_update}) == 4
+    assert history["loss"] == [entries[0][2] for entries in per_update]
+    assert all(entries[-1][2] < entries[0][2] for entries in per_update)  # it went down under this noise
+
+
+@pytest.mark.parametrize("optimizer", [None, lambda p: torch.optim.LBFGS(p, max_iter=4)], ids=["adam", "lbfgs"])
+def test_loss_terms_are_recorded(optimizer: Callable | None, build: Build) -> None:
+    """Weighted, at the weights before the update, so that they add up to the loss; those that there are."""
+    both = ph.Unrolled(2, Losses({"state": L2(), "end": (0.5, L1(LastStep()))}))
+    settings = {} if optimizer is None else {"optimizer": optimizer}
+    history = build(ph.Curriculum({0: ph.Unrolled(1), 3: both}), batch_size=20, **settings).trainer.fit(6)
+    assert {name: curve["update"] for name, curve in history["contributions"].items()} == {
+        "state": [3, 4, 5],
+        "end": [3, 4, 5],
+    }
+    parts = [curve["value"] for curve in history["contributions"].values()]
+    assert [sum(p) for p in zip(*parts)] == pytest.approx(history["loss"][3:], rel=1e-6)
+    assert all(value > 0 for part in parts for value in part)
+
+
+def test_contributions_by_hand(build: Build) -> None:
+    losses = {"state": L2(), "end": (0.5, L1(LastStep()))}
+    recorded = Recorded(ph.Unrolled(2, Losses(losses)))
+    build(recorded).trainer.fit(1)
+    run = build(ph.Unrolled(2, Losses(losses)))
+    (b,), before = recorded.batches, copy.deepcopy(run.solver)
+    found = run.trainer.fit(1)["contributions"]
+    with torch.no_grad():
+        (first,) = before.native(b.states[0][:, 0], b.inputs[0][:, 0])
+        (second,) = before.native(first, b.inputs[0][:, 1])
+    errors = [(y - b.states[0][:, n]) / b.scale[0] for n, y in ((1, first), (2, second))]
+    assert found["state"]["value"] == pytest.approx([float((torch.stack(errors) ** 2).mean())], rel=1e-5)
+    assert found["end"]["value"] == pytest.approx([0.5 * float(errors[1].abs().mean())], rel=1e-5)
+
+
+def test_curriculum_is_one_training_after_the_other(build: Build) -> None:
+    """The second one goes on with the optimizer and the random state of the first."""
+    first, second = ph.Unrolled(1, noise=ph.Noise(0.1)), ph.Unrolled(3)
+    run = build(ph.Curriculum({0: first, 4: second}))
+    history = run.trainer.fit(9)
+    stages = build(first)
+    early = stages.trainer.fit(4)
+    after = ph.Trainer(
+        stages.solver, run.trainer.data, second, optimizer=stages.optimizer, batch_size=3, progress=False
+    )
+    after.update = 4
+    late = after.fit(9)
+    assert equal(weights(run), weights(stages))
+    assert history["loss"] == early["loss"] + late["loss"]
+
+
+# --- gradients that are too long ---
+
+
+def spike(at: int, factor: float = 1e4) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    return lambda call, loss: loss * factor if call == at else loss
+
+
+def flat(value: Any) -> list[Any]:
+    """The leaves of nested mappings and sequences."""
+    if isinstance(value, (dict, list, tuple)):
+        return [leaf for v in (value.values() if isinstance(value, dict) else value) for leaf in flat(v)]
+    return [value.clone() if isinstance(value, torch.Tensor) else value]
+
+
+def alike(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True)
+    )
+
+
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, 1e-2),
+    "momentum": lambda p: torch.optim.SGD(p, 1e-3, momentum=0.9),
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=1),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_skipped_update_changes_nothing(optimizer: str, build: Build) -> None:
+    run = build(Recorded(2, spike(22)), OPTIMIZERS[optimizer], skip=50)
+    run.trainer.fit(22)
+    before = weights(run), flat(run.optimizer.state_dict())
+    history = run.trainer.fit(23)
+    assert history["skipped"] == [22]
+    assert equal(weights(run), before[0])
+    assert alike(flat(run.optimizer.state_dict()), before[1])
+    run.trainer.fit(25)
+    assert history["skipped"] == [22] and not equal(weights(run), before[0])
+    assert not alike(flat(run.optimizer.state_dict()), before[1])
+    assert history["update"] == list(range(25)) == list(range(len(history["loss"])))
+    assert history["gradient_norm"][22] > 100 * max(history["gradient_norm"][20:22])
+    assert history["loss"][22] > 1e3 * history["loss"][21]
+
+
+def test_training_with_a_skipped_update_is_the_loop_by_hand(build: Build) -> None:
+    recorded = Recorded(2, spike(21))
+    trained, by_hand = build(recorded, skip=50), build()
+    trained.trainer.fit(24)
+    optimizer, objective = torch.optim.Adam(by_hand.solver.parameters(), 1e-2), ph.Unrolled(2)
+    for number, b in enumerate(recorded.batches):
+        if number != 21:
+            optimizer.zero_grad()
+            objective.loss(objective.outputs(by_hand.solver, b), b).backward()
+            optimizer.step()
+    assert equal(weights(trained), weights(by_hand))
+
+
+def test_nothing_is_skipped_without_being_asked_for(build: Build) -> None:
+    run, plain = build(Recorded(2, spike(22))), build()
+    assert run.trainer.fit(23)["skipped"] == []
+    plain.trainer.fit(23)
+    assert not equal(weights(run), weights(plain))
+
+
+def test_far_trials_of_a_line_search_are_not_skipped(build: Build) -> None:
+    """What counts is the gradient at the weights that there are, also in the history."""
+    evaluations: list[int] = []
+
+    def interfere(call: int, loss: torch.Tensor) -> torch.Tensor:
+        evaluations.append(run.trainer.update)
+        second = evaluations.count(run.trainer.update) == 2
+        return loss * 1e4 if run.trainer.update == 21 and second else loss
+
+    run = build(
+        Recorded(2, interfere), lambda p: torch.optim.LBFGS(p, lr=0.01, max_iter=2, max_eval=3), skip=50, batch_size=20
+    )
+    history = run.trainer.fit(22)
+    assert evaluations.count(21) > 1 and history["skipped"] == []
+    assert max(history["gradient_norm"]) < 50 * min(history["gradient_norm"])
+
+
+def test_clipped_updates_are_recorded(build: Build) -> None:
+    norms = build().trainer.fit(10)["gradient_norm"]
+    run = build(clip=sorted(norms)[7])
+    history = run.trainer.fit(10)
+    assert history["clipped"] == [n for n, norm in enumerate(history["gradient_norm"]) if norm > run.trainer.clip]
+    assert 0 < len(history["clipped"]) < 10
+    assert build().trainer.fit(10)["clipped"] == []
 
 
 def test_validation_is_recorded(build: Build, data: ph.Trajectories) -> None:
@@ -277,6 +477,28 @@ def test_killed_and_resumed_is_uninterrupted(optimizer: str, build: Build, tmp_p
     assert [p.name for p in path.parent.iterdir()] == ["training.pt"]
 
 
+OBJECTIVES = {
+    "noise": ph.Unrolled(2, noise=ph.Noise(0.3, "every_step", truncated=2, schedule=ph.Ramp(1, 0.5, 20))),
+    "pushforward": ph.Pushforward(3),
+    "curriculum": ph.Curriculum({0: ph.Unrolled(1), 5: ph.Pushforward(3), 24: ph.Unrolled(2, noise=ph.Noise(0.2))}),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_resumed_training_draws_and_skips_the_same(objective: str, build: Build, tmp_path: Path) -> None:
+    """Stopped after 26 updates, between skipped ones: with small steps, gradients are now longer, now shorter."""
+    settings = dict(optimizer=lambda p: torch.optim.Adam(p, 1e-4), skip=1.05, batch_size=2)
+    whole = build(OBJECTIVES[objective], **settings)
+    history = whole.trainer.fit(35)
+    assert min(history["skipped"]) < 26 < max(history["skipped"]) and len(history["skipped"]) < 12
+    build(OBJECTIVES[objective], checkpoint=tmp_path / "a.pt", **settings).trainer.fit(26)
+    resumed = build(OBJECTIVES[objective], weights=5, **settings)
+    torch.manual_seed(99)
+    resumed.trainer.resume(tmp_path / "a.pt").fit(35)
+    assert equal(weights(whole), weights(resumed))
+    assert resumed.trainer.history == history
+
+
 def test_finished_training_leaves_a_checkpoint(build: Build, tmp_path: Path) -> None:
     run = build(checkpoint=tmp_path / "a.pt", checkpoint_every=100)
     run.trainer.fit(5)
@@ -345,6 +567,8 @@ def test_foreign_checkpoint(build: Build, tmp_path: Path) -> None:
         (dict(batch_size=4), "batch_size"),
         (dict(objective=ph.Unrolled(3)), "objective"),
         (dict(clip=2.0), "clip"),
+        (dict(skip=5.0), "skip"),
+        (dict(objective=ph.Unrolled(2, noise=ph.Noise(0.1))), "objective"),
         (dict(optimizer=lambda p: torch.optim.SGD(p, 1e-2)), "optimizer"),
         (dict(scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 2)), "scheduler"),
     ],
@@ -407,6 +631,19 @@ def test_non_finite_loss_in_a_line_search_keeps_the_weights(build: Build) -> Non
 def test_settings_out_of_range(name: str, build: Build) -> None:
     with pytest.raises(ph.StateError, match=f"{name} = 0: must be at least 1"):
         build(**{name: 0})
+
+
+@pytest.mark.parametrize("skip", [1.0, 0.0, -3.0, float("nan")])
+def test_skip_out_of_range(skip: float, build: Build) -> None:
+    with pytest.raises(ph.StateError, match=f"skip = {skip}: .*greater than 1"):
+        build(skip=skip)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
+def test_clip_out_of_range(clip: float, build: Build) -> None:
+    """A negative one would turn the gradient round."""
+    with pytest.raises(ph.StateError, match=f"clip = {clip}: .*greater than 0"):
+        build(clip=clip)
 
 
 @pytest.mark.parametrize("updates", [-1, 2.5, 1e3])
