@@ -23,6 +23,9 @@ from phi_hybrid.pde import burgers
 from phi_hybrid.pde import kuramoto_sivashinsky as ks
 
 
+METHODS = ("one_step", "noise", "pre", "pushforward", "nog_4", "unrolled_4", "unrolled_8", "unrolled_16", "replacement")
+
+
 @dataclass(frozen=True)
 class Data:
     """What methods are trained on, tuned on and judged by."""
@@ -158,7 +161,7 @@ KS = Case(
     pretraining=3000,
     updates=1200,
     batch=16,
-    learning_rates={},
+    learning_rates=dict.fromkeys(METHODS, 1e-3),
     sigmas=(1e-4, 1e-3, 1e-2),
     coupling=ph.Parallel(),
 )

@@ -124,9 +124,8 @@ class Trainer:
         """
         if not isinstance(updates, int) or updates < 0:
             raise StateError(f"updates = {updates!r}: must be an integer ≥ 0")
-        bar = tqdm(
-            range(self.update, updates), desc=f"train {self.objective}", disable=not self.progress, unit="update"
-        )
+        name = f"train {type(self.objective).__name__}({self.objective.steps})"
+        bar = tqdm(range(self.update, updates), desc=name, disable=not self.progress, unit="update")
         with torch.random.fork_rng():
             torch.set_rng_state(self._rng)
             for _ in bar:
@@ -135,7 +134,8 @@ class Trainer:
                 self._record(loss)
                 self._schedule(loss)
                 if self.progress and (self.update % 10 == 0 or self.update == updates):
-                    bar.set_postfix(loss=f"{loss:.3e}", skipped=len(self.history["skipped"]), refresh=False)
+                    skipped = {"skipped": len(self.history["skipped"])} if self.history["skipped"] else {}
+                    bar.set_postfix(loss=f"{loss:.3e}", **skipped, refresh=False)
                 if self.validation is not None and self.update % self.validate_every == 0:
                     self._validate()
                 self._rng = torch.get_rng_state()
