@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -40,46 +40,58 @@ def precompute_corrections(
         raise StateError(f"iterations = {iterations!r}: must be an integer ≥ 1")
     if weight == 0:
         return data
-    residual = _Residual(physics, data)
-    true = [t.clone() for t in data.states]
+    corrections = _Corrections(physics, data)
     with torch.no_grad():
-        unit = torch.sqrt(_mean_square(residual(true), data.scale)).clamp_min(1e-12)
-    if not all_finite([unit]):
+        without = sum(float(_squares(piece, data.scale)) for piece in corrections.of(data.states))
+    if not math.isfinite(without):
         raise NonFiniteError("one step of the physics from the data is NaN or infinite; reduce its time step", 0)
-    count = sum(t.numel() for t in true)
-    shifts = [torch.zeros_like(t).requires_grad_() for t in true]  # (v − u*)/σ
+    factor = weight * sum(t.numel() for t in data.states) / max(without, 1e-12)
+    shifts = [torch.zeros_like(t).requires_grad_() for t in data.states]  # (v − u*)/σ
     optimizer = torch.optim.LBFGS(shifts, max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
 
     def shifted() -> list[torch.Tensor]:
-        return [u + s * d for u, s, d in zip(true, data.scale, shifts)]
+        return [u + s * d.detach() for u, s, d in zip(data.states, data.scale, shifts)]
 
     def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        corrections = _mean_square(residual(shifted()), data.scale) / unit**2
-        # times the number of entries, so that the tolerances of L-BFGS are for one of them, however many there are
-        loss = sum((d**2).sum() for d in shifts) + count * weight * corrections
-        loss.backward()
+        # sums, not means, so that the tolerances of L-BFGS are for one entry, however many there are
+        states = [v.requires_grad_() for v in shifted()]
+        loss = sum((d.detach() ** 2).sum() for d in shifts)
+        for piece in corrections.of(states):
+            penalty = factor * _squares(piece, data.scale)
+            penalty.backward()
+            loss = loss + penalty.detach()
+        for shift, state, s in zip(shifts, states, data.scale):
+            shift.grad = 2 * shift.detach() + s * state.grad
         return loss
 
     optimizer.step(closure)
-    found = tuple(v.detach() for v in shifted())
+    found = tuple(shifted())
     if not all_finite(found):
         raise NonFiniteError("the pre-computed states became NaN or infinite; use a smaller weight", iterations)
     return replace(data, states=found)
 
 
-class _Residual:
-    """vₙ₊₁ − P(vₙ) for all n, as native tensors `(trajectory, time, …)`."""
+PIECE = 512
+"""Steps that are computed at once, which limits the memory."""
+
+
+class _Corrections:
+    """vₙ₊₁ − P(vₙ) for all n of all trajectories, piece by piece."""
 
     def __init__(self, physics: Callable, data: Trajectories) -> None:
-        batch = data.whole()
-        self.inputs, self.steps = batch.step_inputs, data.steps
-        self.bound = batch.bind(known_step(physics))
+        windows = data.windows(1)
+        self.pieces = []
+        for start in range(0, len(windows), PIECE):
+            chosen = range(start, min(start + PIECE, len(windows)))
+            batch = windows.collate([windows[n] for n in chosen])
+            self.pieces.append((slice(chosen.start, chosen.stop), batch.bind(known_step(physics)), batch.step_inputs))
 
-    def __call__(self, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        after = [self.bound.step(*(v[:, n] for v in states), *self.inputs.at(n)) for n in range(self.steps)]
-        return [v[:, 1:] - torch.stack(leaf, 1) for v, leaf in zip(states, zip(*after))]
+    def of(self, states: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+        """Native tensors `(step, …)`, the steps of one trajectory after those of another."""
+        for chosen, bound, inputs in self.pieces:
+            before, after = ([v[:, part].flatten(0, 1)[chosen] for v in states] for part in (slice(-1), slice(1, None)))
+            yield [v - p for v, p in zip(after, bound.step(*before, *inputs.at(0)))]
 
 
-def _mean_square(errors: Sequence[torch.Tensor], scale: Sequence[float]) -> torch.Tensor:
-    return sum(((e / s) ** 2).sum() for e, s in zip(errors, scale)) / sum(e.numel() for e in errors)
+def _squares(errors: Sequence[torch.Tensor], scale: Sequence[float]) -> torch.Tensor:
+    return sum(((e / s) ** 2).sum() for e, s in zip(errors, scale))
