@@ -23,9 +23,6 @@ from phi_hybrid.pde import burgers
 from phi_hybrid.pde import kuramoto_sivashinsky as ks
 
 
-METHODS = ("one_step", "noise", "pre", "pushforward", "nog_4", "unrolled_4", "unrolled_8", "unrolled_16", "replacement")
-
-
 @dataclass(frozen=True)
 class Data:
     """What methods are trained on, tuned on and judged by."""
@@ -56,10 +53,12 @@ class Case:
     pretraining: int
     updates: int
     batch: int
-    learning_rates: Mapping[str, float]
-    """Method → initial learning rate, found by `--tune` on validation data of another seed."""
     sigmas: tuple[float, ...]
     """Noise levels tried, in standard deviations of the data."""
+    rate: float
+    """Initial learning rate, found by `--tune` on validation data of another seed …"""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """… and that of methods for which another one was found."""
     coupling: Any = ph.Additive()
     pretraining_rate: float = 2e-3
     precomputing: int = 100
@@ -103,8 +102,9 @@ BURGERS = Case(
     pretraining=1500,
     updates=600,
     batch=16,
-    learning_rates={},
     sigmas=(1e-3, 3e-3, 1e-2, 3e-2),
+    rate=6e-3,
+    rates={"pushforward": 1.2e-2, "nog_4": 1.2e-2},
 )
 
 
@@ -161,8 +161,8 @@ KS = Case(
     pretraining=3000,
     updates=1200,
     batch=16,
-    learning_rates=dict.fromkeys(METHODS, 1e-3),
     sigmas=(1e-4, 1e-3, 1e-2),
+    rate=1e-3,
     coupling=ph.Parallel(),
 )
 
@@ -188,8 +188,8 @@ WAKE = Case(
     pretraining=1500,
     updates=500,
     batch=3,
-    learning_rates={},
     sigmas=(1e-3, 1e-2, 3e-2),
+    rate=1e-3,
     precomputing=20,
 )
 

@@ -14,7 +14,7 @@ from phi_hybrid.unroll import all_finite, known_step
 
 
 def precompute_corrections(
-    physics: Callable, data: Trajectories, weight: float = 1.0, iterations: int = 100
+    physics: Callable, data: Trajectories, weight: float = 1e-3, iterations: int = 100
 ) -> Trajectories:
     """States near the reference that the solver can follow with the smallest corrections, to train on with one step.
 
