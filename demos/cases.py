@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -173,8 +173,7 @@ def wake_data(seed: int) -> Data:
     """Six Reynolds numbers for training, 350 steps each and the next 150 for validation; five others for the test. The
     data are the same for all seeds."""
     training, test = reference_data(WakeSizes())
-    parts = [tuple(t[:, a:b] for t in training.states) for a, b in ((0, 351), (350, 501))]
-    return Data(*(replace(training, states=states) for states in parts), test)
+    return Data(training.between(0, 350), training.between(350, 500), test)
 
 
 WAKE = Case(

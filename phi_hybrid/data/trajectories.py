@@ -161,6 +161,17 @@ class Trajectories:
             )
         return self[:count], self[count:]
 
+    def between(self, start: int, stop: int) -> Trajectories:
+        """The steps from `start` to `stop` of every trajectory, `stop - start` of them, with their inputs.
+
+        Raises:
+            DataError: unless 0 ≤ start < stop ≤ steps.
+        """
+        if not 0 <= start < stop <= self.steps:
+            raise DataError(f"between({start}, {stop}): the trajectories have steps 0 … {self.steps}; give start < stop")
+        part = self.cut(slice(None), start, stop - start)
+        return replace(self, states=part.states, inputs=part.inputs)
+
     def windows(self, steps: int) -> Windows:
         """All windows of `steps` steps, a torch `Dataset`; use its `collate` in a `DataLoader`."""
         return Windows(self, steps)

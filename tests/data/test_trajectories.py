@@ -212,6 +212,22 @@ def test_split_that_leaves_nothing(first: int | float, data: ph.Trajectories) ->
         data.split(first)
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, STEPS), (1, 4), (STEPS - 1, STEPS)])
+def test_between(start: int, stop: int, data: ph.Trajectories) -> None:
+    part = data.between(start, stop)
+    assert part.steps == stop - start and part.metadata == data.metadata
+    assert torch.equal(part.states[0], data.states[0][:, start : stop + 1])
+    assert torch.equal(part.inputs[0], data.inputs[0][:, start:stop])
+    constant = generate(forced_step, line(0, b=2), 2, (line(1, b=2),))
+    assert torch.equal(constant.between(1, 2).inputs[0], constant.inputs[0])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 2), (3, 1), (0, STEPS + 1)])
+def test_between_out_of_range(start: int, stop: int, data: ph.Trajectories) -> None:
+    with pytest.raises(ph.DataError, match=f"have steps 0 … {STEPS}"):
+        data.between(start, stop)
+
+
 def test_selection(data: ph.Trajectories) -> None:
     assert torch.equal(data[[2, 0]].states[0], data.states[0][[2, 0]])
     assert torch.equal(data[1:].inputs[0], data.inputs[0][1:])
