@@ -1,6 +1,6 @@
 """phi_hybrid: write the physics in ΦFlow, train through it at native PyTorch speed."""
 
-from phi_hybrid import bridge, gradient, linear_solve, losses, metrics, pde, quantities
+from phi_hybrid import bridge, gradient, linear_solve, losses, metrics, optim, pde, quantities
 from phi_hybrid._version import __version__
 from phi_hybrid.capture import PhysicsBlock, capture
 from phi_hybrid.coupling import Additive, Before, Forcing, Multiplicative, Parallel, Parameter, Replacement
@@ -51,6 +51,7 @@ __all__ = [
     "linear_solves",
     "losses",
     "metrics",
+    "optim",
     "pde",
     "plot",
     "precompute_corrections",

@@ -18,7 +18,7 @@ from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluate import trajectory_errors
 from phi_hybrid.gradient import Full
 from phi_hybrid.hybrid import HybridSolver
-from phi_hybrid.objective import Objective, contributions_of, objective_at
+from phi_hybrid.objective import Objective, Outputs, contributions_of, objective_at
 from phi_hybrid.scaling import estimate_scales
 from phi_hybrid.usual_norm import UsualNorm
 
@@ -206,24 +206,36 @@ class Trainer:
         rng = torch.get_rng_state()
         self._gradient_norm = None
 
-        def closure() -> torch.Tensor:
+        def outputs() -> Outputs:
             torch.set_rng_state(rng)  # a line search compares losses under the same noise
-            self.optimizer.zero_grad(set_to_none=True)
-            contributions = contributions_of(objective, objective.outputs(self.solver, batch), batch)
+            return objective.outputs(self.solver, batch)
+
+        def loss_of(outputs: Outputs) -> torch.Tensor:
+            contributions = contributions_of(objective, outputs, batch)
             loss = sum(contributions.values())
             self._require_finite("loss", loss)
+            if self._gradient_norm is None:  # further calls of an update are trials of a line search
+                self._contributions = {name: float(value.detach()) for name, value in contributions.items()}
+            return loss
+
+        def closure() -> torch.Tensor:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = loss_of(outputs())
             getattr(objective, "gradient", Full()).backward(loss, self._parameters)
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if self.clip is None else self.clip)
             self._require_finite("gradient norm", norm)
-            if self._gradient_norm is None:  # further calls of an update are trials of a line search
+            if self._gradient_norm is None:
                 self._gradient_norm = float(norm)
-                self._contributions = {name: float(value.detach()) for name, value in contributions.items()}
                 if self.usual_norm.exceeded_by(self._gradient_norm):
                     raise _Skipped(float(loss.detach()))
             return loss.detach()
 
+        closure.outputs, closure.loss = outputs, loss_of  # for optimizers that look at both
         try:
-            return float(self.optimizer.step(closure))
+            loss = float(self.optimizer.step(closure))
+            if self._gradient_norm is None:  # the closure itself was not called
+                self._gradient_norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._parameters]))
+            return loss
         except (NonFiniteError, SolveError, _Skipped) as error:
             with torch.no_grad():
                 for tensor, value in zip(live, before):

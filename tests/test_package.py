@@ -109,6 +109,7 @@ FLOORS: dict[str, float] = {
     "gradient": 3,
     "losses": 3,
     "noise": 3,
+    "optim": 3,
     "precompute": 3,
     "usual_norm": 3,
     "objective": 3,

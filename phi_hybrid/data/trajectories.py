@@ -168,7 +168,9 @@ class Trajectories:
             DataError: unless 0 ≤ start < stop ≤ steps.
         """
         if not 0 <= start < stop <= self.steps:
-            raise DataError(f"between({start}, {stop}): the trajectories have steps 0 … {self.steps}; give start < stop")
+            raise DataError(
+                f"between({start}, {stop}): the trajectories have steps 0 … {self.steps}; give start < stop"
+            )
         part = self.cut(slice(None), start, stop - start)
         return replace(self, states=part.states, inputs=part.inputs)
 

@@ -1,0 +1,7 @@
+"""Floor 3: update rules that look at the outputs of a network and physics together."""
+
+from phi_hybrid.optim.engines import Automatic, Dense, Gram, ParameterGram
+from phi_hybrid.optim.hig import HIG, Closure
+from phi_hybrid.optim.spectrum import Cutoff, Smooth
+
+__all__ = ["HIG", "Automatic", "Closure", "Cutoff", "Dense", "Gram", "ParameterGram", "Smooth"]

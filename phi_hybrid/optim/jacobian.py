@@ -1,0 +1,69 @@
+"""Products with the Jacobian J = ∂y/∂θ of real outputs y, `(m,)`, by all trained parameters θ, `(P,)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+
+class Jacobian:
+    """J of one evaluation. Its graph is kept until the object goes.
+
+    Args:
+        outputs: y, real and flat, `(m,)`, with their graph.
+        parameters: θ, tensors of any shapes and precisions.
+    """
+
+    def __init__(self, outputs: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
+        self.outputs = outputs
+        self.parameters = tuple(parameters)
+
+    @property
+    def rows(self) -> int:
+        """m."""
+        return self.outputs.numel()
+
+    @property
+    def columns(self) -> int:
+        """P."""
+        return sum(p.numel() for p in self.parameters)
+
+    def transposed_times(self, cotangent: torch.Tensor) -> list[torch.Tensor]:
+        """Jᵀ·c, shaped like the parameters and in their precision."""
+        back = torch.autograd.grad(
+            self.outputs, self.parameters, cotangent.to(self.outputs), retain_graph=True, allow_unused=True
+        )
+        return [torch.zeros_like(p) if g is None else g for g, p in zip(back, self.parameters)]
+
+    def chunks(
+        self, size: int, parameters: Sequence[torch.Tensor] | None = None
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows of J, `size` at a time: which ones, and `(rows, columns)` in double precision.
+
+        Args:
+            size: number of rows of a chunk.
+            parameters: whose columns; all by default.
+        """
+        chosen = self.parameters if parameters is None else tuple(parameters)
+        for start in range(0, self.rows, size):
+            part = slice(start, min(start + size, self.rows))
+            seeds = torch.zeros(part.stop - part.start, self.rows, dtype=self.outputs.dtype, device=self.outputs.device)
+            seeds[torch.arange(part.stop - part.start), torch.arange(part.start, part.stop)] = 1
+            back = torch.autograd.grad(
+                self.outputs, chosen, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
+            count = part.stop - part.start
+            flat = [
+                seeds.new_zeros(count, p.numel()) if g is None else g.reshape(count, -1) for g, p in zip(back, chosen)
+            ]
+            yield part, torch.cat([f.double() for f in flat], 1)
+
+    def groups(self, columns: int) -> list[list[torch.Tensor]]:
+        """The parameters in groups of at most so many columns, as far as a single tensor does not have more."""
+        groups: list[list[torch.Tensor]] = [[]]
+        for parameter in self.parameters:
+            if groups[-1] and sum(p.numel() for p in groups[-1]) + parameter.numel() > columns:
+                groups.append([])
+            groups[-1].append(parameter)
+        return groups

@@ -1,0 +1,276 @@
+"""Half-inverse gradients against a dense singular value decomposition in NumPy, and the identities of the method."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_cases import SmallNet, forced_step, line
+
+import phi_hybrid as ph
+from phi_hybrid.optim import HIG, Automatic, Closure, Cutoff, Dense, Gram, ParameterGram, Smooth
+from phi_hybrid.train import _epoch_order
+
+torch.set_num_threads(1)
+ENGINES = {
+    "dense": Dense(chunk=7),
+    "gram": Gram(chunk=7, columns=20),
+    "parameters": ParameterGram(chunk=7),
+    "automatic": Automatic(),
+}
+
+
+def network(inputs: int = 3, outputs: int = 4, width: int = 5, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(inputs, width), torch.nn.Tanh(), torch.nn.Linear(width, outputs)
+    ).double()
+
+
+class Task:
+    """A network, physics y = sin(A·x) + x², and a mean square loss on a batch."""
+
+    def __init__(self, samples: int = 6, seed: int = 0, repeat: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.net = network()
+        self.x = torch.randn(samples, 3, generator=generator, dtype=torch.float64).repeat(repeat, 1)
+        self.target = torch.randn(samples, 4, generator=generator, dtype=torch.float64).repeat(repeat, 1)
+        self.matrix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+
+    def outputs(self) -> torch.Tensor:
+        x = self.net(self.x)
+        return torch.sin(x @ self.matrix) + x**2
+
+    def loss(self, y: torch.Tensor) -> torch.Tensor:
+        return ((y - self.target) ** 2).sum(1).mean()
+
+    @property
+    def closure(self) -> Closure:
+        return Closure(self.outputs, self.loss)
+
+    def jacobian(self) -> np.ndarray:
+        """One backward pass per output."""
+        y, rows = self.outputs().reshape(-1), []
+        for value in y:
+            back = torch.autograd.grad(value, list(self.net.parameters()), retain_graph=True)
+            rows.append(torch.cat([b.reshape(-1) for b in back]).numpy())
+        return np.stack(rows)
+
+    def cotangent(self) -> np.ndarray:
+        y = self.outputs().detach()
+        return (2 * (y - self.target) / len(y)).reshape(-1).numpy()
+
+    def weights(self) -> np.ndarray:
+        return torch.cat([p.detach().reshape(-1) for p in self.net.parameters()]).numpy()
+
+    def moved(self, optimizer: HIG) -> np.ndarray:
+        before = self.weights().copy()
+        optimizer.step(self.closure)
+        return self.weights() - before
+
+
+def update_by_hand(task: Task, kappa: float, rcond: float, scale: float = 1.0, damping: float = 0.0) -> np.ndarray:
+    """−V σ^(−κ) Uᵀ g from NumPy's decomposition."""
+    jacobian, g = task.jacobian() * scale, task.cotangent() / scale
+    u, sigma, vt = np.linalg.svd(jacobian, full_matrices=False)
+    kept = sigma > rcond * sigma[0]
+    power = sigma * (sigma**2 + damping**2) ** (-(1 + kappa) / 2)
+    return -vt[kept].T @ (power[kept] * (u[:, kept].T @ g))
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+@pytest.mark.parametrize("kappa", [-1.0, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("samples", [2, 6, 20])
+def test_update_by_hand(engine: Any, kappa: float, samples: int) -> None:
+    """More and fewer outputs than parameters (44); the cutoff lies in a gap of the spectrum."""
+    task = Task(samples)
+    sigma = np.linalg.svd(task.jacobian(), compute_uv=False)
+    gaps = sigma[:-1] / sigma[1:]
+    gaps[sigma[1:] < 1e-4 * sigma[0]] = 0
+    place = int(gaps.argmax())
+    rcond = float(np.sqrt(sigma[place] * sigma[place + 1]) / sigma[0])
+    expected = update_by_hand(task, kappa, rcond)
+    optimizer = HIG(task.net, 1.0, kappa, Cutoff(rcond), per_sample=False, engine=engine)
+    assert relative(task.moved(optimizer), expected) < 1e-8
+    assert optimizer.last.kept == place + 1
+    found = optimizer.last.singular_values.numpy()
+    np.testing.assert_allclose(found[: place + 1], sigma[: place + 1], rtol=1e-7)
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_damping_and_smooth_filter(engine: Any) -> None:
+    task = Task(4)
+    expected = update_by_hand(task, 0.5, 1e-4, damping=0.3)
+    assert (
+        relative(task.moved(HIG(task.net, 1.0, 0.5, Cutoff(1e-4, 0.3), per_sample=False, engine=engine)), expected)
+        < 1e-6
+    )
+    task = Task(4)
+    largest = np.linalg.svd(task.jacobian(), compute_uv=False)[0]
+    expected = update_by_hand(task, 0.5, 0.0, damping=float(np.hypot(0.2 * largest, 0.3)))
+    assert (
+        relative(task.moved(HIG(task.net, 1.0, 0.5, Smooth(0.2, 0.3), per_sample=False, engine=engine)), expected)
+        < 1e-7
+    )
+
+
+def test_gradient_and_gauss_newton() -> None:
+    """κ = −1 is gradient descent, κ = 1 the pseudo-inverse."""
+    task = Task()
+    loss = task.loss(task.outputs())
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(task.net.parameters()))]).numpy()
+    found = task.moved(HIG(task.net, 0.1, -1.0, Cutoff(0.0), per_sample=False))
+    assert relative(found, -0.1 * gradient) < 1e-10
+    task = Task(2)
+    expected = -np.linalg.pinv(task.jacobian(), rcond=1e-6) @ task.cotangent()
+    assert relative(task.moved(HIG(task.net, 1.0, 1.0, per_sample=False, engine=Dense())), expected) < 1e-7
+
+
+@pytest.mark.parametrize("kappa", [-1.0, 0.5, 1.0])
+def test_replication(kappa: float) -> None:
+    """Each sample four times: the same update; with the paper's scaling 4^(−(1+κ)/2) of it."""
+    once, again = (Task(3, repeat=r) for r in (1, 4))
+    assert relative(again.moved(HIG(again.net, 1.0, kappa)), once.moved(HIG(once.net, 1.0, kappa))) < 1e-6
+    once, again = (Task(3, repeat=r) for r in (1, 4))
+    moved = [t.moved(HIG(t.net, 1.0, kappa, per_sample=False)) for t in (once, again)]
+    assert relative(moved[1] * 4 ** ((1 + kappa) / 2), moved[0]) < 1e-6
+
+
+def test_dropped_directions_do_not_move() -> None:
+    task = Task()
+    u, sigma, vt = np.linalg.svd(task.jacobian(), full_matrices=False)
+    rcond = float(np.sqrt(sigma[2] * sigma[3]) / sigma[0])
+    moved = task.moved(HIG(task.net, 1.0, 0.5, Cutoff(rcond), per_sample=False))
+    assert np.abs(vt[3:] @ moved).max() < 1e-9 * np.linalg.norm(moved) and np.abs(vt[:3] @ moved).min() > 0
+
+
+def test_complex_outputs() -> None:
+    """Real and imaginary parts are outputs of their own."""
+    net, x = network(3, 2), Task().x
+    matrix = torch.randn(2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.complex128)
+
+    def outputs() -> torch.Tensor:
+        return torch.exp(1j * (net(x) + 0j) @ matrix)
+
+    def apart() -> torch.Tensor:
+        return torch.view_as_real(outputs()).reshape(len(x), -1)
+
+    def loss(y: torch.Tensor) -> torch.Tensor:
+        return (1 - y.real.sum(1) ** 2 - y.imag.sum(1)).mean()
+
+    def loss_apart(y: torch.Tensor) -> torch.Tensor:
+        return loss(torch.view_as_complex(y.view(len(x), -1, 2)))
+
+    start, moved = copy.deepcopy(net.state_dict()), []
+    for closure in (Closure(outputs, loss), Closure(apart, loss_apart)):
+        net.load_state_dict(start)
+        HIG(net, 1.0, 0.5).step(closure)
+        moved.append(torch.cat([p.detach().reshape(-1) for p in net.parameters()]).numpy())
+    assert relative(*moved) < 1e-12
+
+
+def test_frozen_and_mixed_precision_parameters() -> None:
+    task = Task()
+    task.net[0].weight.requires_grad_(False)
+    task.net[2] = torch.nn.Sequential(Cast(), task.net[2].float(), Cast(torch.float64))
+    frozen = task.net[0].weight.clone()
+    losses = [float(HIG(task.net, 0.3, spectrum=Cutoff(1e-2)).step(task.closure)) for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[0] and torch.equal(task.net[0].weight, frozen)
+    assert task.net[2][1].weight.dtype == torch.float32
+
+
+class Cast(torch.nn.Module):
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.dtype)
+
+
+def test_another_optimizer_follows() -> None:
+    """Momentum on half-inverse gradients; schedulers act on its learning rate; saved and continued."""
+    task, by_hand = Task(), Task()
+    sgd = torch.optim.SGD(task.net.parameters(), 0.5, momentum=0.9)
+    optimizer, velocity = HIG(task.net, then=sgd), 0.0
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+    for n in range(4):
+        velocity = 0.9 * velocity + half_inverse(by_hand)
+        add(by_hand, -0.5 * 0.5 ** (n // 2) * velocity)
+        optimizer.step(task.closure)
+        schedule.step()
+        if n == 1:
+            saved = copy.deepcopy(optimizer.state_dict())
+            sgd = torch.optim.SGD(task.net.parameters(), 0.5, momentum=0.9)
+            optimizer = HIG(task.net, then=sgd)
+            optimizer.load_state_dict(saved)
+            state = schedule.state_dict()
+            schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+            schedule.load_state_dict(state)
+    assert relative(task.weights(), by_hand.weights()) < 1e-9
+
+
+def half_inverse(task: Task) -> np.ndarray:
+    return -update_by_hand(task, 0.5, 1e-6, scale=len(task.x) ** -0.5)
+
+
+def add(task: Task, change: np.ndarray) -> None:
+    start = 0
+    with torch.no_grad():
+        for p in task.net.parameters():
+            p += torch.as_tensor(change[start : start + p.numel()]).view_as(p)
+            start += p.numel()
+
+
+def test_trained_through_the_physics() -> None:
+    """Under the Trainer, with an unrolled objective of a hybrid solver: one update is the one by hand."""
+    physics = ph.capture(forced_step)
+    data = ph.Trajectories.generate(
+        lambda u, f: 0.9 * forced_step(u, f), line(0, b=3), 4, (line(1, b=3),), progress=False
+    )
+    solver = ph.HybridSolver(physics, SmallNet(2, 1, 1, width=2))
+    trainer = ph.Trainer(solver, data, ph.Unrolled(3), optimizer=HIG(solver, 0.5), batch_size=2, progress=False)
+    batch = data.windows(3).collate([data.windows(3)[n] for n in _epoch_order(6, 0, 0)[:2]])
+    outputs = trainer.objective.outputs(solver, batch)
+    rows = [torch.autograd.grad(y, list(solver.parameters()), retain_graph=True) for y in outputs[0].reshape(-1)]
+    jacobian = np.stack([torch.cat([g.reshape(-1) for g in row]).double().numpy() for row in rows])
+    sigma = batch.scale[0]
+    g = (2 * (outputs[0] - batch.targets[0]) / sigma**2 / outputs[0].numel()).detach().double().numpy().reshape(-1)
+    u, s, vt = np.linalg.svd(jacobian / 2**0.5, full_matrices=False)
+    kept = s > 1e-3 * s[0]
+    expected = -0.5 * vt[kept].T @ (s[kept] ** -0.5 * (u[:, kept].T @ (g * 2**0.5)))
+    before = torch.nn.utils.parameters_to_vector(solver.parameters()).detach().clone()
+    trainer.optimizer.spectrum = Cutoff(1e-3)
+    history = trainer.fit(1)
+    moved = (torch.nn.utils.parameters_to_vector(solver.parameters()).detach() - before).numpy()
+    assert relative(moved, expected) < 1e-3
+    assert history["gradient_norm"][0] == pytest.approx(np.linalg.norm(expected) / 0.5, rel=1e-3)
+    losses = trainer.fit(20)["loss"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_modules_without_a_jacobian_of_their_own() -> None:
+    for layer, why in ((torch.nn.Dropout(0.1), "draws new numbers"), (torch.nn.BatchNorm1d(3), "couples the samples")):
+        with pytest.raises(ph.StateError, match=f"{why}.*eval"):
+            HIG(torch.nn.Sequential(torch.nn.Linear(3, 3), layer))
+        HIG(torch.nn.Sequential(torch.nn.Linear(3, 3), layer).eval())
+
+
+def test_wrong_settings() -> None:
+    task = Task()
+    for settings, message in (({"kappa": 1.5}, "kappa = 1.5"), ({"lr": -1.0}, "lr = -1.0")):
+        with pytest.raises(ph.StateError, match=message):
+            HIG(task.net, **settings)
+    with pytest.raises(ph.StateError, match="rcond = -1"):
+        Cutoff(-1)
+    with pytest.raises(ph.StateError, match="needs the outputs"):
+        HIG(task.net).step(lambda: task.loss(task.outputs()))
+    with pytest.raises(ph.StateError, match=r"24 outputs and 44 parameters needs Gram 0\.0 GiB.*budget of 0\.0 GiB"):
+        HIG(task.net, engine=Automatic(budget=100)).step(task.closure)
