@@ -3,5 +3,6 @@
 from phi_hybrid.optim.engines import Automatic, Dense, Gram, ParameterGram
 from phi_hybrid.optim.hig import HIG, Closure
 from phi_hybrid.optim.spectrum import Cutoff, Smooth
+from phi_hybrid.optim.structured import Structured
 
-__all__ = ["HIG", "Automatic", "Closure", "Cutoff", "Dense", "Gram", "ParameterGram", "Smooth"]
+__all__ = ["HIG", "Automatic", "Closure", "Cutoff", "Dense", "Gram", "ParameterGram", "Smooth", "Structured"]

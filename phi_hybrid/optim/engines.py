@@ -34,7 +34,7 @@ class Update:
 
 
 class Engine(Protocol):
-    """Interface of engines."""
+    """Interface of engines. `watching(module)` may be added: a context for the forward pass that yields `Jacobian.layers`."""
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         """Jᵀ·f(scale·J·Jᵀ)·g for g = `cotangent`, `(m,)`."""
@@ -83,7 +83,11 @@ class Gram:
     columns: int = 50_000
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
-        gram = torch.zeros(jacobian.rows, jacobian.rows, dtype=torch.float64, device=cotangent.device)
+        return from_gram(self.gram(jacobian), jacobian, cotangent, filter, kappa, scale)
+
+    def gram(self, jacobian: Jacobian) -> torch.Tensor:
+        """K = J·Jᵀ, `(m, m)`, in double precision."""
+        gram = torch.zeros(jacobian.rows, jacobian.rows, dtype=torch.float64, device=jacobian.outputs.device)
         for group in jacobian.groups(self.columns):
             held: list[tuple[slice, torch.Tensor]] = []
             for part, rows in jacobian.chunks(self.chunk, group):
@@ -93,14 +97,7 @@ class Gram:
                     gram[part, other] += block
                     if other != part:
                         gram[other, part] += block.mT
-        squares, vectors = torch.linalg.eigh(gram.mul_(scale))
-        squares = squares.clamp_min(0)
-        weights = filter(squares, kappa)
-        coefficients = vectors @ (weights * (vectors.mT @ cotangent.double()))
-        direction = jacobian.transposed_times(coefficients)
-        return Update(
-            direction, squares.flip(0).sqrt()[: min(jacobian.rows, jacobian.columns)], int((weights > 0).sum())
-        )
+        return gram
 
     def bytes(self, rows: int, columns: int) -> int:
         return 8 * (3 * rows**2 + rows * min(columns, self.columns))
@@ -164,6 +161,18 @@ class Automatic:
 
     def bytes(self, rows: int, columns: int) -> int:
         return min(engine.bytes(rows, columns) for engine in self.choices)
+
+
+def from_gram(
+    gram: torch.Tensor, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float
+) -> Update:
+    """Jᵀ·f(scale·K)·g from the eigenvectors of K; K is overwritten."""
+    squares, vectors = torch.linalg.eigh(gram.mul_(scale))
+    squares = squares.clamp_min(0)
+    weights = filter(squares, kappa)
+    direction = jacobian.transposed_times(vectors @ (weights * (vectors.mT @ cotangent.double())))
+    singular = squares.flip(0).sqrt()[: min(jacobian.rows, jacobian.columns)]
+    return Update(direction, singular, int((weights > 0).sum()))
 
 
 def _shaped(flat: torch.Tensor, jacobian: Jacobian) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ class HIG(torch.optim.Optimizer):
         _refuse_random_or_coupled(module)
         parameters = [p for p in module.parameters() if p.requires_grad]
         super().__init__(parameters, {"lr": lr})
+        self.module = module
         self.kappa = kappa
         self.spectrum = spectrum
         self.per_sample = per_sample
@@ -111,11 +113,13 @@ class HIG(torch.optim.Optimizer):
             )
         parameters = [p for group in self.param_groups for p in group["params"]]
         with torch.enable_grad():
-            outputs = closure.outputs()
-            flat = _flattened(outputs)
+            with self.engine.watching(self.module) if hasattr(self.engine, "watching") else nullcontext({}) as layers:
+                outputs = closure.outputs()
             loss, cotangent = _loss_gradient(closure.loss, outputs)
-        samples = (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).shape[0] if self.per_sample else 1
-        self.last = self.engine.update(Jacobian(flat, parameters), cotangent, self.spectrum, self.kappa, 1 / samples)
+        samples = (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).shape[0]
+        jacobian = Jacobian(_flattened(outputs), parameters, samples, layers)
+        scale = 1 / samples if self.per_sample else 1.0
+        self.last = self.engine.update(jacobian, cotangent, self.spectrum, self.kappa, scale)
         if not all(torch.isfinite(d).all() for d in self.last.direction):
             raise NonFiniteError("the half-inverse gradient is not finite; use a larger rcond or damping", 0)
         for parameter, direction in zip(parameters, self.last.direction):
@@ -144,9 +148,10 @@ class HIG(torch.optim.Optimizer):
 
 
 def _flattened(outputs: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-    """Real numbers `(m,)`: real and imaginary parts of complex outputs."""
+    """Real numbers `(m,)`, sample by sample: real and imaginary parts of complex outputs."""
     tensors = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    return torch.cat([(torch.view_as_real(t) if t.is_complex() else t).reshape(-1) for t in tensors])
+    real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+    return torch.cat([t.reshape(t.shape[0], -1) for t in real], 1).reshape(-1)
 
 
 def _loss_gradient(loss: Callable, outputs: torch.Tensor | Tensors) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -13,11 +15,21 @@ class Jacobian:
     Args:
         outputs: y, real and flat, `(m,)`, with their graph.
         parameters: θ, tensors of any shapes and precisions.
+        samples: b, number of samples; the outputs of one follow those of another.
+        layers: what layers saw when the outputs were computed, for engines that look at them.
     """
 
-    def __init__(self, outputs: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        outputs: torch.Tensor,
+        parameters: Sequence[torch.Tensor],
+        samples: int = 1,
+        layers: Mapping[Any, Any] = MappingProxyType({}),
+    ) -> None:
         self.outputs = outputs
         self.parameters = tuple(parameters)
+        self.samples = samples
+        self.layers = layers
 
     @property
     def rows(self) -> int:

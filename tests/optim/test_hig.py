@@ -11,7 +11,7 @@ import torch
 from small_cases import SmallNet, forced_step, line
 
 import phi_hybrid as ph
-from phi_hybrid.optim import HIG, Automatic, Closure, Cutoff, Dense, Gram, ParameterGram, Smooth
+from phi_hybrid.optim import HIG, Automatic, Closure, Cutoff, Dense, Gram, ParameterGram, Smooth, Structured
 from phi_hybrid.train import _epoch_order
 
 torch.set_num_threads(1)
@@ -20,6 +20,7 @@ ENGINES = {
     "gram": Gram(chunk=7, columns=20),
     "parameters": ParameterGram(chunk=7),
     "automatic": Automatic(),
+    "structured": Structured(chunk=3),
 }
 
 
