@@ -1,5 +1,13 @@
 """Ready-made physics: ordinary PhiFlow steps, to use or to copy."""
 
-from phi_hybrid.pde import burgers, diagnostics, kuramoto_sivashinsky, navier_stokes
+from phi_hybrid.pde import burgers, diagnostics, kuramoto_sivashinsky, navier_stokes, oscillators, poisson, quantum
 
-__all__ = ["burgers", "diagnostics", "kuramoto_sivashinsky", "navier_stokes"]
+__all__ = [
+    "burgers",
+    "diagnostics",
+    "kuramoto_sivashinsky",
+    "navier_stokes",
+    "oscillators",
+    "poisson",
+    "quantum",
+]
