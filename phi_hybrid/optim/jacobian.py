@@ -62,14 +62,8 @@ class Jacobian:
             part = slice(start, min(start + size, self.rows))
             seeds = torch.zeros(part.stop - part.start, self.rows, dtype=self.outputs.dtype, device=self.outputs.device)
             seeds[torch.arange(part.stop - part.start), torch.arange(part.start, part.stop)] = 1
-            back = torch.autograd.grad(
-                self.outputs, chosen, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
-            )
-            count = part.stop - part.start
-            flat = [
-                seeds.new_zeros(count, p.numel()) if g is None else g.reshape(count, -1) for g, p in zip(back, chosen)
-            ]
-            yield part, torch.cat([f.double() for f in flat], 1)
+            back = products(self.outputs, chosen, seeds)
+            yield part, torch.cat([g.reshape(len(seeds), -1).double() for g in back], 1)
 
     def groups(self, columns: int) -> list[list[torch.Tensor]]:
         """The parameters in groups of at most so many columns, as far as a single tensor does not have more."""
@@ -79,3 +73,18 @@ class Jacobian:
                 groups.append([])
             groups[-1].append(parameter)
         return groups
+
+
+def products(
+    outputs: torch.Tensor, inputs: Sequence[torch.Tensor], cotangents: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """cᵀ·∂y/∂x for many c at once, `(cotangent, m)`; zero for inputs that y does not depend on.
+
+    By `torch.func.vmap`: the older `is_grads_batched` knows no rule for captured linear solves.
+    """
+    known = torch.autograd.grad(outputs, inputs, cotangents[0], retain_graph=True, allow_unused=True)
+    used = [x for x, g in zip(inputs, known) if g is not None]
+    if not used:
+        return tuple(x.new_zeros(len(cotangents), *x.shape) for x in inputs)
+    found = iter(torch.func.vmap(lambda c: torch.autograd.grad(outputs, used, c, retain_graph=True))(cotangents))
+    return tuple(x.new_zeros(len(cotangents), *x.shape) if g is None else next(found) for x, g in zip(inputs, known))

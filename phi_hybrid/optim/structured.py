@@ -10,7 +10,7 @@ import torch
 
 from phi_hybrid.errors import StateError
 from phi_hybrid.optim.engines import Gram, Update, from_gram
-from phi_hybrid.optim.jacobian import Jacobian
+from phi_hybrid.optim.jacobian import Jacobian, products
 from phi_hybrid.optim.layers import Layer, gram, recorded
 from phi_hybrid.optim.spectrum import Filter
 
@@ -68,11 +68,8 @@ class Structured:
             chosen = torch.arange(start, min(start + self.chunk, per_sample), device=jacobian.outputs.device)
             seeds = torch.nn.functional.one_hot(chosen, per_sample).to(jacobian.outputs)
             seeds = seeds[:, None].expand(-1, jacobian.samples, -1).reshape(len(chosen), -1)
-            back = torch.autograd.grad(
-                jacobian.outputs, states, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
-            )
-            for parts, b, z in zip(found, back, states):
-                parts.append(z.new_zeros(len(chosen), *z.shape) if b is None else b)
+            for parts, back in zip(found, products(jacobian.outputs, states, seeds)):
+                parts.append(back)
         whole = iter([torch.cat(parts) for parts in found])
         return [layer.felt([next(whole) for _ in layer.outputs], layer.is_convolution) for layer in layers]
 

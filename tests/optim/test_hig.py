@@ -12,6 +12,7 @@ from small_cases import SmallNet, forced_step, line
 
 import phi_hybrid as ph
 from phi_hybrid.optim import HIG, Automatic, Closure, Cutoff, Dense, Gram, ParameterGram, Smooth, Structured
+from phi_hybrid.pde import poisson
 from phi_hybrid.train import _epoch_order
 
 torch.set_num_threads(1)
@@ -275,3 +276,25 @@ def test_wrong_settings() -> None:
         HIG(task.net).step(lambda: task.loss(task.outputs()))
     with pytest.raises(ph.StateError, match=r"24 outputs and 44 parameters needs Gram 0\.0 GiB.*budget of 0\.0 GiB"):
         HIG(task.net, engine=Automatic(budget=100)).step(task.closure)
+
+
+@pytest.mark.parametrize("engine", [Gram(), Structured()])
+def test_a_linear_solve_as_physics(engine: Any) -> None:
+    """Poisson's equation: sensitivities of many outputs at once pass through a captured solve."""
+    solve = ph.capture(poisson.solve)
+    f = solve.flatten(poisson.noise(poisson.square(3), 2, 0))[0]
+    torch.manual_seed(0)
+    net = torch.nn.Linear(9, 9)
+
+    def outputs() -> torch.Tensor:
+        return solve.native(net(f.flatten(1)).view_as(f))[0]
+
+    found = []
+    for chosen in (Dense(), engine):
+        optimizer = HIG(net, 0.0, spectrum=Cutoff(0.0, 0.1), engine=chosen)
+        optimizer.step(Closure(outputs, lambda y: ((y - 1) ** 2).flatten(1).sum(1).mean()))
+        found.append(torch.cat([d.reshape(-1) for d in optimizer.last.direction]))
+    if isinstance(engine, Gram):
+        rows = [torch.autograd.grad(y, net.weight, retain_graph=True)[0].norm() for y in outputs().reshape(-1)]
+        assert min(rows) > 0
+    assert (found[0] - found[1]).norm() < 1e-4 * found[0].norm() and found[0].norm() > 0
