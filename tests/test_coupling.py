@@ -13,11 +13,9 @@ from small_cases import (
     DT,
     SmallNet,
     component_values,
-    equal,
     faces,
     forced_step,
     line,
-    noise,
     relative_difference,
     same,
     step,
@@ -278,8 +276,3 @@ def test_wrong_couplings(block: ph.PhysicsBlock) -> None:
         ph.Parameter(-1)
     with pytest.raises(ph.StateError, match="coupling = 'additive': expected e.g. Additive"):
         ph.HybridSolver(block, SmallNet(2, 1, 1), "additive")
-
-
-def test_noise_helper_is_random() -> None:
-    """Guards the other tests: states differ by seed."""
-    assert not equal([noise(3)], [noise(3, seed=1)])
