@@ -73,8 +73,8 @@ def test_units_do_not_matter(unit: float, data: ph.Trajectories) -> None:
 
 def test_the_number_of_trajectories_does_not_matter(data: ph.Trajectories) -> None:
     many = replace(data, states=(data.states[0].repeat(500, 1, 1, 1),), inputs=(data.inputs[0].repeat(500, 1, 1, 1),))
-    expected = ph.precompute_corrections(linear, data).states[0]
-    found = ph.precompute_corrections(linear, many).states[0][-2:]
+    expected = ph.precompute_corrections(linear, data, 1.0).states[0]
+    found = ph.precompute_corrections(linear, many, 1.0).states[0][-2:]
     assert (found - expected).norm() < 1e-3 * (expected - data.states[0]).norm()
 
 
