@@ -1,6 +1,7 @@
 """The experiments that `compare_training.py` compares methods on: data, uncorrected solver, network, budgets.
 
-Learning rates are those with the smallest validation error on seed 1000 (`--tune`), which is used for nothing else.
+Learning rates are those with the smallest validation error on seed 1000 (`--tune`), which is used for nothing else;
+pre-computed corrections and replacement take the rate of one step, and the wake's is not tuned.
 """
 
 from __future__ import annotations

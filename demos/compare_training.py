@@ -261,6 +261,10 @@ def main() -> None:
     parser.add_argument("--vary", choices=["scheme"], help="compare discretisations instead of methods")
     parser.add_argument("--tune", action="store_true", help="print validation errors over learning rates, and no more")
     options = parser.parse_args()
+    if options.vary and options.case != "burgers":
+        parser.error(
+            f"--vary scheme compares discretisations of Burgers' equation, not of --case {options.case}; leave it out"
+        )
     require_device(options.device)
     torch.set_num_threads(1)  # so that times can be compared
     case, began = CASES[options.case], time.perf_counter()
