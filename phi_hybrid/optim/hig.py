@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -29,15 +29,37 @@ _RANDOM = (
 
 @dataclass(frozen=True)
 class Closure:
-    """What HIG looks at: outputs of network and physics on a batch, and a loss of them. The `Trainer` passes its own.
+    """What every optimizer looks at: outputs of network and physics on a batch, and a loss of them.
+
+    HIG takes both. `torch.optim` optimizers, L-BFGS included, call it, which sets the gradients of `parameters`. The
+    `Trainer` passes one of its own.
 
     Args:
         outputs: `() -> y`, a tensor or a tuple of them, `(sample, …)` each, real or complex.
         loss: `y -> scalar`, a mean over the samples.
+        parameters: whose `grad` a call sets.
     """
 
     outputs: Callable[[], torch.Tensor | Tensors]
     loss: Callable[[Any], torch.Tensor]
+    parameters: Iterable[torch.Tensor] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(self.parameters))  # generators can be read only once
+
+    def __call__(self) -> torch.Tensor:
+        """The loss; its gradient is left in `grad` of the parameters."""
+        parameters = [p for p in self.parameters if p.requires_grad]
+        if not parameters:
+            raise StateError(
+                "this optimizer wants a gradient: pass Closure(outputs, loss, parameters=list(net.parameters()))"
+            )
+        with torch.enable_grad():
+            loss = self.loss(self.outputs())
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients):
+            parameter.grad = gradient
+        return loss.detach()
 
 
 class HIG(torch.optim.Optimizer):
@@ -50,7 +72,8 @@ class HIG(torch.optim.Optimizer):
         module: whose parameters are trained; frozen ones are left alone.
         lr: η, often 1.
         kappa: κ, −1 … 1.
-        spectrum: what is done with small singular values, `Cutoff(rcond, damping)` or `Smooth(rcond, damping)`.
+        rcond: singular values up to rcond·σ_max are dropped; or a filter, `Cutoff(rcond, damping)` or
+            `Smooth(rcond, damping)`.
         per_sample: whether J and the gradients of the single samples are divided by √samples, so that an update does not
             depend on how often a sample is repeated in the batch; `False` is the paper's scaling.
         engine: how the update is computed, see `phi_hybrid.optim.engines`.
@@ -70,7 +93,7 @@ class HIG(torch.optim.Optimizer):
         module: torch.nn.Module,
         lr: float = 1.0,
         kappa: float = 0.5,
-        spectrum: Filter = Cutoff(),
+        rcond: float | Filter = 1e-6,
         *,
         per_sample: bool = True,
         engine: Engine = Automatic(),
@@ -85,7 +108,7 @@ class HIG(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
         self.module = module
         self.kappa = kappa
-        self.spectrum = spectrum
+        self.filter: Filter = Cutoff(rcond) if isinstance(rcond, (int, float)) else rcond
         self.per_sample = per_sample
         self.engine = engine
         self.then = then
@@ -119,7 +142,7 @@ class HIG(torch.optim.Optimizer):
         samples = (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).shape[0]
         jacobian = Jacobian(_flattened(outputs), parameters, samples, layers)
         scale = 1 / samples if self.per_sample else 1.0
-        self.last = self.engine.update(jacobian, cotangent, self.spectrum, self.kappa, scale)
+        self.last = self.engine.update(jacobian, cotangent, self.filter, self.kappa, scale)
         if not all(torch.isfinite(d).all() for d in self.last.direction):
             raise NonFiniteError("the half-inverse gradient is not finite; use a larger rcond or damping", 0)
         for parameter, direction in zip(parameters, self.last.direction):

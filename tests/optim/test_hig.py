@@ -183,7 +183,7 @@ def test_frozen_and_mixed_precision_parameters() -> None:
     task.net[0].weight.requires_grad_(False)
     task.net[2] = torch.nn.Sequential(Cast(), task.net[2].float(), Cast(torch.float64))
     frozen = task.net[0].weight.clone()
-    losses = [float(HIG(task.net, 0.3, spectrum=Cutoff(1e-2)).step(task.closure)) for _ in range(12)]
+    losses = [float(HIG(task.net, 0.3, rcond=Cutoff(1e-2)).step(task.closure)) for _ in range(12)]
     assert losses[-1] < 0.7 * losses[0] and torch.equal(task.net[0].weight, frozen)
     assert task.net[2][1].weight.dtype == torch.float32
 
@@ -249,7 +249,7 @@ def test_trained_through_the_physics() -> None:
     kept = s > 1e-3 * s[0]
     expected = -0.5 * vt[kept].T @ (s[kept] ** -0.5 * (u[:, kept].T @ (g * 2**0.5)))
     before = torch.nn.utils.parameters_to_vector(solver.parameters()).detach().clone()
-    trainer.optimizer.spectrum = Cutoff(1e-3)
+    trainer.optimizer.filter = Cutoff(1e-3)
     history = trainer.fit(1)
     moved = (torch.nn.utils.parameters_to_vector(solver.parameters()).detach() - before).numpy()
     assert relative(moved, expected) < 1e-3
@@ -291,10 +291,37 @@ def test_a_linear_solve_as_physics(engine: Any) -> None:
 
     found = []
     for chosen in (Dense(), engine):
-        optimizer = HIG(net, 0.0, spectrum=Cutoff(0.0, 0.1), engine=chosen)
+        optimizer = HIG(net, 0.0, rcond=Cutoff(0.0, 0.1), engine=chosen)
         optimizer.step(Closure(outputs, lambda y: ((y - 1) ** 2).flatten(1).sum(1).mean()))
         found.append(torch.cat([d.reshape(-1) for d in optimizer.last.direction]))
     if isinstance(engine, Gram):
         rows = [torch.autograd.grad(y, net.weight, retain_graph=True)[0].norm() for y in outputs().reshape(-1)]
         assert min(rows) > 0
     assert (found[0] - found[1]).norm() < 1e-4 * found[0].norm() and found[0].norm() > 0
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "LBFGS"])
+def test_torch_optimizers_take_the_same_closure(name: str) -> None:
+    """Like a loop that clears gradients, computes the loss and goes backward."""
+    nets = [torch.nn.Linear(3, 2).double() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x, target = torch.rand(5, 3, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64)
+    own, usual = (getattr(torch.optim, name)(net.parameters(), 0.1) for net in nets)
+
+    def backward() -> torch.Tensor:
+        usual.zero_grad()
+        value = ((nets[1](x) - target) ** 2).mean()
+        value.backward()
+        return value
+
+    closure = Closure(lambda: nets[0](x), lambda y: ((y - target) ** 2).mean(), nets[0].parameters())
+    for _ in range(3):
+        own.step(closure)
+        usual.step(backward)
+    torch.testing.assert_close(nets[0].weight, nets[1].weight, rtol=0, atol=1e-15)
+
+
+def test_a_closure_without_parameters_gives_no_gradient() -> None:
+    net = torch.nn.Linear(3, 2)
+    with pytest.raises(ph.StateError, match="parameters=list"):
+        torch.optim.Adam(net.parameters()).step(Closure(lambda: net(torch.rand(4, 3)), lambda y: y.sum()))

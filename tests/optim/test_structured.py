@@ -86,7 +86,7 @@ def test_update_equals_that_of_the_rows(name: str) -> None:
 
     found = {}
     for engine in (Dense(), Gram(), Structured(chunk=3)):
-        optimizer = HIG(module, 0.0, spectrum=Cutoff(0.0, damping=0.1), engine=engine)
+        optimizer = HIG(module, 0.0, rcond=Cutoff(0.0, damping=0.1), engine=engine)
         optimizer.step(Closure(lambda: module(x), loss))
         found[type(engine)] = torch.cat([d.reshape(-1) for d in optimizer.last.direction])
     for engine in (Gram, Structured):
@@ -99,7 +99,7 @@ def test_frozen_weights_with_trained_biases() -> None:
     module[2].bias.requires_grad_(False)
     directions = []
     for engine in (Dense(), Structured()):
-        optimizer = HIG(module, 0.0, spectrum=Cutoff(0.0, 0.1), engine=engine)
+        optimizer = HIG(module, 0.0, rcond=Cutoff(0.0, 0.1), engine=engine)
         optimizer.step(Closure(lambda: module(x), lambda y: (y**2).sum(1).mean()))
         directions.append(torch.cat([d.reshape(-1) for d in optimizer.last.direction]))
     assert (directions[0] - directions[1]).norm() < 1e-9 * directions[0].norm()
@@ -116,7 +116,7 @@ def test_unrolled_hybrid_solver(coupling: Any) -> None:
     objective, batch = ph.Unrolled(3), data.windows(3).collate([data.windows(3)[n] for n in (0, 3, 5)])
     directions = []
     for engine in (Dense(), Structured()):
-        optimizer = HIG(solver, 0.0, spectrum=Cutoff(0.0, 0.1), engine=engine)
+        optimizer = HIG(solver, 0.0, rcond=Cutoff(0.0, 0.1), engine=engine)
         optimizer.step(Closure(lambda: objective.outputs(solver, batch), lambda y: objective.loss(y, batch)))
         directions.append(torch.cat([d.reshape(-1) for d in optimizer.last.direction]))
     assert (directions[0] - directions[1]).norm() < 1e-8 * directions[0].norm()
