@@ -204,7 +204,7 @@ class Trainer:
         live = list(self.solver.state_dict(keep_vars=True).values())
         before = [t.detach().clone() for t in live]  # line searches move weights before they look at a loss
         rng = torch.get_rng_state()
-        self._gradient_norm = None
+        self._gradient_norm, self._contributions = None, {}
 
         def outputs() -> Outputs:
             torch.set_rng_state(rng)  # a line search compares losses under the same noise
@@ -214,7 +214,7 @@ class Trainer:
             contributions = contributions_of(objective, outputs, batch)
             loss = sum(contributions.values())
             self._require_finite("loss", loss)
-            if self._gradient_norm is None:  # further calls of an update are trials of a line search
+            if not self._contributions:  # further calls of an update are trials of a line search
                 self._contributions = {name: float(value.detach()) for name, value in contributions.items()}
             return loss
 

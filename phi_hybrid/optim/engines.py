@@ -9,16 +9,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from phi_hybrid.errors import StateError
+from phi_hybrid.optim import eigen
+from phi_hybrid.optim.cost import Cost, estimate
 from phi_hybrid.optim.jacobian import Jacobian
 from phi_hybrid.optim.spectrum import Filter
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,16 @@ class Update:
     direction: list[torch.Tensor]
     """Jᵀ·f(J·Jᵀ)·g, like the parameters."""
     singular_values: torch.Tensor
-    """σ in descending order, `(min(m, P),)`."""
+    """σ in descending order, `(min(m, P),)`; of iterative engines, those they have found."""
     kept: int
     """Number of singular values with f(σ²) > 0."""
+    error: float = 0.0
+    """‖error of the direction‖ / ‖direction‖, as iterative engines estimate it."""
+
+    @property
+    def norm(self) -> float:
+        """‖direction‖."""
+        return float(sum(d.detach().double().square().sum() for d in self.direction) ** 0.5)
 
 
 class Engine(Protocol):
@@ -40,8 +46,8 @@ class Engine(Protocol):
         """Jᵀ·f(scale·J·Jᵀ)·g for g = `cotangent`, `(m,)`."""
         ...
 
-    def bytes(self, rows: int, columns: int) -> int:
-        """Memory that an update needs besides the graph."""
+    def cost(self, jacobian: Jacobian) -> Cost:
+        """Estimate of what an update takes."""
         ...
 
 
@@ -59,15 +65,18 @@ class Dense:
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         full = torch.cat([part.to(self.precision) for _, part in jacobian.chunks(self.chunk)])
-        left, values, right = torch.linalg.svd(full * scale**0.5, full_matrices=False)
+        full = jacobian.processes.gathered(full).mul_(scale**0.5)
+        left, values, right = torch.linalg.svd(full, full_matrices=False)
         weights = filter(values**2, kappa)
         # Jᵀ·U·f·Uᵀ·g without the quotient of a small σ by itself
         flat = right.mT @ (values / scale**0.5 * weights * (left.mT @ cotangent.to(full)))
         return Update(_shaped(flat, jacobian), values, int((weights > 0).sum()))
 
-    def bytes(self, rows: int, columns: int) -> int:
-        size = torch.finfo(self.precision).bits // 8
-        return size * (4 * rows * columns + 2 * min(rows, columns) ** 2)
+    def cost(self, jacobian: Jacobian) -> Cost:
+        rows, columns, size = jacobian.rows, jacobian.columns, torch.finfo(self.precision).bits // 8
+        small = min(rows, columns)
+        flops = (size / 8) * 8 * small**2 * max(rows, columns)
+        return estimate(jacobian, size * (4 * rows * columns + 5 * small**2), rows / self.chunk, rows, flops)
 
 
 @dataclass(frozen=True)
@@ -83,24 +92,21 @@ class Gram:
     columns: int = 50_000
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
-        return from_gram(self.gram(jacobian), jacobian, cotangent, filter, kappa, scale)
-
-    def gram(self, jacobian: Jacobian) -> torch.Tensor:
-        """K = J·Jᵀ, `(m, m)`, in double precision."""
         gram = torch.zeros(jacobian.rows, jacobian.rows, dtype=torch.float64, device=jacobian.outputs.device)
-        for group in jacobian.groups(self.columns):
-            held: list[tuple[slice, torch.Tensor]] = []
-            for part, rows in jacobian.chunks(self.chunk, group):
-                held.append((part, rows))
-                for other, others in held:
-                    block = rows @ others.mT
-                    gram[part, other] += block
-                    if other != part:
-                        gram[other, part] += block.mT
-        return gram
+        self.add_to(gram, jacobian)
+        return from_gram(gram, jacobian, cotangent, filter, kappa, scale)
 
-    def bytes(self, rows: int, columns: int) -> int:
-        return 8 * (3 * rows**2 + rows * min(columns, self.columns))
+    def add_to(self, gram: torch.Tensor, jacobian: Jacobian) -> None:
+        """K += J·Jᵀ, `(m, m)`, in the lower triangle."""
+        for group in jacobian.groups(self.columns):
+            add_square(gram, jacobian.of(group).rows_of(self.chunk))
+
+    def cost(self, jacobian: Jacobian) -> Cost:
+        rows, columns = jacobian.rows, jacobian.columns
+        groups = -(-columns // self.columns)
+        bytes = max(eigen.bytes_of(rows, jacobian.outputs.device), 8 * rows * (rows + 2 * min(columns, self.columns)))
+        flops = rows**2 * columns + eigen.flops_of(rows)
+        return estimate(jacobian, bytes, groups * rows / self.chunk, groups * rows, flops)
 
 
 @dataclass(frozen=True)
@@ -116,63 +122,42 @@ class ParameterGram:
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         gram = torch.zeros(jacobian.columns, jacobian.columns, dtype=torch.float64, device=cotangent.device)
         gradient = torch.zeros(jacobian.columns, dtype=torch.float64, device=cotangent.device)
+        own = jacobian.processes.own(cotangent).double()
         for part, rows in jacobian.chunks(self.chunk):
             gram.addmm_(rows.mT, rows)
-            gradient.addmv_(rows.mT, cotangent[part].double())
-        squares, vectors = torch.linalg.eigh(gram.mul_(scale))
+            gradient.addmv_(rows.mT, own[part])
+        gram, gradient = jacobian.processes.summed(gram), jacobian.processes.summed(gradient)
+        squares, vectors = eigen.eigh(gram.mul_(scale))
         squares = squares.clamp_min(0)
         weights = filter(squares, kappa)
         flat = vectors @ (weights * (vectors.mT @ gradient))
         singular = squares.flip(0).sqrt()[: min(jacobian.rows, jacobian.columns)]
         return Update(_shaped(flat, jacobian), singular, int((weights > 0).sum()))
 
-    def bytes(self, rows: int, columns: int) -> int:
-        return 8 * (3 * columns**2 + min(self.chunk, rows) * columns)
-
-
-@dataclass(frozen=True)
-class Automatic:
-    """The Gram matrix of the smaller side, within a budget.
-
-    Args:
-        budget: bytes of memory that an update may take besides the graph.
-        choices: engines to choose from, the one with the smallest need is taken.
-
-    Raises:
-        StateError: on the first update, if none fits.
-    """
-
-    budget: int = 4 * GIB
-    choices: tuple[Engine, ...] = field(default=(Gram(), ParameterGram()))
-
-    def chosen(self, rows: int, columns: int) -> Engine:
-        """The engine for a Jacobian of this size."""
-        best = min(self.choices, key=lambda engine: engine.bytes(rows, columns))
-        if best.bytes(rows, columns) > self.budget:
-            needs = ", ".join(f"{type(e).__name__} {e.bytes(rows, columns) / GIB:.1f} GiB" for e in self.choices)
-            raise StateError(
-                f"an update with {rows} outputs and {columns} parameters needs {needs}, more than the budget of "
-                f"{self.budget / GIB:.1f} GiB; use a smaller batch, fewer outputs, or engine=Automatic(budget=…)"
-            )
-        return best
-
-    def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
-        return self.chosen(jacobian.rows, jacobian.columns).update(jacobian, cotangent, filter, kappa, scale)
-
-    def bytes(self, rows: int, columns: int) -> int:
-        return min(engine.bytes(rows, columns) for engine in self.choices)
+    def cost(self, jacobian: Jacobian) -> Cost:
+        rows, columns = jacobian.rows, jacobian.columns
+        bytes = eigen.bytes_of(columns, jacobian.outputs.device) + 16 * min(self.chunk, rows) * columns
+        flops = 2 * rows * columns**2 + eigen.flops_of(columns)
+        return estimate(jacobian, bytes, rows / self.chunk, rows, flops)
 
 
 def from_gram(
     gram: torch.Tensor, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float
 ) -> Update:
-    """Jᵀ·f(scale·K)·g from the eigenvectors of K; K is overwritten."""
-    squares, vectors = torch.linalg.eigh(gram.mul_(scale))
+    """Jᵀ·f(scale·K)·g from the eigenvectors of the lower triangle of K, which is overwritten."""
+    squares, vectors = eigen.eigh(gram.mul_(scale))
     squares = squares.clamp_min(0)
     weights = filter(squares, kappa)
     direction = jacobian.transposed_times(vectors @ (weights * (vectors.mT @ cotangent.double())))
     singular = squares.flip(0).sqrt()[: min(jacobian.rows, jacobian.columns)]
     return Update(direction, singular, int((weights > 0).sum()))
+
+
+def add_square(gram: torch.Tensor, rows: torch.Tensor, block: int = 512) -> None:
+    """K += A·Aᵀ for A = `rows`, `(m, any)`, in the lower triangle."""
+    for start in range(0, len(gram), block):
+        stop = min(start + block, len(gram))
+        gram[start:stop, :stop].addmm_(rows[start:stop], rows[:stop].mT)
 
 
 def _shaped(flat: torch.Tensor, jacobian: Jacobian) -> list[torch.Tensor]:

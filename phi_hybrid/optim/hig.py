@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from phi_hybrid.errors import NonFiniteError, StateError
-from phi_hybrid.optim.engines import Automatic, Engine, Update
+from phi_hybrid.optim.automatic import Automatic, engine_for
+from phi_hybrid.optim.closure import Closure, flattened, loss_gradient
+from phi_hybrid.optim.engines import Engine, Update
 from phi_hybrid.optim.jacobian import Jacobian
+from phi_hybrid.optim.processes import Processes
 from phi_hybrid.optim.spectrum import Cutoff, Filter
-
-Tensors = tuple[torch.Tensor, ...]
 
 _COUPLED = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
 _RANDOM = (
@@ -25,41 +27,6 @@ _RANDOM = (
     torch.nn.AlphaDropout,
     torch.nn.FeatureAlphaDropout,
 )
-
-
-@dataclass(frozen=True)
-class Closure:
-    """What every optimizer looks at: outputs of network and physics on a batch, and a loss of them.
-
-    HIG takes both. `torch.optim` optimizers, L-BFGS included, call it, which sets the gradients of `parameters`. The
-    `Trainer` passes one of its own.
-
-    Args:
-        outputs: `() -> y`, a tensor or a tuple of them, `(sample, …)` each, real or complex.
-        loss: `y -> scalar`, a mean over the samples.
-        parameters: whose `grad` a call sets.
-    """
-
-    outputs: Callable[[], torch.Tensor | Tensors]
-    loss: Callable[[Any], torch.Tensor]
-    parameters: Iterable[torch.Tensor] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", tuple(self.parameters))  # generators can be read only once
-
-    def __call__(self) -> torch.Tensor:
-        """The loss; its gradient is left in `grad` of the parameters."""
-        parameters = [p for p in self.parameters if p.requires_grad]
-        if not parameters:
-            raise StateError(
-                "this optimizer wants a gradient: pass Closure(outputs, loss, parameters=list(net.parameters()))"
-            )
-        with torch.enable_grad():
-            loss = self.loss(self.outputs())
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients):
-            parameter.grad = gradient
-        return loss.detach()
 
 
 class HIG(torch.optim.Optimizer):
@@ -76,12 +43,16 @@ class HIG(torch.optim.Optimizer):
             `Smooth(rcond, damping)`.
         per_sample: whether J and the gradients of the single samples are divided by √samples, so that an update does not
             depend on how often a sample is repeated in the batch; `False` is the paper's scaling.
-        engine: how the update is computed, see `phi_hybrid.optim.engines`.
+        engine: how the update is computed, see `phi_hybrid.optim.engines`; its needs are estimated before the first step.
         then: torch optimizer over the same parameters that takes the half-inverse gradient as its gradient, e.g.
             `torch.optim.SGD(module.parameters(), 1.0, momentum=0.9)`; its learning rate counts then, and `lr` does not.
+        progress: whether to show that estimate.
+
+    Under `DistributedDataParallel`, around the module or within it, the mini-batch is that of all processes together; they
+    must have equal numbers of samples.
 
     Attributes:
-        last: `Update` of the last step: direction, singular values, number kept.
+        last: `Update` of the last step: direction, singular values, number kept, `norm`.
 
     Raises:
         StateError: for settings out of range, and for modules with batch statistics or dropout, whose outputs have no
@@ -96,8 +67,9 @@ class HIG(torch.optim.Optimizer):
         rcond: float | Filter = 1e-6,
         *,
         per_sample: bool = True,
-        engine: Engine = Automatic(),
+        engine: Engine | Automatic = Automatic(),
         then: torch.optim.Optimizer | None = None,
+        progress: bool = True,
     ) -> None:
         if not lr >= 0:
             raise StateError(f"lr = {lr!r}: must be ≥ 0")
@@ -112,7 +84,10 @@ class HIG(torch.optim.Optimizer):
         self.per_sample = per_sample
         self.engine = engine
         self.then = then
+        self.progress = progress
         self.last: Update | None = None
+        self._chosen: dict[tuple[int, int], Engine] = {}
+        self._processes = Processes.of(module)
         if then is not None:
             self.param_groups = then.param_groups  # schedulers on this optimizer change that learning rate
 
@@ -136,13 +111,16 @@ class HIG(torch.optim.Optimizer):
             )
         parameters = [p for group in self.param_groups for p in group["params"]]
         with torch.enable_grad():
-            with self.engine.watching(self.module) if hasattr(self.engine, "watching") else nullcontext({}) as layers:
+            with self._watching() as layers:
                 outputs = closure.outputs()
-            loss, cotangent = _loss_gradient(closure.loss, outputs)
+            loss, cotangent = loss_gradient(closure.loss, outputs)
         samples = (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).shape[0]
-        jacobian = Jacobian(_flattened(outputs), parameters, samples, layers)
-        scale = 1 / samples if self.per_sample else 1.0
-        self.last = self.engine.update(jacobian, cotangent, self.filter, self.kappa, scale)
+        jacobian = Jacobian(flattened(outputs), parameters, samples, layers, self._processes)
+        loss, cotangent = self.joint(loss), self._processes.gathered(cotangent) / self._processes.size
+        if not (torch.isfinite(loss) and torch.isfinite(cotangent).all()):
+            raise NonFiniteError(f"the loss is {float(loss)}, or its gradient by the outputs is not finite", 0)
+        scale = 1 / (samples * self._processes.size) if self.per_sample else 1.0
+        self.last = self._engine(jacobian).update(jacobian, cotangent, self.filter, self.kappa, scale)
         if not all(torch.isfinite(d).all() for d in self.last.direction):
             raise NonFiniteError("the half-inverse gradient is not finite; use a larger rcond or damping", 0)
         for parameter, direction in zip(parameters, self.last.direction):
@@ -156,6 +134,23 @@ class HIG(torch.optim.Optimizer):
                     parameter.add_(parameter.grad, alpha=-group["lr"])
         return loss
 
+    def _watching(self) -> AbstractContextManager:
+        return self.engine.watching(self.module) if hasattr(self.engine, "watching") else nullcontext({})
+
+    def joint(self, loss: torch.Tensor) -> torch.Tensor:
+        """Mean of a loss over all processes."""
+        return self._processes.summed(loss.clone()) / self._processes.size
+
+    def _engine(self, jacobian: Jacobian) -> Engine:
+        """The engine for Jacobians of this size; when there is a new one, what it will cost is said."""
+        size = jacobian.rows, jacobian.columns
+        if size not in self._chosen:
+            engine = self._chosen[size] = engine_for(self.engine, jacobian, self.filter)
+            if self.progress and self._processes.rank == 0:
+                cost = engine.cost(jacobian)
+                tqdm.write(f"HIG: {size[0]} outputs, {size[1]} parameters: {type(engine).__name__}, {cost}", sys.stderr)
+        return self._chosen[size]
+
     def state_dict(self) -> dict[str, Any]:
         """State of this optimizer, and of the one that follows it."""
         return {**super().state_dict(), "then": None if self.then is None else self.then.state_dict()}
@@ -168,23 +163,6 @@ class HIG(torch.optim.Optimizer):
         if self.then is not None:
             self.then.load_state_dict(then)
             self.param_groups = self.then.param_groups
-
-
-def _flattened(outputs: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-    """Real numbers `(m,)`, sample by sample: real and imaginary parts of complex outputs."""
-    tensors = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
-    return torch.cat([t.reshape(t.shape[0], -1) for t in real], 1).reshape(-1)
-
-
-def _loss_gradient(loss: Callable, outputs: torch.Tensor | Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-    """L and ∂L/∂y by real and imaginary parts, `(m,)`."""
-    single = isinstance(outputs, torch.Tensor)
-    leaves = [t.detach().requires_grad_() for t in ([outputs] if single else outputs)]
-    value = loss(leaves[0] if single else tuple(leaves))
-    back = torch.autograd.grad(value, leaves, allow_unused=True)
-    # torch's gradient of a real function by a complex z is ∂L/∂Re z + i·∂L/∂Im z
-    return value.detach(), _flattened([torch.zeros_like(t) if g is None else g for g, t in zip(back, leaves)])
 
 
 def _refuse_random_or_coupled(module: torch.nn.Module) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import torch
+
+from phi_hybrid.optim.processes import Processes
 
 
 class Jacobian:
     """J of one evaluation. Its graph is kept until the object goes.
 
     Args:
-        outputs: y, real and flat, `(m,)`, with their graph.
+        outputs: y, real and flat, with their graph; of several processes, those of this one.
         parameters: θ, tensors of any shapes and precisions.
         samples: b, number of samples; the outputs of one follow those of another.
         layers: what layers saw when the outputs were computed, for engines that look at them.
+        processes: that have rows of J; those of the first come first.
     """
 
     def __init__(
@@ -25,44 +29,65 @@ class Jacobian:
         parameters: Sequence[torch.Tensor],
         samples: int = 1,
         layers: Mapping[Any, Any] = MappingProxyType({}),
+        processes: Processes = Processes(),
     ) -> None:
         self.outputs = outputs
         self.parameters = tuple(parameters)
         self.samples = samples
         self.layers = layers
+        self.processes = processes
 
     @property
     def rows(self) -> int:
-        """m."""
-        return self.outputs.numel()
+        """m, of all processes together."""
+        return self.outputs.numel() * self.processes.size
 
     @property
     def columns(self) -> int:
         """P."""
         return sum(p.numel() for p in self.parameters)
 
+    def of(self, parameters: Sequence[torch.Tensor]) -> Jacobian:
+        """The columns of some parameters."""
+        return Jacobian(self.outputs, parameters, self.samples, self.layers, self.processes)
+
     def transposed_times(self, cotangent: torch.Tensor) -> list[torch.Tensor]:
-        """Jᵀ·c, shaped like the parameters and in their precision."""
+        """Jᵀ·c for c `(m,)`, shaped like the parameters and in their precision."""
         back = torch.autograd.grad(
-            self.outputs, self.parameters, cotangent.to(self.outputs), retain_graph=True, allow_unused=True
+            self.outputs,
+            self.parameters,
+            self.processes.own(cotangent).to(self.outputs),
+            retain_graph=True,
+            allow_unused=True,
         )
-        return [torch.zeros_like(p) if g is None else g for g, p in zip(back, self.parameters)]
+        return [
+            torch.zeros_like(p) if g is None else self.processes.summed(g.contiguous())
+            for g, p in zip(back, self.parameters)
+        ]
 
-    def chunks(
-        self, size: int, parameters: Sequence[torch.Tensor] | None = None
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows of J, `size` at a time: which ones, and `(rows, columns)` in double precision.
+    def times(self, tangent: Sequence[torch.Tensor]) -> torch.Tensor:
+        """J·t for t like the parameters, `(m,)`: the derivative of Jᵀ·c, which is linear in c, by c."""
+        cotangent, back = self._transposed
+        pairs = [(g, t) for g, t in zip(back, tangent) if g is not None and g.requires_grad]
+        if not pairs:
+            return self.processes.gathered(torch.zeros_like(self.outputs))
+        product = torch.autograd.grad(
+            [g for g, _ in pairs], cotangent, [t.to(g) for g, t in pairs], retain_graph=True, allow_unused=True
+        )[0]
+        return self.processes.gathered(torch.zeros_like(self.outputs) if product is None else product)
 
-        Args:
-            size: number of rows of a chunk.
-            parameters: whose columns; all by default.
-        """
-        chosen = self.parameters if parameters is None else tuple(parameters)
-        for start in range(0, self.rows, size):
-            part = slice(start, min(start + size, self.rows))
-            seeds = torch.zeros(part.stop - part.start, self.rows, dtype=self.outputs.dtype, device=self.outputs.device)
+    def rows_of(self, size: int) -> torch.Tensor:
+        """J as a matrix `(m, P)` in double precision, computed `size` rows at a time."""
+        return self.processes.gathered(torch.cat([rows for _, rows in self.chunks(size)]))
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows of this process's samples, `size` at a time: which ones, and `(rows, P)` in double precision."""
+        count = self.outputs.numel()
+        for start in range(0, count, size):
+            part = slice(start, min(start + size, count))
+            seeds = torch.zeros(part.stop - part.start, count, dtype=self.outputs.dtype, device=self.outputs.device)
             seeds[torch.arange(part.stop - part.start), torch.arange(part.start, part.stop)] = 1
-            back = products(self.outputs, chosen, seeds)
+            back = products(self.outputs, self.parameters, seeds)
             yield part, torch.cat([g.reshape(len(seeds), -1).double() for g in back], 1)
 
     def groups(self, columns: int) -> list[list[torch.Tensor]]:
@@ -73,6 +98,14 @@ class Jacobian:
                 groups.append([])
             groups[-1].append(parameter)
         return groups
+
+    @cached_property
+    def _transposed(self) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+        """c, and Jᵀ·c with the graph that leads to it."""
+        cotangent = torch.zeros_like(self.outputs, requires_grad=True)
+        return cotangent, torch.autograd.grad(
+            self.outputs, self.parameters, cotangent, create_graph=True, allow_unused=True
+        )
 
 
 def products(

@@ -1,8 +1,7 @@
-"""What linear and convolutional layers saw, from which their part of J·Jᵀ follows without J.
+"""What linear and convolutional layers saw when the outputs were computed.
 
 The weights of a layer act on inputs a as z_t = W·a_t + w, t running over all its applications: spatial positions, calls in
-an unrolled rollout, places where the weights are shared. With the sensitivities δ = ∂y/∂z, sample i and output p have
-∂y_ip/∂W = Σ_t δ_ipt ⊗ a_it.
+an unrolled rollout, places where the weights are shared.
 """
 
 from __future__ import annotations
@@ -37,19 +36,29 @@ class Layer:
         """Inputs of the weights, `(sample, application, input)`, in double precision."""
         return torch.cat([_patches(self.module, a.detach().double()) for a in self.inputs], 1)
 
-    @staticmethod
-    def felt(sensitivities: list[torch.Tensor], convolution: bool) -> torch.Tensor:
-        """∂y/∂z of each call, `(output, sample, …)` → `(output, sample, application, unit)` in double precision."""
+    def felt(self, sensitivities: list[torch.Tensor]) -> torch.Tensor:
+        """∂y/∂z of each call, `(output, sample, …)` → `(sample, output, application, unit)` in double precision."""
         flat = []
         for delta in sensitivities:
-            if convolution:
+            if isinstance(self.module, _CONVOLUTIONS):
                 delta = delta.movedim(2, -1)
             flat.append(delta.reshape(*delta.shape[:2], -1, delta.shape[-1]).double())
-        return torch.cat(flat, 2)
+        return torch.cat(flat, 2).transpose(0, 1)
 
     @property
-    def is_convolution(self) -> bool:
-        return isinstance(self.module, _CONVOLUTIONS)
+    def units(self) -> int:
+        """Entries of z of one application."""
+        return self.module.weight.shape[0]
+
+    @property
+    def applications(self) -> int:
+        """t of one sample, all calls together."""
+        return sum(z.numel() // z.shape[0] // self.units for z in self.outputs)
+
+    @property
+    def inputs_per_unit(self) -> int:
+        """Entries of a of one application."""
+        return self.module.weight[0].numel()
 
 
 @contextlib.contextmanager
@@ -69,43 +78,6 @@ def recorded(module: torch.nn.Module) -> Iterator[dict[int, Layer]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def gram(seen: torch.Tensor, felt: torch.Tensor, weight: bool, bias: bool) -> torch.Tensor:
-    """The layer's part of J·Jᵀ, rows `sample, output`.
-
-    K[(i,p), (j,q)] = Σ_ts (a_it·a_js + [bias])·(δ_ipt·δ_jqs), or by way of the layer's part of J where that is cheaper.
-
-    Args:
-        seen: a, `(sample, application, input)`.
-        felt: δ, `(output, sample, application, unit)`.
-        weight: whether the weight is trained.
-        bias: whether there is a bias and it is trained.
-    """
-    delta = felt.transpose(0, 1)  # (sample, output, application, unit)
-    samples, outputs, applications, units = delta.shape
-    rows, inputs = samples * outputs, seen.shape[2]
-    if applications**2 * units < units * inputs + applications * units * inputs / rows:
-        return _by_products(seen, delta, weight, bias)
-    parts = []
-    if weight:
-        parts.append(torch.einsum("iptu,itk->ipuk", delta, seen).reshape(rows, -1))
-    if bias:
-        parts.append(delta.sum(2).reshape(rows, -1))
-    jacobian = torch.cat(parts, 1)
-    return jacobian @ jacobian.mT
-
-
-def _by_products(seen: torch.Tensor, delta: torch.Tensor, weight: bool, bias: bool) -> torch.Tensor:
-    samples, outputs, applications, _ = delta.shape
-    total = delta.new_zeros(samples, outputs, samples, outputs)
-    flat = delta.reshape(samples * outputs, applications, -1)
-    for t in range(applications):
-        for s in range(applications):
-            inputs = seen[:, t] @ seen[:, s].mT if weight else delta.new_zeros(samples, samples)
-            sensitivities = (flat[:, t] @ flat[:, s].mT).view_as(total)
-            total.addcmul_(sensitivities, (inputs + float(bias))[:, None, :, None])
-    return total.view(samples * outputs, -1)
 
 
 def _is_covered(part: torch.nn.Module) -> bool:

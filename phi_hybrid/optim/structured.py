@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from phi_hybrid.errors import StateError
+from phi_hybrid.optim import eigen
+from phi_hybrid.optim.cost import Cost, estimate
 from phi_hybrid.optim.engines import Gram, Update, from_gram
+from phi_hybrid.optim.factors import Factor
 from phi_hybrid.optim.jacobian import Jacobian, products
-from phi_hybrid.optim.layers import Layer, gram, recorded
+from phi_hybrid.optim.layers import Layer, recorded
 from phi_hybrid.optim.spectrum import Filter
 
 
@@ -20,12 +23,15 @@ class Structured:
     """K = J·Jᵀ layer by layer from inputs and sensitivities of `Linear` and `Conv` layers, others by rows of J.
 
     The samples of a batch must not influence each other: then one backward pass serves an output of all samples at once,
-    d_y passes instead of b·d_y. A random product with J is compared with autograd in every update.
+    d_y passes instead of b·d_y. One gradient is compared with autograd in every update.
 
     Args:
         chunk: outputs of each sample whose sensitivities are computed at once.
         rest: for parameters of other layers.
-        tolerance: largest relative error of that product.
+        tolerance: largest relative error of that gradient.
+
+    Raises:
+        StateError: in an update, if they do, or if the weights of a layer are used outside of it.
     """
 
     chunk: int = 64
@@ -36,54 +42,85 @@ class Structured:
         return recorded(module)
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
-        layers = _usable(jacobian)
-        covered = {id(p) for layer in layers for p in layer.parameters}
-        others = [p for p in jacobian.parameters if id(p) not in covered]
+        factors, others = self._parts(jacobian)
+        if reason := self._mismatch(jacobian, factors):
+            raise StateError(f"Structured() cannot be used: {reason}. Use engine=Gram()")
         total = torch.zeros(jacobian.rows, jacobian.rows, dtype=torch.float64, device=cotangent.device)
         if others:
-            total += self.rest.gram(Jacobian(jacobian.outputs, others))
-        felt = self._felt(jacobian, layers)
-        for layer, sensitivities in zip(layers, felt):
-            names = {id(p) for p in layer.parameters}
-            total += gram(
-                layer.seen(),
-                sensitivities,
-                id(layer.module.weight) in names,
-                layer.module.bias is not None and id(layer.module.bias) in names,
-            )
-        self._check(jacobian, total)
+            self.rest.add_to(total, jacobian.of(others))
+        self._fill(jacobian, factors)
+        for factor in factors:
+            factor.add_to(total, jacobian.processes)
         return from_gram(total, jacobian, cotangent, filter, kappa, scale)
 
-    def bytes(self, rows: int, columns: int) -> int:
-        return 8 * 4 * rows**2
+    def applies(self, jacobian: Jacobian) -> bool:
+        """Whether there are layers to go by, and samples are independent."""
+        factors, _ = self._parts(jacobian)
+        return bool(factors) and self._mismatch(jacobian, factors) is None
 
-    def _felt(self, jacobian: Jacobian, layers: list[Layer]) -> list[torch.Tensor]:
-        """Sensitivities of each layer, `(output, sample, application, unit)`."""
-        states = [z for layer in layers for z in layer.outputs]
+    def cost(self, jacobian: Jacobian) -> Cost:
+        factors, others = self._parts(jacobian)
+        rows, per_sample = jacobian.rows, jacobian.outputs.numel() // jacobian.samples
+        rest = self.rest.cost(jacobian.of(others)) if others else Cost(0, 0.0)
+        sensitivities = 8 * jacobian.samples * min(self.chunk, per_sample)
+        held = 8 * rows**2 + sum(
+            f.bytes * jacobian.processes.size + 2 * sensitivities * f.layer.applications * f.layer.units
+            for f in factors
+        )
+        flops = sum(f.flops(rows) for f in factors) + eigen.flops_of(rows)
+        own = estimate(
+            jacobian,
+            max(eigen.bytes_of(rows, jacobian.outputs.device), held, rest.bytes),
+            per_sample / self.chunk + 2,
+            per_sample,
+            flops,
+        )
+        return Cost(own.bytes, own.seconds + rest.seconds)
+
+    def _parts(self, jacobian: Jacobian) -> tuple[list[Factor], list[torch.Tensor]]:
+        """Of layers, and the parameters besides."""
+        layers = _usable(jacobian)
+        covered = {id(p) for layer in layers for p in layer.parameters}
+        factors = [Factor(layer, jacobian.outputs.numel(), jacobian.samples) for layer in layers]
+        return factors, [p for p in jacobian.parameters if id(p) not in covered]
+
+    def _fill(self, jacobian: Jacobian, factors: list[Factor]) -> None:
+        states = [z for factor in factors for z in factor.layer.outputs]
         if not states:
-            return []
-        found: list[list[torch.Tensor]] = [[] for _ in states]
-        per_sample = jacobian.rows // jacobian.samples
+            return
+        per_sample = jacobian.outputs.numel() // jacobian.samples
         for start in range(0, per_sample, self.chunk):
-            chosen = torch.arange(start, min(start + self.chunk, per_sample), device=jacobian.outputs.device)
+            part = slice(start, min(start + self.chunk, per_sample))
+            chosen = torch.arange(part.start, part.stop, device=jacobian.outputs.device)
             seeds = torch.nn.functional.one_hot(chosen, per_sample).to(jacobian.outputs)
             seeds = seeds[:, None].expand(-1, jacobian.samples, -1).reshape(len(chosen), -1)
-            for parts, back in zip(found, products(jacobian.outputs, states, seeds)):
-                parts.append(back)
-        whole = iter([torch.cat(parts) for parts in found])
-        return [layer.felt([next(whole) for _ in layer.outputs], layer.is_convolution) for layer in layers]
+            back = iter(products(jacobian.outputs, states, seeds))
+            for factor in factors:
+                factor.fill(part, [next(back) for _ in factor.layer.outputs])
 
-    def _check(self, jacobian: Jacobian, found: torch.Tensor) -> None:
-        """‖Jᵀ·r‖² = rᵀ·K·r for random r, which coupled samples and hidden uses of a weight break."""
+    def _mismatch(self, jacobian: Jacobian, factors: list[Factor]) -> str | None:
+        """Why the layers do not explain the gradient of a random product of the outputs of some samples; `None` if they do."""
+        if not factors:
+            return None
         generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, (jacobian.rows,), generator=generator).to(found) * 2 - 1
-        expected = sum(float((g.double() ** 2).sum()) for g in jacobian.transposed_times(signs))
-        value = float(signs @ found @ signs)
-        if abs(value - expected) > self.tolerance * max(abs(expected), 1e-30):
-            raise StateError(
-                f"the structured Gram matrix gives rᵀKr = {value:.6g} where autograd gives {expected:.6g}: the samples of the "
-                "batch influence each other, or a layer's weights are used outside of it. Use engine=Gram()"
-            )
+        chosen = torch.randperm(jacobian.samples, generator=generator) % 2 == 0
+        signs = torch.randint(
+            0, 2, (jacobian.samples, jacobian.outputs.numel() // jacobian.samples), generator=generator
+        )
+        seed = ((2 * signs - 1) * chosen[:, None]).flatten().to(jacobian.outputs)
+        states = [z for factor in factors for z in factor.layer.outputs]
+        weights = [p for factor in factors for p in factor.layer.parameters]
+        back = torch.autograd.grad(jacobian.outputs, (*states, *weights), seed, retain_graph=True, allow_unused=True)
+        whole = iter([torch.zeros_like(x) if g is None else g for g, x in zip(back, (*states, *weights))])
+        deltas = [[next(whole) for _ in factor.layer.outputs] for factor in factors]
+        for factor, delta in zip(factors, deltas):
+            silent = sum(float(d[~chosen.to(d.device)].double().square().sum()) for d in delta)
+            if silent > 1e-12 * sum(float(d.double().square().sum()) for d in delta):
+                return "the samples of the batch influence each other"
+            for expected, found in zip([next(whole) for _ in factor.layer.parameters], factor.gradient(delta)):
+                if (found - expected).norm() > self.tolerance * expected.norm():
+                    return f"the weights of {factor.layer.module} are used outside of it"
+        return None
 
 
 def _usable(jacobian: Jacobian) -> list[Layer]:

@@ -1,0 +1,135 @@
+"""Without J and J·Jᵀ: Golub–Kahan bidiagonalisation, for more outputs than eigenvectors can be had of."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+
+from phi_hybrid.errors import StateError
+from phi_hybrid.optim.cost import Cost, estimate
+from phi_hybrid.optim.engines import Update
+from phi_hybrid.optim.jacobian import Jacobian
+from phi_hybrid.optim.spectrum import Filter, Smooth
+
+
+@dataclass(frozen=True)
+class GolubKahan:
+    """Jᵀ·f(J·Jᵀ)·g from products with J and Jᵀ only, to a tolerance; needs a filter without jumps, `Smooth(rcond)`.
+
+    Golub and Kahan's recurrence, begun with g, gives orthonormal U, V and a bidiagonal B with Jᵀ·U = V·Bᵀ, so that
+    Jᵀ·f(J·Jᵀ)·g ≈ V·Bᵀ·f(B·Bᵀ)·e₁·‖g‖. U is orthogonalised anew in every iteration. The number of iterations grows as rcond
+    gets smaller. Singular values are resolved to the precision of J, since J·Jᵀ is not formed.
+
+    Args:
+        tolerance: of the update, relative; estimated from how it has changed of late.
+        iterations: the largest number; a warning follows if the tolerance has not been met by then.
+    """
+
+    tolerance: float = 0.01
+    iterations: int = 2000
+
+    def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
+        if not isinstance(filter, Smooth):
+            raise StateError(
+                f"GolubKahan needs a filter without jumps, got {filter}: use HIG(…, rcond=Smooth(1e-3)), or an exact engine"
+            )
+        norm = float(cotangent.double().norm())
+        if norm == 0:
+            zeros = [torch.zeros_like(p) for p in jacobian.parameters]
+            return Update(zeros, torch.zeros(1, dtype=torch.float64), 0)
+        bases = _Bidiagonal(jacobian, cotangent / norm)
+        limit = min(self.iterations, jacobian.rows, jacobian.columns)
+        error, next_look = float("inf"), 20
+        while len(bases) < limit and not bases.complete and error > self.tolerance:
+            bases.extend()
+            if len(bases) >= next_look:
+                error = bases.change(filter, kappa, scale)
+                next_look = int(1.15 * len(bases)) + 1
+        if bases.complete or len(bases) == min(jacobian.rows, jacobian.columns):
+            error = 0.0
+        elif error > self.tolerance:
+            error = bases.change(filter, kappa, scale)
+        if error > self.tolerance:
+            warnings.warn(
+                f"GolubKahan stopped after {limit} iterations with an estimated error of {error:.2g}, more than "
+                f"{self.tolerance:g}; use a larger rcond, GolubKahan(iterations=…) or GolubKahan(tolerance=…)",
+                stacklevel=2,
+            )
+        weights, values = bases.solved(len(bases), filter, kappa, scale)
+        direction = jacobian.transposed_times(norm * bases.combined(weights))
+        return Update(direction, values, len(values), error)
+
+    def cost(self, jacobian: Jacobian) -> Cost:
+        """With as many iterations as a filter with rcond = 1e-3 has been seen to need; they do not depend on the size much."""
+        count = min(500, self.iterations, jacobian.rows, jacobian.columns)
+        size = torch.finfo(jacobian.outputs.dtype).bits // 8
+        bytes = size * jacobian.rows * count + 16 * jacobian.columns
+        # twice as many operations in a product with J; the orthogonalisation is bound by memory
+        return estimate(jacobian, bytes, 3 * count, 3 * count, 8 * 4 * count**2 * jacobian.rows)
+
+
+@dataclass
+class _Bidiagonal:
+    """U, and the diagonals α, β of B, after so many iterations."""
+
+    jacobian: Jacobian
+    start: torch.Tensor
+    alphas: list[float] = field(default_factory=list)
+    betas: list[float] = field(default_factory=list)
+    complete: bool = False
+    """Whether the space that J·Jᵀ makes of g has been exhausted."""
+
+    def __post_init__(self) -> None:
+        self._left = self.start.to(self.jacobian.outputs)
+        self._basis = self._left.new_empty(0, len(self._left))
+        self._right = [torch.zeros_like(p) for p in self.jacobian.parameters]
+
+    def __len__(self) -> int:
+        return len(self.alphas)
+
+    def extend(self) -> None:
+        """One more column of U and of V."""
+        count, beta = len(self), self.betas[-1] if self.betas else 0.0
+        if count == len(self._basis):
+            self._basis = torch.cat([self._basis, self._basis.new_empty(64 + count // 2, self._basis.shape[1])])
+        self._basis[count] = self._left
+        right = [g - beta * v for g, v in zip(self.jacobian.transposed_times(self._left), self._right)]
+        alpha = float(sum(v.double().square().sum() for v in right) ** 0.5)
+        self._right = [v / alpha if alpha else v for v in right]
+        left = self.jacobian.times(self._right) - alpha * self._left
+        known = self._basis[: count + 1]
+        for _ in range(2):  # once is not enough
+            left = left - known.mT @ (known @ left)
+        beta = float(left.double().norm())
+        self.alphas.append(alpha)
+        self.betas.append(beta)
+        smallest = torch.finfo(left.dtype).eps * max(self.alphas)
+        self.complete = min(alpha, beta) <= smallest
+        self._left = left / beta if beta else left
+
+    def solved(self, count: int, filter: Filter, kappa: float, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """f(scale·B·Bᵀ)·e₁ and the singular values of √scale·B, of the first `count` iterations."""
+        left, values, _ = self._decomposed(count, scale)
+        return left @ (filter(values**2, kappa) * left[0]), values
+
+    def change(self, filter: Filter, kappa: float, scale: float) -> float:
+        """Relative error of the update, extrapolated from its last two changes as those of a geometric series."""
+        count = len(self)
+        updates = []
+        for earlier in (count - 2 * (count // 4), count - count // 4, count):
+            left, values, right = self._decomposed(earlier, scale)
+            coefficients = right.mT @ (values * filter(values**2, kappa) * left[0])
+            updates.append(torch.nn.functional.pad(coefficients, (0, count - earlier)))
+        before, after = (float((b - a).norm()) for a, b in zip(updates, updates[1:]))
+        ratio = min(after / before, 0.9) if before else 0.0
+        return after * max(ratio / (1 - ratio), 0.5) / float(updates[-1].norm())
+
+    def combined(self, weights: torch.Tensor) -> torch.Tensor:
+        """U·w."""
+        return self._basis[: len(weights)].mT @ weights.to(self._basis)
+
+    def _decomposed(self, count: int, scale: float) -> tuple[torch.Tensor, ...]:
+        alphas, betas = (torch.tensor(x[:count], dtype=torch.float64) for x in (self.alphas, self.betas))
+        return torch.linalg.svd(scale**0.5 * (alphas.diag() + betas[:-1].diag(-1)))

@@ -1,0 +1,94 @@
+"""Gauss–Newton with a damping that adapts itself (Levenberg 1944, Marquardt 1963)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from phi_hybrid.errors import NonFiniteError, SolveError, StateError
+from phi_hybrid.optim.automatic import Automatic
+from phi_hybrid.optim.closure import Closure
+from phi_hybrid.optim.engines import Engine, Update
+from phi_hybrid.optim.hig import HIG
+from phi_hybrid.optim.spectrum import Cutoff
+
+
+class LevenbergMarquardt(torch.optim.Optimizer):
+    """Δθ = −η Jᵀ (J Jᵀ + λ²·1)⁻¹ ∂L/∂y, where λ falls when the loss of the mini-batch does, and rises otherwise.
+
+    A step that does not reduce the loss is taken back. `HIG` with κ = 1 and a constant damping is Gauss–Newton.
+
+    Args:
+        module: whose parameters are trained.
+        lr: η.
+        damping: initial λ, in units of the singular values of J (per sample, see `HIG`).
+        factor: that λ is divided by after a success, and multiplied with after a failure.
+        engine: as for `HIG`.
+        progress: whether to show the estimate of what an update takes.
+
+    Attributes:
+        damping: λ at present.
+        last: `Update` of the last step.
+
+    Raises:
+        StateError: for settings out of range, and as `HIG` does.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        lr: float = 1.0,
+        damping: float = 0.1,
+        factor: float = 2.0,
+        *,
+        engine: Engine | Automatic = Automatic(),
+        progress: bool = True,
+    ) -> None:
+        if not 0 < damping < float("inf"):
+            raise StateError(f"damping = {damping!r}: must be a finite number > 0; HIG with kappa=1 works without")
+        if not 1 < factor < float("inf"):
+            raise StateError(f"factor = {factor!r}: must be a finite number > 1")
+        self._step = HIG(module, lr, 1.0, Cutoff(0.0, damping), engine=engine, progress=progress)
+        super().__init__(self._step.param_groups, {"lr": lr})
+        self.param_groups = self._step.param_groups  # schedulers on this optimizer change that learning rate
+        self.damping = damping
+        self.factor = factor
+
+    @property
+    def last(self) -> Update | None:
+        return self._step.last
+
+    def step(self, closure: Closure | Callable) -> torch.Tensor:
+        """One trial step; the loss before it is returned. Arguments and errors are those of `HIG.step`."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        before = [p.detach().clone() for p in parameters]
+        self._step.filter = Cutoff(0.0, self.damping)
+        loss = self._step.step(closure)
+        if self._loss_after(closure) < loss:
+            self.damping /= self.factor
+            return loss
+        self.damping *= self.factor
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before):
+                parameter.copy_(value)
+        return loss
+
+    @torch.no_grad()
+    def _loss_after(self, closure: Closure | Callable) -> float:
+        try:
+            return float(self._step.joint(closure.loss(closure.outputs())))
+        except (NonFiniteError, SolveError):  # a step that went too far, like any other
+            return float("inf")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Learning rate and damping."""
+        return {**super().state_dict(), "damping": self.damping}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        state = dict(state_dict)
+        self.damping = state.pop("damping")
+        super().load_state_dict(state)
+        self._step.param_groups = self.param_groups
