@@ -64,8 +64,7 @@ class Dense:
     chunk: int = 256
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
-        full = torch.cat([part.to(self.precision) for _, part in jacobian.chunks(self.chunk)])
-        full = jacobian.processes.gathered(full).mul_(scale**0.5)
+        full = jacobian.rows_of(self.chunk).to(self.precision).mul_(scale**0.5)
         left, values, right = torch.linalg.svd(full, full_matrices=False)
         weights = filter(values**2, kappa)
         # Jᵀ·U·f·Uᵀ·g without the quotient of a small σ by itself
@@ -103,8 +102,8 @@ class Gram:
 
     def cost(self, jacobian: Jacobian) -> Cost:
         rows, columns = jacobian.rows, jacobian.columns
-        groups = -(-columns // self.columns)
-        bytes = max(eigen.bytes_of(rows, jacobian.outputs.device), 8 * rows * (rows + 2 * min(columns, self.columns)))
+        groups, held = -(-columns // self.columns), min(columns, self.columns)
+        bytes = max(eigen.bytes_of(rows, jacobian.outputs.device), 8 * (rows * (rows + held) + 2 * self.chunk * held))
         flops = rows**2 * columns + eigen.flops_of(rows)
         return estimate(jacobian, bytes, groups * rows / self.chunk, groups * rows, flops)
 

@@ -78,7 +78,10 @@ class Jacobian:
 
     def rows_of(self, size: int) -> torch.Tensor:
         """J as a matrix `(m, P)` in double precision, computed `size` rows at a time."""
-        return self.processes.gathered(torch.cat([rows for _, rows in self.chunks(size)]))
+        full = torch.empty(self.outputs.numel(), self.columns, dtype=torch.float64, device=self.outputs.device)
+        for part, rows in self.chunks(size):
+            full[part] = rows
+        return self.processes.gathered(full)
 
     def chunks(self, size: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows of this process's samples, `size` at a time: which ones, and `(rows, P)` in double precision."""

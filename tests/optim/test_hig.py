@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hig_cases import Task, network, relative, update_by_hand
 from small_cases import SmallNet, forced_step, line
 
 import phi_hybrid as ph
-from phi_hybrid.optim import HIG, Automatic, Closure, Cutoff, Dense, Gram, ParameterGram, Smooth, Structured
+from phi_hybrid.optim import HIG, Automatic, Closure, Cutoff, Dense, GolubKahan, Gram, ParameterGram, Smooth, Structured
 from phi_hybrid.pde import poisson
 from phi_hybrid.train import _epoch_order
 
@@ -23,68 +24,6 @@ ENGINES = {
     "automatic": Automatic(),
     "structured": Structured(chunk=3),
 }
-
-
-def network(inputs: int = 3, outputs: int = 4, width: int = 5, seed: int = 0) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    return torch.nn.Sequential(
-        torch.nn.Linear(inputs, width), torch.nn.Tanh(), torch.nn.Linear(width, outputs)
-    ).double()
-
-
-class Task:
-    """A network, physics y = sin(A·x) + x², and a mean square loss on a batch."""
-
-    def __init__(self, samples: int = 6, seed: int = 0, repeat: int = 1) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.net = network()
-        self.x = torch.randn(samples, 3, generator=generator, dtype=torch.float64).repeat(repeat, 1)
-        self.target = torch.randn(samples, 4, generator=generator, dtype=torch.float64).repeat(repeat, 1)
-        self.matrix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
-
-    def outputs(self) -> torch.Tensor:
-        x = self.net(self.x)
-        return torch.sin(x @ self.matrix) + x**2
-
-    def loss(self, y: torch.Tensor) -> torch.Tensor:
-        return ((y - self.target) ** 2).sum(1).mean()
-
-    @property
-    def closure(self) -> Closure:
-        return Closure(self.outputs, self.loss)
-
-    def jacobian(self) -> np.ndarray:
-        """One backward pass per output."""
-        y, rows = self.outputs().reshape(-1), []
-        for value in y:
-            back = torch.autograd.grad(value, list(self.net.parameters()), retain_graph=True)
-            rows.append(torch.cat([b.reshape(-1) for b in back]).numpy())
-        return np.stack(rows)
-
-    def cotangent(self) -> np.ndarray:
-        y = self.outputs().detach()
-        return (2 * (y - self.target) / len(y)).reshape(-1).numpy()
-
-    def weights(self) -> np.ndarray:
-        return torch.cat([p.detach().reshape(-1) for p in self.net.parameters()]).numpy()
-
-    def moved(self, optimizer: HIG) -> np.ndarray:
-        before = self.weights().copy()
-        optimizer.step(self.closure)
-        return self.weights() - before
-
-
-def update_by_hand(task: Task, kappa: float, rcond: float, scale: float = 1.0, damping: float = 0.0) -> np.ndarray:
-    """−V σ^(−κ) Uᵀ g from NumPy's decomposition."""
-    jacobian, g = task.jacobian() * scale, task.cotangent() / scale
-    u, sigma, vt = np.linalg.svd(jacobian, full_matrices=False)
-    kept = sigma > rcond * sigma[0]
-    power = sigma * (sigma**2 + damping**2) ** (-(1 + kappa) / 2)
-    return -vt[kept].T @ (power[kept] * (u[:, kept].T @ g))
-
-
-def relative(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
@@ -325,3 +264,36 @@ def test_a_closure_without_parameters_gives_no_gradient() -> None:
     net = torch.nn.Linear(3, 2)
     with pytest.raises(ph.StateError, match="parameters=list"):
         torch.optim.Adam(net.parameters()).step(Closure(lambda: net(torch.rand(4, 3)), lambda y: y.sum()))
+
+
+@pytest.mark.parametrize("engine", [Automatic(), GolubKahan()])
+def test_training_is_saved_and_continued(engine: Any, tmp_path: Any) -> None:
+    """By the Trainer's checkpoint: the weights that an uninterrupted training has, to the last bit."""
+    data = ph.Trajectories.generate(
+        lambda u, f: 0.9 * forced_step(u, f), line(0, b=3), 4, (line(1, b=3),), progress=False
+    )
+    torch.manual_seed(0)
+    start = ph.HybridSolver(ph.capture(forced_step), SmallNet(2, 1, 1, width=2))
+
+    def trainer(solver: ph.HybridSolver, lr: float = 0.5) -> ph.Trainer:
+        optimizer = HIG(solver, lr, 0.5, Smooth(1e-2), engine=engine, progress=False)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        settings = dict(scheduler=schedule, batch_size=2, checkpoint=tmp_path / "c.pt", progress=False)
+        return ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, **settings)
+
+    whole, first, second = (copy.deepcopy(start) for _ in range(3))
+    trainer(whole).fit(6)
+    trainer(first).fit(3)
+    trainer(second, lr=123.0).resume(tmp_path / "c.pt").fit(6)
+    for a, b in zip(whole.parameters(), second.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    """Says so before anything is decomposed, and leaves the weights."""
+    task = Task()
+    before = task.weights().copy()
+    for engine in (Gram(), Dense()):
+        with pytest.raises(ph.NonFiniteError, match="loss is nan"):
+            HIG(task.net, engine=engine).step(Closure(lambda: task.outputs() * float("nan"), task.loss))
+    assert np.array_equal(before, task.weights())

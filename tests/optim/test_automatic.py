@@ -1,0 +1,88 @@
+"""Which engine is chosen, and what is said of its cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hig_cases import Task
+from torch import nn
+
+import phi_hybrid as ph
+from phi_hybrid.optim import HIG, Automatic, Closure, Dense, GolubKahan, Gram, ParameterGram, Smooth, Structured
+from phi_hybrid.optim.closure import flattened
+from phi_hybrid.optim.jacobian import Jacobian
+from phi_hybrid.optim.layers import recorded
+from phi_hybrid.optim.spectrum import Cutoff
+
+torch.set_num_threads(1)
+
+
+def jacobian_of(module: nn.Module, x: torch.Tensor) -> Jacobian:
+    with recorded(module) as layers:
+        y = module(x)
+    return Jacobian(flattened(y), list(module.parameters()), len(x), layers)
+
+
+def test_layers_are_made_use_of() -> None:
+    wide = jacobian_of(nn.Sequential(nn.Linear(8, 200), nn.Tanh(), nn.Linear(200, 50)), torch.randn(8, 8))
+    assert isinstance(Automatic().chosen(wide, Cutoff()), Structured)
+
+
+def test_few_parameters() -> None:
+    few = jacobian_of(nn.Linear(2, 40), torch.randn(100, 2))
+    assert isinstance(Automatic().chosen(few, Cutoff()), ParameterGram)
+
+
+def test_coupled_samples_go_by_rows() -> None:
+    class Centred(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return y - y.mean(0)
+
+    coupled = jacobian_of(Centred(80, 3), torch.randn(4, 80))
+    assert isinstance(Automatic().chosen(coupled, Cutoff()), Gram)
+
+
+def test_beyond_the_budget() -> None:
+    """Without a matrix where the filter allows it; otherwise an error that says what would help."""
+    large = jacobian_of(nn.Sequential(nn.Linear(8, 200), nn.Tanh(), nn.Linear(200, 500)), torch.randn(16, 8))
+    small = Automatic(budget=100 * 2**20)
+    assert isinstance(small.chosen(large, Smooth(1e-3)), GolubKahan)
+    with pytest.raises(ph.StateError, match=r"Structured 1\.0 GiB.*rcond=Smooth\(1e-3\).*smaller batch"):
+        small.chosen(large, Cutoff())
+
+
+def test_an_engine_that_cannot_fit_is_refused_before_the_update() -> None:
+    """512 000 outputs: K would have two terabytes."""
+    net = nn.Linear(1, 8000)
+    optimizer = HIG(net, engine=Gram(), progress=False)
+    with pytest.raises(ph.StateError, match="Gram needs .* GiB for 512000 outputs.*this machine has"):
+        optimizer.step(Closure(lambda: net(torch.ones(64, 1)), lambda y: y.square().mean()))
+
+
+def test_the_estimate_is_shown_once(capsys: pytest.CaptureFixture) -> None:
+    task = Task()
+    optimizer = HIG(task.net)
+    for _ in range(2):
+        optimizer.step(task.closure)
+    said = capsys.readouterr().err
+    assert said.count("24 outputs, 44 parameters") == 1 and "MiB, about" in said
+    HIG(task.net, progress=False).step(task.closure)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", [Dense(), Gram(), ParameterGram(), Structured()])
+def test_memory_is_estimated_well(engine: Dense | Gram | ParameterGram | Structured) -> None:
+    """Largest memory that tensors take in an update, counted by torch, against the estimate."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 32))
+    jacobian = jacobian_of(net, torch.randn(24, 8))
+    g = torch.randn(jacobian.rows, dtype=torch.float64)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        engine.update(jacobian, g, Cutoff(), 0.5, 1.0)
+    live = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    assert 0.5 * peak < engine.cost(jacobian).bytes < 2.5 * peak
