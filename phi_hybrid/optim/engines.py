@@ -64,7 +64,7 @@ class Dense:
     chunk: int = 256
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
-        full = jacobian.rows_of(self.chunk).to(self.precision).mul_(scale**0.5)
+        full = jacobian.rows_of(self.chunk, self.precision).mul_(scale**0.5)
         left, values, right = torch.linalg.svd(full, full_matrices=False)
         weights = filter(values**2, kappa)
         # Jᵀ·U·f·Uᵀ·g without the quotient of a small σ by itself

@@ -76,9 +76,9 @@ class Jacobian:
         )[0]
         return self.processes.gathered(torch.zeros_like(self.outputs) if product is None else product)
 
-    def rows_of(self, size: int) -> torch.Tensor:
-        """J as a matrix `(m, P)` in double precision, computed `size` rows at a time."""
-        full = torch.empty(self.outputs.numel(), self.columns, dtype=torch.float64, device=self.outputs.device)
+    def rows_of(self, size: int, precision: torch.dtype = torch.float64) -> torch.Tensor:
+        """J as a matrix `(m, P)`, computed `size` rows at a time."""
+        full = torch.empty(self.outputs.numel(), self.columns, dtype=precision, device=self.outputs.device)
         for part, rows in self.chunks(size):
             full[part] = rows
         return self.processes.gathered(full)
