@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from hig_cases import Task, network, relative, update_by_hand
+from phi import math
 from small_cases import SmallNet, forced_step, line
 
 import phi_hybrid as ph
 from phi_hybrid.optim import HIG, Automatic, Closure, Cutoff, Dense, GolubKahan, Gram, ParameterGram, Smooth, Structured
 from phi_hybrid.pde import poisson
+from phi_hybrid.pde.oscillators import Oscillators
 from phi_hybrid.train import _epoch_order
 
 torch.set_num_threads(1)
@@ -297,3 +299,28 @@ def test_a_loss_that_is_not_finite() -> None:
         with pytest.raises(ph.NonFiniteError, match="loss is nan"):
             HIG(task.net, engine=engine).step(Closure(lambda: task.outputs() * float("nan"), task.loss))
     assert np.array_equal(before, task.weights())
+
+
+def test_engines_agree_without_a_gap_at_the_cutoff() -> None:
+    """Singular values on both sides of the cutoff; controlled oscillators in double precision."""
+    chain = Oscillators()
+    block = ph.capture(chain.controlled)
+    with math.precision(64):
+        states = chain.random_states(24, 0)
+        block.flatten(states, math.zeros(math.batch(time=24, trajectory=24)))
+        start = ph.bridge.flatten(states)[0][0]
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 24)
+    ).double()
+    closure = Closure(
+        lambda: block.native(start, net(start).T)[0], lambda y: ((y - start) ** 2).flatten(1).sum(1).mean()
+    )
+    directions = {}
+    for engine in (Dense(), Gram(), ParameterGram(), Structured()):
+        optimizer = HIG(net, 0.0, engine=engine, progress=False)
+        optimizer.step(closure)
+        directions[type(engine)] = torch.cat([d.flatten() for d in optimizer.last.direction])
+    assert optimizer.last.singular_values[-1] < 1e-6 * optimizer.last.singular_values[0]
+    for found in directions.values():
+        assert (found - directions[Dense]).norm() < 1e-5 * directions[Dense].norm()
