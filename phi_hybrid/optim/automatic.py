@@ -56,10 +56,12 @@ def engine_for(engine: Engine | Automatic, jacobian: Jacobian, filter: Filter) -
     """The engine itself, or the one that `Automatic` takes.
 
     Raises:
-        StateError: if it needs more memory than there is.
+        StateError: if it needs more memory than there is, or does not suit the module.
     """
     if isinstance(engine, Automatic):
         return engine.chosen(jacobian, filter)
+    if isinstance(engine, Structured):
+        engine.require(jacobian)
     needed, there = engine.cost(jacobian).bytes, available(jacobian.outputs.device)
     if needed > there:
         raise StateError(

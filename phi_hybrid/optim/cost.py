@@ -45,7 +45,7 @@ def estimate(jacobian: Jacobian, bytes: float, calls: float, passes: float, flop
     device = jacobian.outputs.device.type
     rate = _FLOPS.get(device, _FLOPS["cuda"]) * (torch.get_num_threads() if device == "cpu" else 1)
     arithmetic = passes * 4 * jacobian.columns * jacobian.samples
-    calls = max(calls, 2)  # forward and one product
+    calls = max(calls, 2)  # one product at least, and the update itself
     return Cost(int(bytes), calls * _nodes(jacobian.outputs) * _NODE_SECONDS + (arithmetic + flops) / rate)
 
 

@@ -118,9 +118,8 @@ def products(
 
     By `torch.func.vmap`: the older `is_grads_batched` knows no rule for captured linear solves.
     """
-    known = torch.autograd.grad(outputs, inputs, cotangents[0], retain_graph=True, allow_unused=True)
-    used = [x for x, g in zip(inputs, known) if g is not None]
-    if not used:
-        return tuple(x.new_zeros(len(cotangents), *x.shape) for x in inputs)
-    found = iter(torch.func.vmap(lambda c: torch.autograd.grad(outputs, used, c, retain_graph=True))(cotangents))
-    return tuple(x.new_zeros(len(cotangents), *x.shape) if g is None else next(found) for x, g in zip(inputs, known))
+
+    def product(cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(outputs, inputs, cotangent, retain_graph=True, materialize_grads=True)
+
+    return torch.func.vmap(product)(cotangents)

@@ -23,7 +23,8 @@ class Structured:
     """K = J·Jᵀ layer by layer from inputs and sensitivities of `Linear` and `Conv` layers, others by rows of J.
 
     The samples of a batch must not influence each other: then one backward pass serves an output of all samples at once,
-    d_y passes instead of b·d_y. One gradient is compared with autograd in every update.
+    d_y passes instead of b·d_y. One gradient is compared with autograd when the
+    engine is chosen.
 
     Args:
         chunk: outputs of each sample whose sensitivities are computed at once.
@@ -31,7 +32,7 @@ class Structured:
         tolerance: largest relative error of that gradient.
 
     Raises:
-        StateError: in an update, if they do, or if the weights of a layer are used outside of it.
+        StateError: before the first update, if they do, or if the weights of a layer are used outside of it.
     """
 
     chunk: int = 64
@@ -43,8 +44,6 @@ class Structured:
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         factors, others = self._parts(jacobian)
-        if reason := self._mismatch(jacobian, factors):
-            raise StateError(f"Structured() cannot be used: {reason}. Use engine=Gram()")
         total = torch.zeros(jacobian.rows, jacobian.rows, dtype=torch.float64, device=cotangent.device)
         if others:
             self.rest.add_to(total, jacobian.of(others))
@@ -57,6 +56,11 @@ class Structured:
         """Whether there are layers to go by, and samples are independent."""
         factors, _ = self._parts(jacobian)
         return bool(factors) and self._mismatch(jacobian, factors) is None
+
+    def require(self, jacobian: Jacobian) -> None:
+        """Raises a `StateError` where K would be wrong."""
+        if reason := self._mismatch(jacobian, self._parts(jacobian)[0]):
+            raise StateError(f"Structured() cannot be used: {reason}. Use engine=Gram()")
 
     def cost(self, jacobian: Jacobian) -> Cost:
         factors, others = self._parts(jacobian)
@@ -71,7 +75,7 @@ class Structured:
         own = estimate(
             jacobian,
             max(eigen.bytes_of(rows, jacobian.outputs.device), held, rest.bytes),
-            per_sample / self.chunk + 2,
+            per_sample / self.chunk + 1,
             per_sample,
             flops,
         )
