@@ -1,10 +1,20 @@
 """Ready-made physics: ordinary PhiFlow steps, to use or to copy."""
 
-from phi_hybrid.pde import burgers, diagnostics, kuramoto_sivashinsky, navier_stokes, oscillators, poisson, quantum
+from phi_hybrid.pde import (
+    burgers,
+    diagnostics,
+    heat,
+    kuramoto_sivashinsky,
+    navier_stokes,
+    oscillators,
+    poisson,
+    quantum,
+)
 
 __all__ = [
     "burgers",
     "diagnostics",
+    "heat",
     "kuramoto_sivashinsky",
     "navier_stokes",
     "oscillators",
