@@ -1,0 +1,154 @@
+"""Newton's method that cannot climb: Δx = −|H|⁻¹·∇φ (saddle-free Newton, Dauphin et al. 2014, arXiv 1406.2572).
+
+φ(x) = −⟨Δy, f(x)⟩ is what Δy wants to be small: the loss itself where f is the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from phi_hybrid.errors import StateError
+from phi_hybrid.optim.linearization import Linearization
+from phi_hybrid.optim.rules import Function, Pullback
+from phi_hybrid.optim.vectors import Tensors, as_tuple, pack, unpack
+
+
+def _require_number(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise StateError(f"{name} = {value!r}: must be a finite number ≥ 0")
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """1/max(|h|, floor, rcond·|h|_max): along small curvatures the step is that of the smallest allowed one.
+
+    Args:
+        rcond: smallest |h| that is used, relative to the largest of the sample.
+        floor: smallest |h| that is used.
+    """
+
+    rcond: float = 1e-6
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("rcond", "floor"):
+            _require_number(name, getattr(self, name))
+
+    def __call__(self, curvature: torch.Tensor) -> torch.Tensor:
+        size = curvature.abs()
+        return 1 / size.clamp_min(self.floor).maximum(self.rcond * size.amax(-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """1/|h| for |h| > rcond·|h|_max, 0 below: no step along small curvatures.
+
+    Args:
+        rcond: relative to the largest |h| of the sample.
+    """
+
+    rcond: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require_number("rcond", self.rcond)
+
+    def __call__(self, curvature: torch.Tensor) -> torch.Tensor:
+        size = curvature.abs()
+        return torch.where(size > self.rcond * size.amax(-1, keepdim=True), 1 / size, torch.zeros_like(size))
+
+
+@dataclass(frozen=True)
+class Newton:
+    """Δx = −|H|⁻¹·∇φ with H the Hessian of each sample, |H| with the absolute values of its eigenvalues.
+
+    Takes as many passes as x has entries, all samples at once, and the eigenvectors of H.
+
+    Args:
+        curvature: what is done with small eigenvalues: `Clipped(rcond, floor)` or `Dropped(rcond)`.
+        chunk: passes that are made at once.
+
+    Raises:
+        StateError: when used, if samples depend on each other.
+    """
+
+    curvature: Clipped | Dropped = Clipped()
+    chunk: int = 256
+
+    def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
+        linear = Linearization(function, x)
+
+        def pullback(dy: Tensors) -> Tensors:
+            linear.require_independent_samples()
+            slope = linear.transposed_times(-pack(dy)).double()
+            values, vectors = torch.linalg.eigh(_Hessian(function, x, dy).matrices(self.chunk))
+            modes = torch.einsum("sij,si->sj", vectors, slope)
+            return unpack(torch.einsum("sij,sj->si", vectors, _step(modes, self.curvature(values))), x)
+
+        return linear.y, pullback
+
+
+@dataclass(frozen=True)
+class SeparableNewton:
+    """`Newton` for φ(x) = Σᵢ φᵢ(xᵢ), such as a squared distance: H is diagonal and takes one pass, however many entries.
+
+    Args:
+        curvature: as for `Newton`.
+
+    Raises:
+        StateError: when used, if the entries of x depend on each other.
+    """
+
+    curvature: Clipped | Dropped = Clipped()
+
+    def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
+        linear = Linearization(function, x)
+
+        def pullback(dy: Tensors) -> Tensors:
+            slope = linear.transposed_times(-pack(dy)).double()
+            return unpack(_step(slope, self.curvature(_Hessian(function, x, dy).diagonal().double())), x)
+
+        return linear.y, pullback
+
+
+class _Hessian:
+    """Second derivatives of φ = −⟨Δy, f⟩ in forward over reverse mode."""
+
+    def __init__(self, function: Function, x: Tensors, dy: Tensors) -> None:
+        cotangent = pack(dy)
+
+        def objective(vectors: torch.Tensor) -> torch.Tensor:
+            return -(cotangent * pack(as_tuple(function(*unpack(vectors, x))))).sum()
+
+        self._x = pack(x)
+        self._slope: Callable[[torch.Tensor], torch.Tensor] = torch.func.grad(objective)
+
+    def times(self, tangent: torch.Tensor) -> torch.Tensor:
+        """H·t, `(sample, entry)`."""
+        return torch.func.jvp(self._slope, (self._x,), (tangent,))[1]
+
+    def matrices(self, chunk: int) -> torch.Tensor:
+        """H of every sample in double precision, `(sample, entry, entry)`, symmetrised."""
+        units = torch.eye(self._x.shape[1], dtype=self._x.dtype, device=self._x.device)
+        columns = torch.func.vmap(lambda unit: self.times(unit.expand_as(self._x)), chunk_size=chunk)(units)
+        hessians = columns.permute(1, 2, 0).double()
+        return (hessians + hessians.mT) / 2
+
+    def diagonal(self) -> torch.Tensor:
+        """H·1, which is the diagonal if there is nothing else; `(sample, entry)`."""
+        count = torch.arange(self._x.numel(), dtype=self._x.dtype, device=self._x.device)
+        probe = torch.cos(count).view_as(self._x)  # a sum might cancel
+        diagonal = self.times(torch.ones_like(self._x))
+        deviation = (self.times(probe) - diagonal * probe).abs().amax()
+        if deviation > 100 * torch.finfo(probe.dtype).eps * diagonal.abs().amax():
+            raise StateError(
+                "the entries of x depend on each other in this function, so that its Hessian is not diagonal: use Newton()"
+            )
+        return diagonal
+
+
+def _step(gradient: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """−g/|h|; where there is no slope there is no step, whatever the curvature."""
+    return torch.where(gradient == 0, gradient, -gradient * inverse)

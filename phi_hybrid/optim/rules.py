@@ -1,0 +1,228 @@
+"""Rules: how a wanted update Δy at the output of a piece, y = f(x), becomes an update Δx at its input.
+
+| rule | Δx | needs |
+|---|---|---|
+| `Gradient` | Jᵀ·Δy | one backward pass |
+| `HalfInverse` | V σ^(−κ) Uᵀ·Δy with J = U σ Vᵀ | J of every sample |
+| `GaussNewton` | (JᵀJ + λ²)⁻¹ Jᵀ·Δy | J of every sample |
+| `GaussNewtonCG` | the same | some tens of products with J and Jᵀ |
+| `Newton`, `SeparableNewton` | −∣H∣⁻¹·∇φ, φ = −⟨Δy, f⟩ | second derivatives, see `newton` |
+| `Inverse`, `LinearInverse`, `InverseByOptimization` | f⁻¹(y + Δy) − x | an inverse, see `inverse` |
+| `Damped`, `TrustRegion` | those of another rule, shorter | |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from phi_hybrid.errors import SolveError, StateError
+from phi_hybrid.optim.linearization import Linearization
+from phi_hybrid.optim.spectrum import Cutoff, Filter
+from phi_hybrid.optim.vectors import Tensors, as_tuple, lengths, pack, unpack
+
+Function = Callable[..., torch.Tensor | Tensors]
+"""`(*x) -> y`, torch tensors `(sample, …)`; `y` a tensor or a tuple."""
+
+Pullback = Callable[[Tensors], Tensors]
+"""Δy ↦ Δx, like the tensors of y and x."""
+
+
+class Rule(Protocol):
+    """Interface of rules."""
+
+    def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
+        """y = f(x) without a graph, and Δy ↦ Δx there; a rule that needs derivatives records them here."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Δx = Jᵀ·Δy: the adjoint, as in backpropagation. Samples may depend on each other."""
+
+    def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
+        linear = Linearization(function, x)
+        return linear.y, lambda dy: unpack(linear.transposed_times(pack(dy)), x)
+
+
+@dataclass(frozen=True)
+class HalfInverse:
+    """Δx = V σ^(−κ) Uᵀ·Δy with J = U σ Vᵀ of each sample (Schnell et al. 2022, arXiv 2203.10131).
+
+    Args:
+        kappa: κ, −1 (gradient) … 1 (pseudo-inverse), ½ for half-inverse.
+        rcond: singular values up to rcond·σ_max of the sample are dropped; or a filter, `Cutoff(rcond, damping)` or
+            `Smooth(rcond, damping)`.
+        chunk: passes that are made at once for J.
+
+    Raises:
+        StateError: for settings out of range; when used, if samples depend on each other.
+    """
+
+    kappa: float = 0.5
+    rcond: float | Filter = 1e-6
+    chunk: int = 256
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.kappa <= 1:
+            raise StateError(f"kappa = {self.kappa!r}: use −1 (gradient) … 1 (pseudo-inverse), 0.5 for half-inverse")
+        self.filter  # noqa: B018  (settings out of range are refused here)
+
+    @property
+    def filter(self) -> Filter:
+        return Cutoff(self.rcond) if isinstance(self.rcond, (int, float)) else self.rcond
+
+    def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
+        linear = Linearization(function, x)
+
+        def pullback(dy: Tensors) -> Tensors:
+            matrices = linear.matrices(self.chunk)
+            left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+            weights = torch.func.vmap(lambda squares: self.filter(squares, self.kappa))(values**2)
+            modes = torch.einsum("sor,so->sr", left, pack(dy).double())
+            return unpack(torch.einsum("sri,sr->si", right, values * weights * modes), x)
+
+        return linear.y, pullback
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """Δx = (JᵀJ + λ²)⁻¹ Jᵀ·Δy of each sample; without damping the pseudo-inverse J⁺·Δy, the shortest of all solutions.
+
+    Args:
+        damping: λ, in units of the singular values of J.
+        rcond: singular values up to rcond·σ_max of the sample are dropped.
+        chunk: passes that are made at once for J.
+
+    Raises:
+        StateError: for settings out of range; when used, if samples depend on each other.
+    """
+
+    damping: float = 0.0
+    rcond: float = 1e-6
+    chunk: int = 256
+
+    def __post_init__(self) -> None:
+        self._rule  # noqa: B018  (settings out of range are refused here)
+
+    @property
+    def _rule(self) -> HalfInverse:
+        return HalfInverse(1.0, Cutoff(self.rcond, self.damping), self.chunk)
+
+    def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
+        return self._rule(function, x)
+
+
+@dataclass(frozen=True)
+class GaussNewtonCG:
+    """Δx = (JᵀJ + λ²)⁻¹ Jᵀ·Δy by conjugate gradients, from products with J and Jᵀ only: for large pieces.
+
+    Conjugate gradients on the normal equations without forming them (CGLS, Björck 1996), each sample with its own step
+    sizes. Without damping, iterations grow with the condition number of J.
+
+    Args:
+        damping: λ, in units of the singular values of J.
+        tolerance: ‖Jᵀ·(Δy − J·Δx) − λ²·Δx‖ / ‖Jᵀ·Δy‖ of every sample.
+        iterations: the largest number.
+
+    Raises:
+        StateError: for settings out of range.
+        SolveError: when used, if the tolerance is missed.
+    """
+
+    damping: float = 0.0
+    tolerance: float = 1e-4
+    iterations: int = 200
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.damping < float("inf"):
+            raise StateError(f"damping = {self.damping!r}: must be a finite number ≥ 0")
+        if not 0 < self.tolerance < 1:
+            raise StateError(f"tolerance = {self.tolerance!r}: must be between 0 and 1")
+        if self.iterations < 1:
+            raise StateError(f"iterations = {self.iterations!r}: must be ≥ 1")
+
+    def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
+        linear = Linearization(function, x)
+        return linear.y, lambda dy: unpack(self._solved(linear, pack(dy)), x)
+
+    def _solved(self, linear: Linearization, dy: torch.Tensor) -> torch.Tensor:
+        residual, gradient = dy, linear.transposed_times(dy)
+        solution, direction = torch.zeros_like(gradient), gradient
+        square = first = _square(gradient)
+        for _ in range(self.iterations):
+            image = linear.times(direction)
+            step = _ratio(square, _square(image) + self.damping**2 * _square(direction))
+            solution, residual = solution + step * direction, residual - step * image
+            gradient = linear.transposed_times(residual) - self.damping**2 * solution
+            previous, square = square, _square(gradient)
+            if bool((square <= self.tolerance**2 * first).all()):
+                return solution
+            direction = gradient + _ratio(square, previous) * direction
+        worst = float(_ratio(square, first).max() ** 0.5)
+        raise SolveError(
+            f"GaussNewtonCG is at a relative residual of {worst:.2g} after {self.iterations} iterations, more than "
+            f"{self.tolerance:g}; use a larger damping, tolerance or number of iterations, or the dense GaussNewton()",
+            worst,
+            self.iterations,
+        )
+
+
+@dataclass(frozen=True)
+class Damped:
+    """factor · Δx of another rule.
+
+    Args:
+        rule: whose updates.
+        factor: > 0, often < 1.
+    """
+
+    rule: Rule
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < float("inf"):
+            raise StateError(f"factor = {self.factor!r}: must be a finite number > 0")
+
+    def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
+        y, pullback = self.rule(function, x)
+        return y, lambda dy: tuple(self.factor * t for t in pullback(dy))
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """Δx · min(1, radius/‖Δx‖) of another rule, sample by sample.
+
+    Args:
+        rule: whose updates.
+        radius: largest ‖Δx‖ of a sample, over all its entries.
+    """
+
+    rule: Rule
+    radius: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.radius < float("inf"):
+            raise StateError(f"radius = {self.radius!r}: must be a finite number > 0")
+
+    def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
+        y, pullback = self.rule(function, x)
+
+        def bounded(dy: Tensors) -> Tensors:
+            dx = pack(as_tuple(pullback(dy)))
+            return unpack(dx * (self.radius / lengths(dx)).clamp_max(1), x)
+
+        return y, bounded
+
+
+def _square(vectors: torch.Tensor) -> torch.Tensor:
+    """‖v‖² of every sample, `(sample, 1)`."""
+    return (vectors**2).sum(1, keepdim=True)
+
+
+def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a/b, 0 where b = 0: samples that have converged exactly stay where they are."""
+    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))

@@ -1,0 +1,39 @@
+"""States as vectors: torch tensors `(sample, …)`, real or complex ↔ real numbers `(sample, entry)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def as_tuple(tensors: torch.Tensor | Sequence[torch.Tensor]) -> Tensors:
+    """A tuple, also of a single tensor."""
+    return (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
+
+
+def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Real numbers `(sample, entry)`: real and imaginary parts of complex tensors. Differentiable."""
+    real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+    return torch.cat([t.reshape(t.shape[0], -1) for t in real], 1)
+
+
+def unpack(vectors: torch.Tensor, like: Sequence[torch.Tensor]) -> Tensors:
+    """Inverse of `pack`, in the shapes and precisions of other tensors. Differentiable."""
+    sizes = [t[0].numel() * (2 if t.is_complex() else 1) for t in like]
+    return tuple(_shaped(part, t) for part, t in zip(vectors.split(sizes, 1), like))
+
+
+def lengths(vectors: torch.Tensor) -> torch.Tensor:
+    """‖v‖ of every sample, `(sample, entry)` → `(sample, 1)`, without overflow of the squares."""
+    largest = vectors.abs().amax(1, keepdim=True)
+    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
+    return unit * torch.linalg.vector_norm(vectors / unit, dim=1, keepdim=True)
+
+
+def _shaped(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    if like.is_complex():
+        return torch.view_as_complex(part.reshape(*like.shape, 2).contiguous()).to(like.dtype)
+    return part.reshape(like.shape).to(like.dtype)

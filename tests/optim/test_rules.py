@@ -1,0 +1,205 @@
+"""Rules that use the Jacobian, against dense linear algebra of NumPy, sample by sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_cases import noise
+from update_cases import bent, captured, close, jacobians, per_sample
+
+import phi_hybrid as ph
+from phi_hybrid.optim import Cutoff, Smooth
+from phi_hybrid.optim.rules import Damped, GaussNewton, GaussNewtonCG, Gradient, HalfInverse, Rule, TrustRegion
+
+DOUBLE = torch.float64
+MATRIX = noise(5, 2, seed=7, dtype=DOUBLE)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """`(sample, 5)` to `(sample, 2)`."""
+    return torch.tanh(x @ MATRIX) + x[:, :2] ** 2
+
+
+def burgers(x: torch.Tensor) -> torch.Tensor:
+    return BLOCK.native(x)[0]
+
+
+BLOCK, STATE = captured()
+CASES = {
+    "tall": (bent, noise(3, 3, dtype=DOUBLE)),
+    "wide": (wide, noise(3, 5, dtype=DOUBLE)),
+    "captured": (burgers, STATE),
+}
+
+
+def applied(rule: Rule, function: object, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+    y, pullback = rule(function, (x,))
+    assert torch.equal(y[0], function(x))
+    (dx,) = pullback((dy,))
+    assert dx.shape == x.shape and dx.dtype == x.dtype
+    return dx
+
+
+def case(name: str) -> tuple[object, torch.Tensor, torch.Tensor, np.ndarray, np.ndarray]:
+    """f, x, Δy, and J and Δy as matrices and vectors of every sample."""
+    function, x = CASES[name]
+    dy = noise(*function(x).shape, seed=3, dtype=DOUBLE)
+    return function, x, dy, jacobians(function, x), dy.flatten(1).numpy()
+
+
+def by_decomposition(jacobian: np.ndarray, dy: np.ndarray, kappa: float, rcond: float = 0) -> np.ndarray:
+    u, sigma, vt = np.linalg.svd(jacobian, full_matrices=False)
+    kept = sigma > rcond * sigma[0]
+    return vt[kept].T @ (sigma[kept] ** -kappa * (u[:, kept].T @ dy))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient(name: str) -> None:
+    function, x, dy, jacobian, vector = case(name)
+    assert close(applied(Gradient(), function, x, dy), per_sample(lambda j, v: j.T @ v, jacobian, vector), 1e-12)
+
+
+@pytest.mark.parametrize("kappa", [-1, 0, 0.5, 1])
+@pytest.mark.parametrize("name", CASES)
+def test_half_inverse(name: str, kappa: float) -> None:
+    function, x, dy, jacobian, vector = case(name)
+    expected = per_sample(lambda j, v: by_decomposition(j, v, kappa), jacobian, vector)
+    for chunk in (256, 2):
+        assert close(applied(HalfInverse(kappa, chunk=chunk), function, x, dy), expected)
+
+
+def test_half_inverse_drops_by_the_largest_singular_value_of_each_sample() -> None:
+    """One sample is a million times as sensitive as the other, and both keep the same directions."""
+    function, x, dy, jacobian, vector = case("captured")
+    scale = torch.tensor([1.0, 1e6, 1.0], dtype=DOUBLE)[:, None, None]
+    found = applied(HalfInverse(0.5, 0.2), lambda x: scale * function(x), x, dy)
+    jacobian = jacobian * scale.numpy()
+    assert close(found, per_sample(lambda j, v: by_decomposition(j, v, 0.5, 0.2), jacobian, vector))
+    assert not close(found, per_sample(lambda j, v: by_decomposition(j, v, 0.5), jacobian, vector), 1e-3)
+
+
+def test_half_inverse_with_a_smooth_filter() -> None:
+    function, x, dy, jacobian, vector = case("tall")
+
+    def smooth(j: np.ndarray, v: np.ndarray) -> np.ndarray:
+        u, s, vt = np.linalg.svd(j, full_matrices=False)
+        return vt.T @ (s * (s**2 + (0.1 * s[0]) ** 2 + 0.3**2) ** -0.75 * (u.T @ v))
+
+    found = applied(HalfInverse(0.5, Smooth(0.1, 0.3)), function, x, dy)
+    assert close(found, per_sample(smooth, jacobian, vector))
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("name", CASES)
+def test_gauss_newton_dense_and_matrix_free(name: str, damping: float) -> None:
+    function, x, dy, jacobian, vector = case(name)
+
+    def solved(j: np.ndarray, v: np.ndarray) -> np.ndarray:
+        if damping == 0:
+            return np.linalg.lstsq(j, v, rcond=None)[0]
+        return np.linalg.solve(j.T @ j + damping**2 * np.eye(j.shape[1]), j.T @ v)
+
+    expected = per_sample(solved, jacobian, vector)
+    assert close(applied(GaussNewton(damping), function, x, dy), expected)
+    assert close(applied(GaussNewtonCG(damping, 1e-12), function, x, dy), expected, 1e-8)
+
+
+def test_conjugate_gradients_that_do_not_converge() -> None:
+    """The residual that the error names is that of the iterate, sample by sample."""
+    x, scales = torch.zeros(2, 40, dtype=DOUBLE), torch.logspace(-6, 0, 40, dtype=DOUBLE)
+    with pytest.raises(ph.SolveError, match="after 5 iterations.*larger damping") as caught:
+        applied(GaussNewtonCG(iterations=5), lambda x: x * scales, x, torch.ones_like(x))
+    assert caught.value.iterations == 5 and 1e-4 < caught.value.residual < 1
+    found = applied(GaussNewtonCG(damping=0.5, iterations=20), lambda x: x * scales, x, torch.ones_like(x))
+    assert close(found, (scales / (scales**2 + 0.25)).expand_as(x), 1e-3)
+
+
+def test_samples_converge_at_their_own_pace() -> None:
+    """The first sample is solved after one iteration, and does not move or blow up in the many that others take."""
+    x = torch.zeros(2, 6, dtype=DOUBLE)
+    scales = torch.stack([torch.full((6,), 2.0), torch.linspace(1, 9, 6)]).double()
+    found = applied(GaussNewtonCG(tolerance=1e-12), lambda x: x * scales, x, torch.ones_like(x))
+    assert close(found, 1 / scales)
+
+
+@pytest.mark.parametrize("rule", [HalfInverse(), GaussNewton(), GaussNewtonCG(), GaussNewton(0.1), GaussNewtonCG(0.1)])
+def test_singular_jacobian(rule: Rule) -> None:
+    """Directions that the output does not depend on do not move; the others do as if those were not there."""
+    x, dy = noise(3, 4, dtype=DOUBLE), noise(3, 3, seed=1, dtype=DOUBLE)
+
+    def blind(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([3 * x[:, 0] + x[:, 1], 3 * x[:, 0] + x[:, 1], x[:, 2] ** 2], 1)
+
+    def seeing(x: torch.Tensor) -> torch.Tensor:
+        return blind(torch.cat([x, x.new_zeros(len(x), 1)], 1))
+
+    found = applied(rule, blind, x, dy)
+    assert found[:, 3].eq(0).all()
+    assert close(found[:, :3], applied(rule, seeing, x[:, :3], dy), 1e-4)
+    assert close(found[:, 0], 3 * found[:, 1])
+    assert found.abs().max() < 20
+
+
+@pytest.mark.parametrize("rule", [Gradient(), HalfInverse(), GaussNewton(), GaussNewtonCG(), GaussNewtonCG(0.1)])
+def test_zero_jacobian(rule: Rule) -> None:
+    x = noise(3, 4, dtype=DOUBLE)
+    assert applied(rule, lambda x: 0 * x, x, torch.ones_like(x)).eq(0).all()
+
+
+def test_complex_physics() -> None:
+    """A unitary rotation by i: the inverse turns back, in real and imaginary parts."""
+    z, dy = (torch.view_as_complex(noise(2, 3, 2, seed=n, dtype=DOUBLE)) for n in (0, 1))
+    for rule in (Gradient(), HalfInverse(), GaussNewton(), GaussNewtonCG()):
+        assert close(torch.view_as_real(applied(rule, lambda z: 1j * z, z, dy)), torch.view_as_real(-1j * dy))
+
+
+@pytest.mark.parametrize("rule", [HalfInverse(), GaussNewton()])
+def test_samples_that_depend_on_each_other_are_refused(rule: Rule) -> None:
+    x = noise(3, 4, dtype=DOUBLE)
+    with pytest.raises(ph.StateError, match="depend on each other"):
+        applied(rule, lambda x: x - x.mean(0), x, x)
+    centred = applied(Gradient(), lambda x: x - x.mean(0), x, x)
+    assert close(centred, x - x.mean(0))
+
+
+# --- modifiers ---
+
+
+def test_damped_and_trust_region() -> None:
+    function, x, dy, *_ = case("tall")
+    full = applied(GaussNewton(), function, x, dy)
+    assert close(applied(Damped(GaussNewton(), 0.3), function, x, dy), 0.3 * full)
+    radius = float(full.norm(dim=1).median())
+    bounded = applied(TrustRegion(GaussNewton(), radius), function, x, dy)
+    for found, wanted in zip(bounded, full):
+        assert close(found, wanted * min(1.0, radius / float(wanted.norm())))
+
+
+def test_trust_region_holds_a_huge_step() -> None:
+    """Squares of its entries would overflow; of several tensors, the length is that of all together."""
+    x = torch.ones(2, 3, dtype=DOUBLE), torch.ones(2, dtype=DOUBLE)
+    y, pullback = TrustRegion(Gradient(), 0.5)(lambda a, b: 1e300 * (a.sum(1) + b), x)
+    a, b = pullback((torch.tensor([1.0, 1e-310], dtype=DOUBLE),))
+    assert torch.allclose(a[0], torch.full((3,), 0.25, dtype=DOUBLE)) and float(b[0]) == pytest.approx(0.25)
+    assert float(b[1]) == pytest.approx(1e-10)
+    assert applied(TrustRegion(Gradient(), 0.5), lambda x: 0 * x, x[0], x[0]).eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (lambda: HalfInverse(kappa=2), "kappa = 2"),
+        (lambda: HalfInverse(rcond=-1), "rcond = -1"),
+        (lambda: HalfInverse(rcond=Cutoff(1e-3, -1)), "damping = -1"),
+        (lambda: GaussNewton(damping=-1), "damping = -1"),
+        (lambda: GaussNewtonCG(damping=-1), "damping = -1"),
+        (lambda: GaussNewtonCG(tolerance=0), "tolerance = 0"),
+        (lambda: GaussNewtonCG(iterations=0), "iterations = 0"),
+        (lambda: Damped(Gradient(), 0), "factor = 0"),
+        (lambda: TrustRegion(Gradient(), float("nan")), "radius = nan"),
+    ],
+)
+def test_settings_out_of_range(settings: object, message: str) -> None:
+    with pytest.raises(ph.StateError, match=message):
+        settings()
