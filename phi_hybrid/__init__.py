@@ -12,6 +12,7 @@ from phi_hybrid.linear_solve import linear_solves
 from phi_hybrid.noise import Noise, Ramp
 from phi_hybrid.objective import Curriculum, Diverted, Pushforward, Unrolled
 from phi_hybrid.precompute import precompute_corrections
+from phi_hybrid.reconstruct import Reconstruction, reconstruct
 from phi_hybrid.table import Spread, Table
 from phi_hybrid.train import Trainer
 from phi_hybrid.unroll import rollout
@@ -34,6 +35,7 @@ __all__ = [
     "PhysicsBlock",
     "Pushforward",
     "Ramp",
+    "Reconstruction",
     "Replacement",
     "SolveError",
     "Spread",
@@ -56,6 +58,7 @@ __all__ = [
     "plot",
     "precompute_corrections",
     "quantities",
+    "reconstruct",
     "rollout",
 ]
 

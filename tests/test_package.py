@@ -118,6 +118,7 @@ FLOORS: dict[str, float] = {
     "metrics": 4,
     "evaluation": 4,
     "evaluate": 4,
+    "reconstruct": 4,
     "train": 4,
     "plot": 4,
 }

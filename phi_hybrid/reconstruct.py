@@ -1,0 +1,229 @@
+"""Inverse problems: the state from which physics leads to what has been observed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+
+from phi_hybrid.bridge.layout import (
+    Layout,
+    batch_names,
+    difference,
+    expand,
+    flatten,
+    stack,
+    tuple_of,
+    unflatten,
+    with_batch,
+)
+from phi_hybrid.capture import NativeFace
+from phi_hybrid.errors import NonFiniteError, SolveError, StateError
+from phi_hybrid.optim.chain import Chain, Distance, Link, half_square
+from phi_hybrid.optim.rules import Gradient, Rule
+from phi_hybrid.optim.vectors import as_tuple, pack
+from phi_hybrid.unroll import TIME, Bound, Inputs, as_step, bind, evaluation_mode, unroll
+
+Tensors = tuple[torch.Tensor, ...]
+
+ITERATION = "iteration"
+"""Name of the batch dim that runs over iterates."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Result of `reconstruct`."""
+
+    state: Any
+    """x after the last iteration."""
+    losses: tuple[float, ...]
+    """Before the first iteration and after each, means over the samples."""
+    path: Any = None
+    """x before the first iteration and after each, with a batch dim `iteration`, if it was to be kept."""
+
+
+def reconstruct(
+    physics: Callable,
+    observation: Any,
+    x0: Any,
+    *inputs: Any,
+    times: Sequence[int] = (1,),
+    rule: Rule = Gradient(),
+    loss: Distance = half_square,
+    lr: float = 1.0,
+    iterations: int = 100,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+    keep_path: bool = False,
+) -> Reconstruction:
+    """Searches the initial state x with P(x) = observation: x ← x + η·Δx, with Δx from a rule for P.
+
+    With the defaults, gradient descent on Σₜ ½‖Pᵗ(x) − y*ₜ‖², Pᵗ being t steps of P. The rule is that of the function that
+    gives Pᵗ(x) for all observed times, one after the other. Samples, the entries of batch dims, are reconstructed side by
+    side.
+
+    Args:
+        physics: P, `state, *inputs -> state`: `PhysicsBlock`, `HybridSolver` or PhiFlow code. For a single step, it may
+            return another kind of state than it takes; dense rules want it captured.
+        observation: y*, a state like P returns, in any precision; for several times, with a batch dim `time` of their
+            number.
+        x0: where the search begins, a state such as P takes, in the precision to compute in; repeated along batch dims
+            that only the observation has.
+        *inputs: further arguments of P; those with a batch dim `time` are sliced, entry n for step n.
+        times: numbers of steps after which there are observations, ascending.
+        rule: how a wanted update of what is observed becomes one of x: see `phi_hybrid.optim.rules`.
+        loss: of the errors P(x) − y* at all times together, `(sample, entry)`: `half_square`, `mean_square`, `absolute`
+            of `phi_hybrid.optim`. Rules that use an inverse want `half_square`, whose update is y* − P(x).
+        lr: η, learning rate of the optimizer.
+        iterations: number of steps of the optimizer.
+        optimizer: made by `optimizer([x], lr=lr)`, e.g. `torch.optim.Adam`, or `functools.partial(torch.optim.LBFGS,
+            line_search_fn="strong_wolfe")`; its gradient is −Δx, and a line search wants the rule `Gradient()`.
+        keep_path: whether to return the iterates, too.
+
+    Raises:
+        StateError: if observation and prediction differ in kind, or for settings out of range.
+        NonFiniteError, SolveError: with the iteration in `error.step` and the `Reconstruction` up to it in
+            `error.trajectory`.
+    """
+    if not isinstance(iterations, Integral) or iterations < 0:
+        raise StateError(f"iterations = {iterations!r}: must be an integer ≥ 0")
+    step = as_step(physics)
+    step.check_arguments((x0, *inputs))
+    with evaluation_mode(step):
+        problem = _Problem(step, flatten(x0), Inputs(*flatten(observation)), Inputs(*flatten(tuple(inputs))), times)
+        chain = Chain(Link(problem.predicted, rule), Link(lambda *y: loss(problem.error(*y)), Gradient()))
+        x = [t.clone().requires_grad_() for t in problem.start]
+        search = optimizer(x, lr=lr)
+        frames, losses = [_copies(x)], []
+        for n in range(iterations):
+            try:
+                losses.append(_iterate(search, chain, x))
+            except NonFiniteError as error:
+                so_far = problem.result(frames, losses, keep_path)
+                raise NonFiniteError(
+                    f"iteration {n + 1} of {iterations}: {error}; or a smaller lr", n + 1, so_far
+                ) from error
+            except SolveError as error:
+                so_far = problem.result(frames, losses, keep_path)
+                raise error.at(n + 1, f"iteration {n + 1} of {iterations}", so_far) from error
+            frames = [*frames, _copies(x)] if keep_path else [_copies(x)]
+        with torch.no_grad():
+            losses.append(float(loss(problem.error(*problem.predicted(*x))).mean()))
+    if not math.isfinite(losses[-1]):
+        so_far = problem.result(frames, losses, keep_path)
+        raise NonFiniteError(f"the loss is {losses[-1]} in the end; take a smaller lr", iterations, so_far)
+    return problem.result(frames, losses, keep_path)
+
+
+def _iterate(search: torch.optim.Optimizer, chain: Chain, x: list[torch.Tensor]) -> float:
+    """One step of the optimizer; the loss before it."""
+
+    def closure() -> torch.Tensor:
+        step = chain.update(tuple(x))
+        for tensor, update in zip(x, as_tuple(step.update)):
+            tensor.grad = -update
+        return step.loss.sum()
+
+    return float(search.step(closure)) / len(x[0])
+
+
+class _Problem:
+    """Physics and observation, as functions of torch tensors `(sample, …)`."""
+
+    def __init__(
+        self,
+        step: NativeFace,
+        state: tuple[Tensors, Layout],
+        observed: Inputs,
+        inputs: Inputs,
+        times: Sequence[int],
+    ) -> None:
+        self.times, self.inputs = tuple(times), inputs
+        self._require_times(observed)
+        sizes = {
+            axis.name: size
+            for tensors, layout in (state, (observed.at(0), observed.frame_layout), (inputs.at(0), inputs.frame_layout))
+            for tensor, axes in zip(tensors, layout.leaves)
+            for axis, size in zip(axes, tensor.shape)
+            if axis.kind == "batch"
+        }
+        tensors, layout = _repeated(*state, sizes)
+        self.bound = self._bound(step, tensors, layout)
+        names = batch_names(self.bound.layout)
+        self.has_samples = bool(names)
+        frame = with_batch(observed.frame_layout, *names)
+        predicted = with_batch(self.bound.step.output_layout, *names)
+        if frame != predicted:
+            raise StateError(
+                f"the observation is of another kind than what the physics returns: {difference(frame, predicted)}. Take it "
+                "from a state that the physics returned, e.g. with u.with_values(…)"
+            )
+        self._frame = frame
+        goals = [expand(observed.at(n), observed.frame_layout, frame) for n in range(len(self.times))]
+        self._goals = [goal for frame in goals for goal in self._with_samples(frame)]
+
+    @property
+    def start(self) -> Tensors:
+        """x₀, `(sample, …)`."""
+        return self._with_samples(self.bound.state)
+
+    def predicted(self, *x: torch.Tensor) -> Tensors:
+        """Pᵗ(x), one time after the other, `(sample, …)`."""
+        state = x if self.has_samples else tuple(t[0] for t in x)
+        states = unroll(Bound(self.bound.step, state, self.bound.layout), self.inputs, self.times[-1])
+        found = [expand(states[t - 1], self.bound.step.output_layout, self._frame) for t in self.times]
+        return tuple(y for frame in found for y in self._with_samples(frame))
+
+    def error(self, *y: torch.Tensor) -> torch.Tensor:
+        """Pᵗ(x) − y*ₜ of all times, `(sample, entry)`."""
+        return pack([found - goal.to(found.dtype) for found, goal in zip(y, self._goals)])
+
+    def result(self, frames: list[Tensors], losses: list[float], keep_path: bool) -> Reconstruction:
+        layout = self.bound.layout
+        frames = frames if self.has_samples else [tuple(t[0] for t in frame) for frame in frames]
+        path = None
+        if keep_path:
+            stacked, path_layout = stack(frames, layout, ITERATION)
+            path = unflatten(path_layout, stacked)
+        return Reconstruction(unflatten(layout, frames[-1]), tuple(losses), path)
+
+    def _with_samples(self, tensors: Tensors) -> Tensors:
+        return tensors if self.has_samples else tuple(t[None] for t in tensors)
+
+    def _bound(self, step: NativeFace, state: Tensors, layout: Layout) -> Bound:
+        if self.times[-1] > 1:
+            return bind(step, state, layout, self.inputs)
+        arguments = tuple_of(layout, *self.inputs.frame_layout.children)
+        return Bound(step.bind(arguments, (*state, *self.inputs.at(0))), state, layout)
+
+    def _require_times(self, observed: Inputs) -> None:
+        times = self.times
+        if not times or list(times) != sorted(set(times)) or any(not isinstance(t, Integral) or t < 1 for t in times):
+            raise StateError(f"times = {times!r}: expected ascending numbers of steps, each ≥ 1, e.g. (8, 16)")
+        self.inputs.check_length(times[-1])
+        if len(times) > 1 and TIME not in batch_names(observed.layout):
+            raise StateError(f"an observation at times {times} needs a batch dim '{TIME}' of size {len(times)}")
+        for tensor, axes in zip(observed.tensors, observed.layout.leaves):
+            for axis, size in zip(axes, tensor.shape):
+                if axis.name == TIME and size != len(times):
+                    raise StateError(
+                        f"the observation has {size} entries along '{TIME}' but there are {len(times)} times, {times}; pick "
+                        "those observed, e.g. trajectory.time[[8, 16]]"
+                    )
+
+
+def _repeated(tensors: Tensors, layout: Layout, sizes: dict[str, int]) -> tuple[Tensors, Layout]:
+    """With all these batch dims in all tensors."""
+    widened = with_batch(layout, *sizes)
+    result = []
+    for tensor, axes in zip(expand(tensors, layout, widened), widened.leaves):
+        shape = [sizes[a.name] if a.kind == "batch" else s for a, s in zip(axes, tensor.shape)]
+        result.append(tensor.expand(shape).contiguous())
+    return tuple(result), widened
+
+
+def _copies(tensors: Sequence[torch.Tensor]) -> Tensors:
+    return tuple(t.detach().clone() for t in tensors)
