@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import common
+import hig_burgers
+import hig_poisson
 import pytest
 import torch
+
+import phi_hybrid as ph
+from phi_hybrid.pde import poisson
 
 RUNS = [
     {"source": {"mae": 0.3, "mae_50": 0.1}, "unrolled_16": {"mae": 0.02, "mae_50": 0.01}},
@@ -66,3 +73,32 @@ def test_figures_are_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     common.save_figures(tmp_path / "out", {"errors": Figure(), "rollout": Figure()})
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["errors.png", "rollout.png"]
     assert capsys.readouterr().out.count("wrote") == 2
+
+
+def test_poisson_task_has_a_solution() -> None:
+    task = hig_poisson.make_task(0)
+    assert sum(p.numel() for p in task.network.parameters()) == 24_896
+    f = task.held_out[:2]
+    solve = ph.capture(poisson.solve)
+    solve.flatten(poisson.noise(poisson.square(8), 2, 0))
+    assert float(task.loss(task.physics(solve.native(f)[0], f), f)) < 1e-6
+    assert task.physics(task.network(f), f).shape == f.shape
+
+
+def test_burgers_correction_learns_by_half_inverse_gradients() -> None:
+    case = replace(hig_burgers.LINE, fine=64, coarse=16, trajectories=2, steps=12)
+    training, test = hig_burgers.reference_data(case, 0)
+    solver = hig_burgers.untrained(case, 0)
+    entrant = replace(hig_burgers.ENTRANTS["hig"], make=hig_burgers.hig(0.5, 8.0))
+    history, last = hig_burgers.train(solver, {"loss": training, "held_out": test}, entrant, 1.0, 0)
+    assert history["loss"][-1] < history["loss"][0]
+    assert {len(values) for values in history.values()} == {hig_burgers.LOOKS + 1}
+    assert last.singular_values[0] > 0
+
+
+def test_training_is_paid_back_by_cheaper_rollouts() -> None:
+    plain = {"coarse": {"mae": 0.1, "rollout_seconds": 1.0}, "fine": {"mae": 0.0, "rollout_seconds": 3.0}}
+    row = {"mae": 0.05, "rollout_seconds": 1.0, "seconds": 10.0}
+    assert hig_burgers.break_even(row, plain) == 5
+    assert hig_burgers.break_even({**row, "rollout_seconds": 4.0}, plain) == math.inf
+    assert hig_burgers.break_even({**row, "mae": 0.2, "rollout_seconds": 0.5}, plain) == 20
