@@ -80,7 +80,7 @@ def k_squared(grid: Field) -> np.ndarray:
 def test_waves_decay_by_their_factor(waves: tuple[int, int]) -> None:
     u, nu, dt = wave(box(), *waves), 0.02, 0.7
     k2 = (2 * np.pi * waves[0] / 2.0) ** 2 + (2 * np.pi * waves[1] / 1.5) ** 2
-    found = values(ph.capture(heat_step(dt, nu))(u))
+    found = values(heat_step(dt, nu)(u))
     np.testing.assert_allclose(found, np.exp(-nu * k2 * dt) * values(u), rtol=0, atol=1e-14)
 
 
@@ -132,7 +132,7 @@ def test_gain_is_that_of_wiener(ratio: float) -> None:
     decay = np.exp(-nu * t * k_squared(u))
     gain = decay / (decay**2 + ratio**2)
     gain[0, 0] = 1
-    found = modes(ph.capture(Sharpening(nu, t, noise=2 * ratio, signal=2.0))(u))
+    found = modes(Sharpening(nu, t, noise=2 * ratio, signal=2.0)(u))
     np.testing.assert_allclose(found, gain * modes(u), rtol=1e-7, atol=1e-10 * abs(gain).max())
 
 
@@ -166,7 +166,7 @@ def test_noise_is_amplified_within_bounds(viscosity: float, bits: int) -> None:
     with math.precision(bits):
         n = white(heat.square(64), level=rounding)
         n = n.with_values(math.cast(n.values, math.DType(float, bits)))
-        found = ph.capture(Sharpening(viscosity, 1.0, rounding))(n)
+        found = Sharpening(viscosity, 1.0, rounding)(n)
         assert found.values.dtype.precision == bits
         before, after = modes(n), modes(found)
     assert np.isfinite(after).all()
@@ -198,7 +198,7 @@ def test_modes_above_the_noise_come_back(start: str) -> None:
 def test_observations_come_back(start: str) -> None:
     """P(P⁻¹(y; x)) = y to rounding for observations of white noise, though most of their modes have drowned."""
     grid = heat.square(64)
-    step, inverse = ph.capture(heat_step(1.0, 8.0)), ph.capture(inverse_heat_step(SETUP))
+    step, inverse = heat_step(1.0, 8.0), inverse_heat_step(SETUP)
     y = step(white(grid) + 0.7)
     found = inverse(y, 0 * y if start == "zero" else white(grid, seed=9))
     np.testing.assert_allclose(values(step(found)), values(y), rtol=0, atol=1e-14)
