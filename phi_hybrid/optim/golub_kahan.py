@@ -41,7 +41,7 @@ class GolubKahan:
             return Update(zeros, torch.zeros(1, dtype=torch.float64), 0)
         bases = _Bidiagonal(jacobian, cotangent / norm)
         limit = min(self.iterations, jacobian.rows, jacobian.columns)
-        error, next_look = float("inf"), 20
+        error, next_look = float("inf"), 8
         while len(bases) < limit and not bases.complete and error > self.tolerance:
             bases.extend()
             if len(bases) >= next_look:

@@ -37,7 +37,8 @@ class HIG(torch.optim.Optimizer):
 
     Args:
         module: whose parameters are trained; frozen ones are left alone.
-        lr: η, often 1.
+        lr: η, often 1 for losses Σ|y − y*|² of each sample. Of a loss that is a mean over d_y entries, a whole Gauss–Newton
+            step is d_y/2 times as long; under `Unrolled`, d_y·σ²/2 with the scale σ of the data.
         kappa: κ, −1 … 1.
         rcond: singular values up to rcond·σ_max are dropped; or a filter, `Cutoff(rcond, damping)` or
             `Smooth(rcond, damping)`.
