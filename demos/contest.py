@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,6 +15,7 @@ import torch
 from common import save_figures, seed_table, write_metrics
 from matplotlib.figure import Figure
 
+import phi_hybrid as ph
 from phi_hybrid.optim import Closure, Update
 
 LOOKS = 40
@@ -40,8 +41,17 @@ class Task:
 
     @torch.no_grad()
     def losses(self) -> tuple[float, float]:
-        """On all training and on held-out samples."""
-        return tuple(float(self.loss(self.physics(self.network(x), x), x)) for x in (self.training, self.held_out))
+        """On training samples, as many as are held out, and on the held-out ones."""
+        seen = self.training[: len(self.held_out)]
+        return tuple(float(self.loss(self.physics(self.network(x), x), x)) for x in (seen, self.held_out))
+
+    def anew(self) -> Task:
+        """The same task with a copy of the network."""
+        return replace(self, network=copy.deepcopy(self.network))
+
+    def to(self, device: str) -> Task:
+        states = {"training": self.training.to(device), "held_out": self.held_out.to(device)}
+        return replace(self, network=self.network.to(device), **states)
 
 
 @dataclass(frozen=True)
@@ -52,36 +62,12 @@ class Entrant:
     batch: int
 
 
-def train(task: Task, entrant: Entrant, seconds: float, seed: int) -> tuple[dict[str, list[float]], Update | None]:
-    """Until the time is over or the loss is not finite.
-
-    Returns:
-        The history, `{'seconds', 'updates', 'loss', 'held_out': [...]}`, and the last update of optimizers that keep it.
-    """
-    optimizer = entrant.make(task.network)
-    history = {"seconds": [0.0], "updates": [0], **{k: [v] for k, v in zip(("loss", "held_out"), task.losses())}}
-    batches, used, updates, next_look = _batches(task.training, entrant.batch, seed), 0.0, 0, 0.0
-    while used < seconds and math.isfinite(history["loss"][-1]):
-        next_look += seconds / LOOKS
-        while used < next_look:
-            closure = task.closure(next(batches))
-            began = time.perf_counter()
-            loss = optimizer.step(closure)
-            used += time.perf_counter() - began
-            updates += 1
-            if not math.isfinite(loss):
-                break
-        for key, value in zip(history, (used, updates, *task.losses())):
-            history[key].append(value)
-    return history, getattr(optimizer, "last", None)
-
-
 def run(make_task: Callable[[int], Task], entrants: dict[str, Entrant], seconds: float, options: Namespace) -> None:
     """The whole demo: `make_task(seed)` for every seed, figures of the first, metrics.json, and a table."""
     began, per_seed = time.perf_counter(), []
     for seed in range(options.seed, options.seed + options.seeds):
         print(f"seed {seed}")
-        metrics, drawn = compete(partial(make_task, seed), entrants, seconds, seed)
+        metrics, drawn = compete(make_task(seed).to(options.device), entrants, seconds, seed)
         per_seed.append(metrics)
         if seed == options.seed:
             save_figures(options.out, {"training": figure(drawn)})
@@ -90,14 +76,13 @@ def run(make_task: Callable[[int], Task], entrants: dict[str, Entrant], seconds:
 
 
 def compete(
-    make_task: Callable[[], Task], entrants: dict[str, Entrant], seconds: float, seed: int
+    start: Task, entrants: dict[str, Entrant], seconds: float, seed: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """Every entrant trains the same initial network; returns metrics and what `figure` draws."""
-    metrics, drawn = {}, {}
-    loss, held_out = make_task().losses()
-    metrics["source"] = {"loss": loss, "held_out": held_out}
+    """Every entrant trains a copy of the same network; returns metrics and what `figure` draws."""
+    loss, held_out = start.losses()
+    metrics, drawn = {"source": {"loss": loss, "held_out": held_out}}, {}
     for name, entrant in entrants.items():
-        task = make_task()
+        task = start.anew()
         history, last = train(task, entrant, seconds, seed)
         drawn[name] = (history, None if last is None else last.singular_values)
         row = metrics[name] = {key: history[key][-1] for key in ("loss", "held_out", "updates", "seconds")}
@@ -107,38 +92,97 @@ def compete(
     return metrics, drawn
 
 
+def train(task: Task, entrant: Entrant, seconds: float, seed: int) -> tuple[dict[str, list[float]], Update | None]:
+    """Until the time is over or the training fails; a failure is an infinite loss at the end.
+
+    Returns:
+        The history, `{'seconds', 'updates', 'loss', 'held_out': [...]}`, and the last update of optimizers that keep it.
+    """
+    optimizer, batches = entrant.make(task.network), _batches(task.training, entrant.batch, seed)
+    history = {"seconds": [0.0], "updates": [0], **{k: [v] for k, v in zip(("loss", "held_out"), task.losses())}}
+    used, updates = 0.0, 0
+    try:
+        _warm_up(task, entrant)
+        while used < seconds:
+            next_look = min(used + seconds / LOOKS, seconds)
+            while used < next_look:
+                used += _timed_update(optimizer, task.closure(next(batches)))
+                updates += 1
+            _append(history, used, updates, *_finite(*task.losses()))
+    except (ph.NonFiniteError, ph.SolveError) as error:
+        print(f"stopped after {updates} updates: {error}")
+        _append(history, used, updates, math.inf, math.inf)
+    return history, getattr(optimizer, "last", None)
+
+
+def _warm_up(task: Task, entrant: Entrant) -> None:
+    """An update of a copy, since what is captured and allocated once is no part of the training."""
+    task = task.anew()
+    entrant.make(task.network).step(task.closure(task.training[: entrant.batch]))
+
+
+def _timed_update(optimizer: torch.optim.Optimizer, closure: Closure) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    _finite(float(optimizer.step(closure)))  # waits for the device
+    return time.perf_counter() - began
+
+
+def _append(history: dict[str, list[float]], *values: float) -> None:
+    for key, value in zip(history, values):
+        history[key].append(value)
+
+
+def _finite(*losses: float) -> tuple[float, ...]:
+    if not all(map(math.isfinite, losses)):
+        raise ph.NonFiniteError(f"the loss is {losses[0]}", 0)
+    return losses
+
+
 def break_even(
     task: Task, target: float, training_seconds: float, uses: int = 4, iterations: int = 400
 ) -> dict[str, float]:
     """After how many uses the training is paid back, the other way being L-BFGS on the controls of each sample anew.
 
-    Both are to have the network's held-out loss. Without an entry `break_even`, L-BFGS did not get there.
+    Both are to have the network's held-out loss. Without an entry `break_even`, the network failed or L-BFGS did not get
+    there; it is infinite if L-BFGS is as fast as the network.
     """
     samples = task.held_out[:uses].split(1)
+    if not math.isfinite(target):
+        return {}
     direct = [_direct_seconds(task, x, target, iterations) for x in samples]
+    if not all(math.isfinite(d) for d in direct):
+        return {}
     began = time.perf_counter()
     with torch.no_grad():
         for x in samples:
             task.network(x)
-    own = (time.perf_counter() - began) / uses
-    if not all(math.isfinite(d) for d in direct):
-        return {}
+    saved = (sum(direct) - (time.perf_counter() - began)) / uses
     mean = sum(direct) / uses
-    return {"direct_seconds": mean, "break_even": training_seconds / (mean - own) if mean > own else math.inf}
+    return {"direct_seconds": mean, "break_even": training_seconds / saved if saved > 0 else math.inf}
 
 
 def _direct_seconds(task: Task, x: torch.Tensor, target: float, iterations: int) -> float:
     """Until L-BFGS has found controls of so low a loss; infinite if it does not."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        controls = torch.zeros_like(task.network(x)).requires_grad_()
-        controls.add_(1e-3 * torch.randn(controls.shape, generator=torch.Generator().manual_seed(0)))
-    optimizer = torch.optim.LBFGS([controls], max_iter=20, line_search_fn="strong_wolfe")
-    closure = Closure(lambda: task.physics(controls, x), lambda y: task.loss(y, x), [controls])
+        like = task.network(x)
+    controls = (0.1 * torch.randn(like.shape, generator=generator)).to(like).requires_grad_()  # 0 may be a saddle
+    evaluate = Closure(lambda: task.physics(controls, x), lambda y: task.loss(y, x), [controls])
+    evaluate()  # captures
+    optimizer, reached = torch.optim.LBFGS([controls], max_iter=20, line_search_fn="strong_wolfe"), []
+
+    def closure() -> torch.Tensor:
+        loss = evaluate()
+        if float(loss) <= target:
+            reached.append(time.perf_counter() - began)
+        return loss
+
     began = time.perf_counter()
     for _ in range(iterations // 20):
         optimizer.step(closure)
-        if float(closure()) <= target:
-            return time.perf_counter() - began
+        if reached:
+            return reached[0]
     return math.inf
 
 

@@ -1,20 +1,26 @@
-"""Helpers that the demos share."""
+"""Helpers that the demos share, and the demos of half-inverse gradients."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import common
 import hig_burgers
+import hig_oscillators
 import hig_poisson
+import hig_quantum
 import pytest
 import torch
+from phi.math import batch, spatial, wrap
 
 import phi_hybrid as ph
 from phi_hybrid.pde import poisson
+from phi_hybrid.pde.quantum import infidelity
 
 RUNS = [
     {"source": {"mae": 0.3, "mae_50": 0.1}, "unrolled_16": {"mae": 0.02, "mae_50": 0.01}},
@@ -102,3 +108,49 @@ def test_training_is_paid_back_by_cheaper_rollouts() -> None:
     assert hig_burgers.break_even(row, plain) == 5
     assert hig_burgers.break_even({**row, "rollout_seconds": 4.0}, plain) == math.inf
     assert hig_burgers.break_even({**row, "mae": 0.2, "rollout_seconds": 0.5}, plain) == 20
+
+
+def trained(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict:
+    """metrics.json of a demo run with these options."""
+    monkeypatch.setattr(sys, "argv", ["demo", "--quick", "--out", str(tmp_path), *options])
+    demo.main()
+    assert (tmp_path / "training.png").exists()
+    return json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_oscillator_task() -> None:
+    """The loss of the task is that of the chain: without forces it does not come back to where it started."""
+    task = hig_oscillators.make_task(hig_oscillators.LINEAR, 0)
+    x = task.held_out[:8]
+    y = task.physics(torch.zeros(8, 24), x)
+    assert y.shape == x.shape == (8, 2, 2) and task.network(x).shape == (8, 24)
+    assert float(task.loss(x, x)) == 0 and 0.1 < float(task.loss(y, x)) < 10
+
+
+def test_quantum_loss_is_the_infidelity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    psi, target = (torch.randn(5, 14, dtype=torch.complex64, generator=generator) for _ in range(2))
+    expected = infidelity(*(wrap(s, batch("b"), spatial("x")) for s in (psi, target))).mean
+    found = hig_quantum.infidelity(psi, torch.cat([target.real, target.imag], 1))
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_every_entrant_sees_a_gradient_of_the_quantum_loss() -> None:
+    """HIG looks at real and imaginary parts of ∂L/∂ψ, which lazily conjugated tensors do not have."""
+    psi = torch.randn(5, 14, dtype=torch.complex64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(hig_quantum.infidelity(psi, torch.randn(5, 28)), psi)
+    assert torch.view_as_real(gradient).shape == (5, 14, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--nonlinear",)], ids=["linear", "nonlinear"])
+def test_oscillator_demo(options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = trained(hig_oscillators, tmp_path, monkeypatch, *options)
+    assert metrics["hig"]["held_out"] < 0.3 * metrics["source"]["held_out"]
+
+
+@pytest.mark.slow
+def test_quantum_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = trained(hig_quantum, tmp_path, monkeypatch)
+    assert {"source", "adam", "gauss_newton", "hig"} <= set(metrics)
+    assert all(math.isfinite(metrics[name]["held_out"]) for name in hig_quantum.ENTRANTS)
