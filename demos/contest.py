@@ -98,7 +98,7 @@ def train(task: Task, entrant: Entrant, seconds: float, seed: int) -> tuple[dict
     Returns:
         The history, `{'seconds', 'updates', 'loss', 'held_out': [...]}`, and the last update of optimizers that keep it.
     """
-    optimizer, batches = entrant.make(task.network), _batches(task.training, entrant.batch, seed)
+    optimizer, stream = entrant.make(task.network), batches(task.training, entrant.batch, seed)
     history = {"seconds": [0.0], "updates": [0], **{k: [v] for k, v in zip(("loss", "held_out"), task.losses())}}
     used, updates = 0.0, 0
     try:
@@ -106,7 +106,7 @@ def train(task: Task, entrant: Entrant, seconds: float, seed: int) -> tuple[dict
         while used < seconds:
             next_look = min(used + seconds / LOOKS, seconds)
             while used < next_look:
-                used += _timed_update(optimizer, task.closure(next(batches)))
+                used += _timed_update(optimizer, task.closure(next(stream)))
                 updates += 1
             _append(history, used, updates, *_finite(*task.losses()))
     except (ph.NonFiniteError, ph.SolveError) as error:
@@ -203,7 +203,8 @@ def figure(drawn: dict[str, Any]) -> Figure:
     return figure
 
 
-def _batches(x: torch.Tensor, size: int, seed: int) -> Iterator[torch.Tensor]:
+def batches(x: torch.Tensor, size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Samples in random order, over and over, `size` at a time."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         for chosen in torch.randperm(len(x), generator=generator).split(size):
