@@ -51,7 +51,7 @@ class Closure:
 def flattened(outputs: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
     """Real numbers `(m,)`, sample by sample: real and imaginary parts of complex outputs."""
     tensors = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
     return torch.cat([t.reshape(t.shape[0], -1) for t in real], 1).reshape(-1)
 
 
