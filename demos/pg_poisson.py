@@ -1,0 +1,49 @@
+"""Find the sources of a potential: a network inverts Poisson's equation, trained by physical gradients and by plain ones.
+
+The network sees y* = ∇⁻²x* on 64² cells with zero boundary and returns x. ∇⁻² takes out fine structures, so that plain
+gradients hardly see them; physical gradients (Holl et al. 2022, arXiv 2109.15048) correct x by ∇²(y* − y). Physics in
+double, network in single precision. All see the same samples for the same time.
+
+    python demos/pg_poisson.py [--quick | --full] [--seeds N] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import torch
+from common import arguments, require_device
+from inversion import Entrant, Inversion, Scaled, compete, native, physical_gradient, plain_gradient, supervised
+from phi import math
+from phiml.nn import u_net
+
+import phi_hybrid as ph
+from phi_hybrid.pde import poisson
+
+CELLS, SAMPLES, HELD_OUT, BATCH, SECONDS = 64, 2048, 128, 16, 120
+
+ENTRANTS = {
+    "adam": Entrant(plain_gradient, 1e-3),
+    "pg": Entrant(physical_gradient, 1e-3),
+    "supervised": Entrant(supervised, 1e-3),
+}
+
+
+def make_task(seed: int) -> Inversion:
+    with math.precision(64):
+        sources = poisson.noise(poisson.square(CELLS), SAMPLES + HELD_OUT, seed)
+        physics, inverse = native(poisson.solve, sources), native(poisson.laplace, sources)
+        (truth,) = ph.bridge.flatten(sources)[0]
+    torch.manual_seed(seed)
+    network = u_net(1, 1, levels=4, filters=8, batch_norm=False)
+    return Inversion(Scaled(network, float(physics(truth).std()), 1.0), physics, inverse, truth, HELD_OUT)
+
+
+def main() -> None:
+    options = arguments(__doc__, "pg_poisson").parse_args()
+    require_device(options.device)
+    torch.set_num_threads(1)
+    seconds = SECONDS * (0.08 if options.quick else 3 if options.full else 1)
+    compete(make_task, ENTRANTS, BATCH, seconds, options)
+
+
+if __name__ == "__main__":
+    main()
