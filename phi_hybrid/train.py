@@ -85,6 +85,11 @@ class Trainer:
             raise StateError(
                 f"clip = {clip}: give the largest norm of a gradient, greater than 0, or None for no limit"
             )
+        if getattr(optimizer, "takes_outputs", False) and (clip is not None or skip is not None):
+            raise StateError(
+                f"clip = {clip} and skip = {skip} act on gradients, which {type(optimizer).__name__} does not use: leave them "
+                "out, and take a smaller lr or a larger rcond"
+            )
         self._parameters = _trained_parameters(solver, optimizer)
         self.solver = solver
         self.data = data

@@ -9,7 +9,6 @@ from phi_hybrid.optim.cost import GIB, available
 from phi_hybrid.optim.engines import Engine, Gram, ParameterGram
 from phi_hybrid.optim.golub_kahan import GolubKahan
 from phi_hybrid.optim.jacobian import Jacobian
-from phi_hybrid.optim.layers import recorded
 from phi_hybrid.optim.spectrum import Filter, Smooth
 from phi_hybrid.optim.structured import Structured
 
@@ -27,8 +26,6 @@ class Automatic:
     budget: int = 4 * GIB
     exact: tuple[Engine, ...] = (Structured(), Gram(), ParameterGram())
     matrix_free: GolubKahan = GolubKahan()
-
-    watching = staticmethod(recorded)
 
     def chosen(self, jacobian: Jacobian, filter: Filter) -> Engine:
         """The engine for Jacobians like this one.
@@ -60,8 +57,8 @@ def engine_for(engine: Engine | Automatic, jacobian: Jacobian, filter: Filter) -
     """
     if isinstance(engine, Automatic):
         return engine.chosen(jacobian, filter)
-    if isinstance(engine, Structured):
-        engine.require(jacobian)
+    if isinstance(engine, Structured) and (reason := engine.mismatch(jacobian)):
+        raise StateError(f"Structured() cannot be used: {reason}. Use engine=Gram()")
     needed, there = engine.cost(jacobian).bytes, available(jacobian.outputs.device)
     if needed > there:
         raise StateError(

@@ -32,7 +32,7 @@ class Cost:
         return f"{self.bytes / MIB:.1f} MiB, about {self.seconds:.1g} s an update"
 
 
-def estimate(jacobian: Jacobian, bytes: float, calls: float, passes: float, flops: float) -> Cost:
+def estimate(jacobian: Jacobian, bytes: float, calls: float, passes: float, flops: float, at_once: int = 0) -> Cost:
     """Cost from counts, the same for the same counts on one device.
 
     Args:
@@ -41,10 +41,13 @@ def estimate(jacobian: Jacobian, bytes: float, calls: float, passes: float, flop
         calls: how often autograd is called, one call for several passes.
         passes: backward passes.
         flops: of linear algebra.
+        at_once: backward passes that are made side by side, each with some of the layers' outputs.
     """
     device = jacobian.outputs.device.type
     rate = _FLOPS.get(device, _FLOPS["cuda"]) * (torch.get_num_threads() if device == "cpu" else 1)
     arithmetic = passes * 4 * jacobian.columns * jacobian.samples
+    states = [z.numel() * z.element_size() for layer in jacobian.layers.values() for z in layer.outputs]
+    bytes += 3 * at_once * max(states, default=0)
     calls = max(calls, 2)  # one product at least, and the update itself
     return Cost(int(bytes), calls * _nodes(jacobian.outputs) * _NODE_SECONDS + (arithmetic + flops) / rate)
 

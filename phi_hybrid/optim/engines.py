@@ -40,7 +40,7 @@ class Update:
 
 
 class Engine(Protocol):
-    """Interface of engines. `watching(module)` may be added: a context for the forward pass that yields `Jacobian.layers`."""
+    """Interface of engines."""
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         """Jᵀ·f(scale·J·Jᵀ)·g for g = `cotangent`, `(m,)`."""
@@ -75,7 +75,9 @@ class Dense:
         rows, columns, size = jacobian.rows, jacobian.columns, torch.finfo(self.precision).bits // 8
         small = min(rows, columns)
         flops = (size / 8) * 8 * small**2 * max(rows, columns)
-        return estimate(jacobian, size * (4 * rows * columns + 5 * small**2), rows / self.chunk, rows, flops)
+        return estimate(
+            jacobian, size * (4 * rows * columns + 5 * small**2), rows / self.chunk, rows, flops, min(self.chunk, rows)
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Gram:
         groups, held = -(-columns // self.columns), min(columns, self.columns)
         bytes = max(eigen.bytes_of(rows, jacobian.outputs.device), 8 * (rows * (rows + held) + 2 * self.chunk * held))
         flops = rows**2 * columns + eigen.flops_of(rows)
-        return estimate(jacobian, bytes, groups * rows / self.chunk, groups * rows, flops)
+        return estimate(jacobian, bytes, groups * rows / self.chunk, groups * rows, flops, min(self.chunk, rows))
 
 
 @dataclass(frozen=True)
@@ -127,17 +129,17 @@ class ParameterGram:
             gradient.addmv_(rows.mT, own[part])
         gram, gradient = jacobian.processes.summed(gram), jacobian.processes.summed(gradient)
         squares, vectors = eigen.eigh(gram.mul_(scale))
-        squares = squares.clamp_min(0)
+        squares = _above_rounding(squares)
         weights = filter(squares, kappa)
         flat = vectors @ (weights * (vectors.mT @ gradient))
         singular = squares.flip(0).sqrt()[: min(jacobian.rows, jacobian.columns)]
-        return Update(_shaped(flat, jacobian), singular, int((weights > 0).sum()))
+        return Update(_shaped(flat, jacobian), singular, int((weights[-len(singular) :] > 0).sum()))
 
     def cost(self, jacobian: Jacobian) -> Cost:
         rows, columns = jacobian.rows, jacobian.columns
         bytes = eigen.bytes_of(columns, jacobian.outputs.device) + 16 * min(self.chunk, rows) * columns
         flops = 2 * rows * columns**2 + eigen.flops_of(columns)
-        return estimate(jacobian, bytes, rows / self.chunk, rows, flops)
+        return estimate(jacobian, bytes, rows / self.chunk, rows, flops, min(self.chunk, rows))
 
 
 def from_gram(
@@ -145,11 +147,11 @@ def from_gram(
 ) -> Update:
     """Jᵀ·f(scale·K)·g from the eigenvectors of the lower triangle of K, which is overwritten."""
     squares, vectors = eigen.eigh(gram.mul_(scale))
-    squares = squares.clamp_min(0)
+    squares = _above_rounding(squares)
     weights = filter(squares, kappa)
     direction = jacobian.transposed_times(vectors @ (weights * (vectors.mT @ cotangent.double())))
     singular = squares.flip(0).sqrt()[: min(jacobian.rows, jacobian.columns)]
-    return Update(direction, singular, int((weights > 0).sum()))
+    return Update(direction, singular, int((weights[-len(singular) :] > 0).sum()))
 
 
 def add_square(gram: torch.Tensor, rows: torch.Tensor, block: int = 512) -> None:
@@ -157,6 +159,12 @@ def add_square(gram: torch.Tensor, rows: torch.Tensor, block: int = 512) -> None
     for start in range(0, len(gram), block):
         stop = min(start + block, len(gram))
         gram[start:stop, :stop].addmm_(rows[start:stop], rows[:stop].mT)
+
+
+def _above_rounding(squares: torch.Tensor) -> torch.Tensor:
+    """σ² without those that are rounding errors of the largest: singular values below ~1e-8·σ_max are not resolved."""
+    noise = len(squares) * torch.finfo(squares.dtype).eps * squares.max()
+    return torch.where(squares > noise, squares, torch.zeros_like(squares))
 
 
 def _shaped(flat: torch.Tensor, jacobian: Jacobian) -> list[torch.Tensor]:

@@ -39,25 +39,25 @@ class GolubKahan:
         if norm == 0:
             zeros = [torch.zeros_like(p) for p in jacobian.parameters]
             return Update(zeros, torch.zeros(1, dtype=torch.float64), 0)
-        bases = _Bidiagonal(jacobian, cotangent / norm)
+        bases = _Bidiagonal(jacobian, cotangent / norm, filter=_Filtered(filter, kappa, scale, _largest(jacobian)))
         limit = min(self.iterations, jacobian.rows, jacobian.columns)
         error, next_look = float("inf"), 8
         while len(bases) < limit and not bases.complete and error > self.tolerance:
             bases.extend()
             if len(bases) >= next_look:
-                error = bases.change(filter, kappa, scale)
+                error = bases.change()
                 next_look = int(1.15 * len(bases)) + 1
         if bases.complete or len(bases) == min(jacobian.rows, jacobian.columns):
             error = 0.0
         elif error > self.tolerance:
-            error = bases.change(filter, kappa, scale)
+            error = bases.change()
         if error > self.tolerance:
             warnings.warn(
                 f"GolubKahan stopped after {limit} iterations with an estimated error of {error:.2g}, more than "
                 f"{self.tolerance:g}; use a larger rcond, GolubKahan(iterations=…) or GolubKahan(tolerance=…)",
                 stacklevel=2,
             )
-        weights, values = bases.solved(len(bases), filter, kappa, scale)
+        weights, values = bases.solved()
         direction = jacobian.transposed_times(norm * bases.combined(weights))
         return Update(direction, values, len(values), error)
 
@@ -70,12 +70,37 @@ class GolubKahan:
         return estimate(jacobian, bytes, 3 * count, 3 * count, 8 * 4 * count**2 * jacobian.rows)
 
 
+@dataclass(frozen=True)
+class _Filtered:
+    """f(scale·σ²) of some of the singular values of J, relative to the largest of all."""
+
+    filter: Smooth
+    kappa: float
+    scale: float
+    largest: float
+
+    def __call__(self, squares: torch.Tensor) -> torch.Tensor:
+        whole = torch.cat([squares, squares.new_tensor([self.scale * self.largest**2])])
+        return self.filter(whole, self.kappa)[:-1]
+
+
+def _largest(jacobian: Jacobian, iterations: int = 8) -> float:
+    """σ_max, from a random start: the gradient may know nothing of the direction that it belongs to."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(jacobian.rows, generator=generator).to(jacobian.outputs)
+    bases = _Bidiagonal(jacobian, start / start.norm())
+    while len(bases) < min(iterations, jacobian.rows, jacobian.columns) and not bases.complete:
+        bases.extend()
+    return float(bases.decomposed(len(bases))[1][0])
+
+
 @dataclass
 class _Bidiagonal:
     """U, and the diagonals α, β of B, after so many iterations."""
 
     jacobian: Jacobian
     start: torch.Tensor
+    filter: _Filtered | None = None
     alphas: list[float] = field(default_factory=list)
     betas: list[float] = field(default_factory=list)
     complete: bool = False
@@ -109,18 +134,18 @@ class _Bidiagonal:
         self.complete = min(alpha, beta) <= smallest
         self._left = left / beta if beta else left
 
-    def solved(self, count: int, filter: Filter, kappa: float, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """f(scale·B·Bᵀ)·e₁ and the singular values of √scale·B, of the first `count` iterations."""
-        left, values, _ = self._decomposed(count, scale)
-        return left @ (filter(values**2, kappa) * left[0]), values
+    def solved(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """f(scale·B·Bᵀ)·e₁ and the singular values of √scale·B."""
+        left, values, _ = self.decomposed(len(self), self.filter.scale)
+        return left @ (self.filter(values**2) * left[0]), values
 
-    def change(self, filter: Filter, kappa: float, scale: float) -> float:
+    def change(self) -> float:
         """Relative error of the update, extrapolated from its last two changes as those of a geometric series."""
         count = len(self)
         updates = []
         for earlier in (count - 2 * (count // 4), count - count // 4, count):
-            left, values, right = self._decomposed(earlier, scale)
-            coefficients = right.mT @ (values * filter(values**2, kappa) * left[0])
+            left, values, right = self.decomposed(earlier, self.filter.scale)
+            coefficients = right.mT @ (values * self.filter(values**2) * left[0])
             updates.append(torch.nn.functional.pad(coefficients, (0, count - earlier)))
         before, after = (float((b - a).norm()) for a, b in zip(updates, updates[1:]))
         ratio = min(after / before, 0.9) if before else 0.0
@@ -130,6 +155,7 @@ class _Bidiagonal:
         """U·w."""
         return self._basis[: len(weights)].mT @ weights.to(self._basis)
 
-    def _decomposed(self, count: int, scale: float) -> tuple[torch.Tensor, ...]:
+    def decomposed(self, count: int, scale: float = 1.0) -> tuple[torch.Tensor, ...]:
+        """Singular vectors and values of √scale·B of the first `count` iterations."""
         alphas, betas = (torch.tensor(x[:count], dtype=torch.float64) for x in (self.alphas, self.betas))
         return torch.linalg.svd(scale**0.5 * (alphas.diag() + betas[:-1].diag(-1)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,11 +15,21 @@ from phi_hybrid.optim.automatic import Automatic, engine_for
 from phi_hybrid.optim.closure import Closure, flattened, loss_gradient
 from phi_hybrid.optim.engines import Engine, Update
 from phi_hybrid.optim.jacobian import Jacobian
+from phi_hybrid.optim.layers import recorded
 from phi_hybrid.optim.processes import Processes
-from phi_hybrid.optim.spectrum import Cutoff, Filter
+from phi_hybrid.optim.spectrum import Cutoff, Filter, Smooth
+from phi_hybrid.optim.structured import Structured
 
-_COUPLED = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
-_RANDOM = (
+_COUPLED = (
+    torch.nn.BatchNorm1d,
+    torch.nn.BatchNorm2d,
+    torch.nn.BatchNorm3d,
+    torch.nn.LazyBatchNorm1d,
+    torch.nn.LazyBatchNorm2d,
+    torch.nn.LazyBatchNorm3d,
+    torch.nn.SyncBatchNorm,
+)
+_DROPOUT = (
     torch.nn.Dropout,
     torch.nn.Dropout1d,
     torch.nn.Dropout2d,
@@ -53,12 +63,15 @@ class HIG(torch.optim.Optimizer):
     must have equal numbers of samples.
 
     Attributes:
+        takes_outputs: that a gradient alone would not do.
         last: `Update` of the last step: direction, singular values, number kept, `norm`.
 
     Raises:
         StateError: for settings out of range, and for modules with batch statistics or dropout, whose outputs have no
             Jacobian of their own.
     """
+
+    takes_outputs = True
 
     def __init__(
         self,
@@ -72,22 +85,28 @@ class HIG(torch.optim.Optimizer):
         then: torch.optim.Optimizer | None = None,
         progress: bool = True,
     ) -> None:
-        if not lr >= 0:
-            raise StateError(f"lr = {lr!r}: must be ≥ 0")
+        if not 0 <= lr < float("inf"):
+            raise StateError(f"lr = {lr!r}: must be a finite number ≥ 0")
         if not -1 <= kappa <= 1:
             raise StateError(f"kappa = {kappa!r}: use −1 (gradient descent) … 1 (Gauss–Newton), 0.5 for half-inverse")
+        if not isinstance(rcond, (Real, Cutoff, Smooth)):
+            raise StateError(f"rcond = {rcond!r}: expected a number, Cutoff(rcond, damping) or Smooth(rcond, damping)")
+        if isinstance(engine, type) or not (hasattr(engine, "update") or isinstance(engine, Automatic)):
+            raise StateError(f"engine = {engine!r}: expected an engine such as Gram() or Automatic()")
         _refuse_random_or_coupled(module)
-        parameters = [p for p in module.parameters() if p.requires_grad]
+        parameters = _trained(module)
+        if then is not None:
+            _require_same(parameters, then)
         super().__init__(parameters, {"lr": lr})
         self.module = module
         self.kappa = kappa
-        self.filter: Filter = Cutoff(rcond) if isinstance(rcond, (int, float)) else rcond
+        self.filter: Filter = Cutoff(float(rcond)) if isinstance(rcond, Real) else rcond
         self.per_sample = per_sample
         self.engine = engine
         self.then = then
         self.progress = progress
         self.last: Update | None = None
-        self._chosen: dict[tuple[int, int], Engine] = {}
+        self._chosen: dict[tuple, Engine] = {}
         self._processes = Processes.of(module)
         if then is not None:
             self.param_groups = then.param_groups  # schedulers on this optimizer change that learning rate
@@ -110,13 +129,18 @@ class HIG(torch.optim.Optimizer):
                 "HIG needs the outputs, not only a loss: train with phi_hybrid.Trainer, or pass "
                 "step(Closure(outputs=lambda: (y,), loss=lambda y: …))"
             )
-        parameters = [p for group in self.param_groups for p in group["params"]]
+        _refuse_random_or_coupled(self.module)
+        parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         with torch.enable_grad():
-            with self._watching() as layers:
+            with recorded(self.module) as layers:
                 outputs = closure.outputs()
+            flat = flattened(outputs)
             loss, cotangent = loss_gradient(closure.loss, outputs)
+        if not flat.requires_grad:
+            raise StateError("the outputs do not depend on the trained parameters: were they detached, or all frozen?")
+        self._processes.require_equal(flat.numel())
         samples = (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).shape[0]
-        jacobian = Jacobian(flattened(outputs), parameters, samples, layers, self._processes)
+        jacobian = Jacobian(flat, parameters, samples, layers, self._processes)
         loss, cotangent = self.joint(loss), self._processes.gathered(cotangent) / self._processes.size
         if not (torch.isfinite(loss) and torch.isfinite(cotangent).all()):
             raise NonFiniteError(f"the loss is {float(loss)}, or its gradient by the outputs is not finite", 0)
@@ -125,18 +149,15 @@ class HIG(torch.optim.Optimizer):
         if not all(torch.isfinite(d).all() for d in self.last.direction):
             raise NonFiniteError("the half-inverse gradient is not finite; use a larger rcond or damping", 0)
         for parameter, direction in zip(parameters, self.last.direction):
-            parameter.grad = direction
+            parameter.grad = direction.clone()  # clipping it later must not change `last`
         if self.then is not None:
             self.then.step()
             return loss
         with torch.no_grad():
             for group in self.param_groups:
-                for parameter in group["params"]:
+                for parameter in (p for p in group["params"] if p.requires_grad):
                     parameter.add_(parameter.grad, alpha=-group["lr"])
         return loss
-
-    def _watching(self) -> AbstractContextManager:
-        return self.engine.watching(self.module) if hasattr(self.engine, "watching") else nullcontext({})
 
     def joint(self, loss: torch.Tensor) -> torch.Tensor:
         """Mean of a loss over all processes."""
@@ -145,12 +166,14 @@ class HIG(torch.optim.Optimizer):
     def _engine(self, jacobian: Jacobian) -> Engine:
         """The engine for Jacobians of this size; when there is a new one, what it will cost is said."""
         size = jacobian.rows, jacobian.columns
-        if size not in self._chosen:
-            engine = self._chosen[size] = engine_for(self.engine, jacobian, self.filter)
+        key = (*size, self.engine, self.filter)
+        engine = self._chosen.get(key)
+        if engine is None or isinstance(engine, Structured) and engine.mismatch(jacobian):
+            engine = self._chosen[key] = engine_for(self.engine, jacobian, self.filter)
             if self.progress and self._processes.rank == 0:
                 cost = engine.cost(jacobian)
                 tqdm.write(f"HIG: {size[0]} outputs, {size[1]} parameters: {type(engine).__name__}, {cost}", sys.stderr)
-        return self._chosen[size]
+        return engine
 
     def state_dict(self) -> dict[str, Any]:
         """State of this optimizer, and of the one that follows it."""
@@ -160,17 +183,49 @@ class HIG(torch.optim.Optimizer):
         """Inverse of `state_dict`."""
         state = dict(state_dict)
         then = state.pop("then", None)
+        if (then is None) != (self.then is None):
+            raise StateError(
+                "the saved state and this HIG do not both have an optimizer `then`; make HIG as it was saved"
+            )
         super().load_state_dict(state)
         if self.then is not None:
             self.then.load_state_dict(then)
             self.param_groups = self.then.param_groups
 
 
+def _trained(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Parameters that are not frozen."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not trained:
+        raise StateError(f"{type(module).__name__} has no parameters to train: all are frozen, or there are none")
+    for name, parameter in trained.items():
+        if parameter.is_complex():
+            raise StateError(f"{name} is complex; keep it as real and imaginary part, e.g. torch.view_as_real(…)")
+    return list(trained.values())
+
+
+def _require_same(parameters: list[torch.nn.Parameter], then: torch.optim.Optimizer) -> None:
+    """The optimizer that follows moves these parameters, and wants a gradient only."""
+    if isinstance(then, (torch.optim.LBFGS, HIG)):
+        raise StateError(f"then = {type(then).__name__}, which wants a closure; use e.g. SGD with momentum, or Adam")
+    own = {id(p) for group in then.param_groups for p in group["params"] if p.requires_grad}
+    if own != {id(p) for p in parameters}:
+        raise StateError("the optimizer `then` has other parameters than the module; make it with module.parameters()")
+
+
 def _refuse_random_or_coupled(module: torch.nn.Module) -> None:
     for name, part in module.named_modules():
-        if part.training and isinstance(part, (*_COUPLED, *_RANDOM)) and getattr(part, "p", 1) > 0:
-            why = "draws new numbers in every call" if isinstance(part, _RANDOM) else "couples the samples of a batch"
+        coupled = isinstance(part, _COUPLED)
+        if part.training and (coupled or _is_random(part)):
+            why = "couples the samples of a batch" if coupled else "draws new numbers in every call"
             raise StateError(
                 f"{name or 'the module'} is a {type(part).__name__}, which {why}, so that outputs have no Jacobian sample by "
                 "sample; take it out (phiml networks: batch_norm=False), or put it in evaluation mode with .eval()"
             )
+
+
+def _is_random(part: torch.nn.Module) -> bool:
+    if isinstance(part, _DROPOUT):
+        return part.p > 0
+    inner = isinstance(part, (torch.nn.RNNBase, torch.nn.MultiheadAttention)) and part.dropout > 0
+    return inner or isinstance(part, torch.nn.RReLU)

@@ -46,6 +46,11 @@ class Layer:
         return torch.cat(flat, 2).transpose(0, 1)
 
     @property
+    def least_dims(self) -> int:
+        """Number of axes of inputs that have a sample axis."""
+        return 2 if isinstance(self.module, torch.nn.Linear) else 2 + len(self.module.kernel_size)
+
+    @property
     def units(self) -> int:
         """Entries of z of one application."""
         return self.module.weight.shape[0]
@@ -81,6 +86,8 @@ def recorded(module: torch.nn.Module) -> Iterator[dict[int, Layer]]:
 
 
 def _is_covered(part: torch.nn.Module) -> bool:
+    if type(part).forward not in [kind.forward for kind in (torch.nn.Linear, *_CONVOLUTIONS)]:
+        return False  # others, among them layers that are derived from these and do something else
     if isinstance(part, torch.nn.Linear):
         return True
     return isinstance(part, _CONVOLUTIONS) and part.groups == 1 and set(part.dilation) == {1}

@@ -36,6 +36,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         StateError: for settings out of range, and as `HIG` does.
     """
 
+    takes_outputs = True
+
     def __init__(
         self,
         module: torch.nn.Module,
@@ -67,9 +69,9 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         self._step.filter = Cutoff(0.0, self.damping)
         loss = self._step.step(closure)
         if self._loss_after(closure) < loss:
-            self.damping /= self.factor
+            self.damping = max(self.damping / self.factor, 1e-12)
             return loss
-        self.damping *= self.factor
+        self.damping = min(self.damping * self.factor, 1e12)  # at a minimum no step reduces the loss
         with torch.no_grad():
             for parameter, value in zip(parameters, before):
                 parameter.copy_(value)
@@ -78,9 +80,10 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     @torch.no_grad()
     def _loss_after(self, closure: Closure | Callable) -> float:
         try:
-            return float(self._step.joint(closure.loss(closure.outputs())))
+            loss = closure.loss(closure.outputs())
         except (NonFiniteError, SolveError):  # a step that went too far, like any other
-            return float("inf")
+            loss = torch.full((), float("inf"), device=self.param_groups[0]["params"][0].device)
+        return float(self._step.joint(loss))
 
     def state_dict(self) -> dict[str, Any]:
         """Learning rate and damping."""

@@ -9,6 +9,8 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from phi_hybrid.errors import StateError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -34,6 +36,14 @@ class Processes:
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
         distributed.all_gather(parts, x.contiguous(), group=self.group)
         return torch.cat(parts)
+
+    def require_equal(self, count: int) -> None:
+        """Raises a `StateError` unless all have the same number of outputs."""
+        if self.size > 1:
+            counts: list[Any] = [None] * self.size
+            distributed.all_gather_object(counts, count, group=self.group)
+            if len(set(counts)) > 1:
+                raise StateError(f"processes have {counts} outputs; give each the same number of samples")
 
     def own(self, x: torch.Tensor) -> torch.Tensor:
         """This process's part of what was gathered."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
-from phi_hybrid.errors import StateError
 from phi_hybrid.optim import eigen
 from phi_hybrid.optim.cost import Cost, estimate
 from phi_hybrid.optim.engines import Gram, Update, from_gram
 from phi_hybrid.optim.factors import Factor
 from phi_hybrid.optim.jacobian import Jacobian, products
-from phi_hybrid.optim.layers import Layer, recorded
+from phi_hybrid.optim.layers import Layer
 from phi_hybrid.optim.spectrum import Filter
 
 
@@ -23,8 +20,8 @@ class Structured:
     """K = J·Jᵀ layer by layer from inputs and sensitivities of `Linear` and `Conv` layers, others by rows of J.
 
     The samples of a batch must not influence each other: then one backward pass serves an output of all samples at once,
-    d_y passes instead of b·d_y. One gradient is compared with autograd when the
-    engine is chosen.
+    d_y passes instead of b·d_y. HIG compares one gradient with autograd in every
+    update.
 
     Args:
         chunk: outputs of each sample whose sensitivities are computed at once.
@@ -32,15 +29,12 @@ class Structured:
         tolerance: largest relative error of that gradient.
 
     Raises:
-        StateError: before the first update, if they do, or if the weights of a layer are used outside of it.
+        StateError: in an update by HIG, if they do, or if the weights of a layer are used outside of it.
     """
 
     chunk: int = 64
     rest: Gram = Gram()
     tolerance: float = 1e-3
-
-    def watching(self, module: torch.nn.Module) -> AbstractContextManager[Mapping[int, Layer]]:
-        return recorded(module)
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         factors, others = self._parts(jacobian)
@@ -53,14 +47,18 @@ class Structured:
         return from_gram(total, jacobian, cotangent, filter, kappa, scale)
 
     def applies(self, jacobian: Jacobian) -> bool:
-        """Whether there are layers to go by, and samples are independent."""
-        factors, _ = self._parts(jacobian)
-        return bool(factors) and self._mismatch(jacobian, factors) is None
+        """Whether there are layers to go by, and they explain this Jacobian."""
+        return bool(self._parts(jacobian)[0]) and self.mismatch(jacobian) is None
 
-    def require(self, jacobian: Jacobian) -> None:
-        """Raises a `StateError` where K would be wrong."""
-        if reason := self._mismatch(jacobian, self._parts(jacobian)[0]):
-            raise StateError(f"Structured() cannot be used: {reason}. Use engine=Gram()")
+    def mismatch(self, jacobian: Jacobian) -> str | None:
+        """Why K would be wrong for this Jacobian, the same on all processes; `None` if it would not.
+
+        To be asked in every update: behind a last layer of zeros, where networks often begin, nothing is felt yet of samples
+        that influence each other.
+        """
+        reason = self._mismatch(jacobian, self._parts(jacobian)[0])
+        found = jacobian.processes.summed(torch.tensor(float(reason is not None), device=jacobian.outputs.device))
+        return reason or ("another process has found samples that influence each other" if found else None)
 
     def cost(self, jacobian: Jacobian) -> Cost:
         factors, others = self._parts(jacobian)
@@ -136,5 +134,6 @@ def _usable(jacobian: Jacobian) -> list[Layer]:
         for layer in layers
         if not layer.half_shared
         and all(z.requires_grad and z.shape[0] == jacobian.samples for z in layer.outputs)
+        and all(a.shape[0] == jacobian.samples and a.ndim >= layer.least_dims for a in layer.inputs)
         and all(id(p) in wanted for p in layer.parameters)
     ]

@@ -34,12 +34,11 @@ def test_few_parameters() -> None:
 
 
 def test_coupled_samples_go_by_rows() -> None:
-    class Centred(nn.Linear):
+    class Centring(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = super().forward(x)
-            return y - y.mean(0)
+            return x - x.mean(0)
 
-    coupled = jacobian_of(Centred(80, 3), torch.randn(4, 80))
+    coupled = jacobian_of(nn.Sequential(nn.Linear(80, 3), Centring()), torch.randn(4, 80))
     assert isinstance(Automatic().chosen(coupled, Cutoff()), Gram)
 
 
@@ -80,6 +79,67 @@ def test_memory_is_estimated_well(engine: Dense | Gram | ParameterGram | Structu
     g = torch.randn(jacobian.rows, dtype=torch.float64)
     with torch.profiler.profile(profile_memory=True) as profile:
         engine.update(jacobian, g, Cutoff(), 0.5, 1.0)
+    live = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    assert 0.5 * peak < engine.cost(jacobian).bytes < 2.5 * peak
+
+
+class Centred(nn.Module):
+    """Samples influence each other behind the first layer; the last one begins with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 60), nn.Linear(60, 2)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(h - h.mean(0))
+
+
+def test_coupling_behind_a_last_layer_of_zeros() -> None:
+    """It cannot be seen in the first update, and must be in the second."""
+    x, target = torch.randn(6, 3).double(), torch.randn(6, 2).double()
+    torch.manual_seed(0)
+    nets = [Centred().double() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net, engine in zip(nets, (Dense(), Automatic())):
+        optimizer = HIG(net, 0.5, 0.5, 1e-3, engine=engine, progress=False)
+        for _ in range(3):
+            optimizer.step(Closure(lambda net=net: net(x), lambda y: (y - target).square().sum(1).mean()))
+    torch.testing.assert_close(nets[0].first.weight, nets[1].first.weight, rtol=1e-7, atol=1e-9)
+
+
+def test_layers_without_a_sample_axis_go_by_rows() -> None:
+    """As many units as samples: the first axis of z is no sample axis."""
+
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.inner(torch.ones(3))
+
+    module = Embedded()
+    with recorded(module) as layers:
+        y = module(torch.randn(4, 4))
+    chosen = Automatic().chosen(Jacobian(flattened(y), list(module.parameters()), 4, layers), Cutoff())
+    assert not isinstance(chosen, Structured)
+
+
+@pytest.mark.parametrize("engine", [Dense(), Gram(), ParameterGram()])
+def test_memory_of_activations_is_estimated(engine: Dense | Gram | ParameterGram) -> None:
+    """Few outputs behind large convolutions."""
+    torch.manual_seed(0)
+    convolutions = [nn.Conv1d(a, b, 3, padding=1) for a, b in ((1, 16), (16, 16), (16, 2))]
+    net = nn.Sequential(convolutions[0], nn.Tanh(), convolutions[1], nn.Tanh(), convolutions[2], nn.AvgPool1d(32))
+    jacobian = jacobian_of(net, torch.randn(8, 1, 256))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        engine.update(jacobian, torch.randn(jacobian.rows, dtype=torch.float64), Cutoff(), 0.5, 1.0)
     live = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":

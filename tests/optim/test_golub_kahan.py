@@ -115,3 +115,13 @@ def direction(net: torch.nn.Module, closure: Closure, filter: Smooth, engine: ob
     optimizer = HIG(net, 0.0, 0.5, filter, engine=engine)
     optimizer.step(closure)
     return torch.cat([d.flatten().double() for d in optimizer.last.direction])
+
+
+def test_cutoff_is_relative_to_the_largest_of_all_singular_values() -> None:
+    """J = diag(100, 1), a loss of the second output only: (σ² + 10²)^(−1), not (σ² + 0.1²)^(−1)."""
+    net = torch.nn.Linear(1, 2, bias=False).double()
+    x, gains = torch.ones(1, 1, dtype=torch.float64), torch.tensor([100.0, 1.0], dtype=torch.float64)
+    closure = Closure(lambda: net(x) * gains, lambda y: (y[:, 1] - 2).square().mean())
+    dense = direction(net, closure, Smooth(0.1), Dense())
+    found = direction(net, closure, Smooth(0.1), GolubKahan())
+    torch.testing.assert_close(found, dense, rtol=1e-6, atol=1e-12)

@@ -207,6 +207,69 @@ def test_modules_without_a_jacobian_of_their_own() -> None:
         HIG(torch.nn.Sequential(torch.nn.Linear(3, 3), layer).eval())
 
 
+def test_modules_that_draw_numbers_within() -> None:
+    for part in (torch.nn.RReLU(), torch.nn.LSTM(2, 2, 2, dropout=0.5), torch.nn.LazyBatchNorm1d()):
+        with pytest.raises(ph.StateError, match="no Jacobian sample by sample"):
+            HIG(torch.nn.Sequential(torch.nn.Linear(3, 3), part))
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).eval()
+    optimizer = HIG(module, progress=False)
+    module.train()
+    with pytest.raises(ph.StateError, match="couples the samples"):
+        optimizer.step(Closure(lambda: module(torch.rand(4, 3)), lambda y: y.square().mean()))
+
+
+def test_wrong_parameters() -> None:
+    net, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    for module, settings, message in (
+        (torch.nn.Linear(3, 2, dtype=torch.complex64), {}, "weight is complex.*view_as_real"),
+        (torch.nn.Tanh(), {}, "no parameters to train"),
+        (net, {"then": torch.optim.SGD(other.parameters())}, "other parameters than the module"),
+        (net, {"then": torch.optim.LBFGS(net.parameters())}, "LBFGS, which wants a closure"),
+        (net, {"rcond": "small"}, "rcond = 'small': expected a number"),
+        (net, {"engine": "dense"}, "engine = 'dense': expected an engine"),
+    ):
+        with pytest.raises(ph.StateError, match=message):
+            HIG(module, **settings)
+    optimizer = HIG(net, progress=False)
+    with pytest.raises(ph.StateError, match="do not depend on the trained parameters"):
+        optimizer.step(Closure(lambda: net(torch.rand(4, 3)).detach(), lambda y: y.square().mean()))
+    saved = HIG(net, then=torch.optim.SGD(net.parameters())).state_dict()
+    with pytest.raises(ph.StateError, match="make HIG as it was saved"):
+        optimizer.load_state_dict(saved)
+
+
+def test_frozen_later_on() -> None:
+    """Before the next update, with an optimizer that follows."""
+    net, x = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2)), torch.rand(4, 3)
+    optimizer = HIG(net, then=torch.optim.SGD(net.parameters(), 0.1), progress=False)
+    optimizer.step(Closure(lambda: net(x), lambda y: y.square().mean()))
+    net[0].requires_grad_(False)
+    before = copy.deepcopy(net.state_dict())
+    optimizer.zero_grad()
+    optimizer.step(Closure(lambda: net(x), lambda y: y.square().mean()))
+    assert torch.equal(before["0.weight"], net[0].weight) and not torch.equal(before["1.weight"], net[1].weight)
+
+
+@pytest.mark.parametrize("engine", [Gram(), ParameterGram()])
+def test_rounding_of_a_singular_gram_matrix_is_dropped(engine: Any) -> None:
+    """Rank 3 of 24: with hardly any cutoff, still the pseudo-inverse."""
+    net = torch.nn.Linear(3, 6, bias=False).double()
+    x = torch.rand(1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).repeat(8, 1)
+    matrix = (
+        torch.rand(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) @ torch.rand(3, 6).double()
+    )
+    directions = []
+    for chosen in (Dense(), engine):
+        optimizer = HIG(net, 0.0, 1.0, Cutoff(1e-12), engine=chosen, progress=False)
+        optimizer.step(Closure(lambda: net(x) @ matrix, lambda y: (y - 1).square().sum(1).mean()))
+        directions.append(torch.cat([d.flatten() for d in optimizer.last.direction]))
+        assert optimizer.last.kept in (3, 4, 5) or chosen is not engine
+    exact = HIG(net, 0.0, 1.0, Cutoff(1e-6), engine=Dense(), progress=False)
+    exact.step(Closure(lambda: net(x) @ matrix, lambda y: (y - 1).square().sum(1).mean()))
+    expected = torch.cat([d.flatten() for d in exact.last.direction])
+    assert (directions[1] - expected).norm() < 1e-6 * expected.norm()
+
+
 def test_wrong_settings() -> None:
     task = Task()
     for settings, message in (({"kappa": 1.5}, "kappa = 1.5"), ({"lr": -1.0}, "lr = -1.0")):

@@ -93,3 +93,12 @@ def test_wrong_settings() -> None:
 
 def set_weights(task: Task, weights: np.ndarray) -> None:
     torch.nn.utils.vector_to_parameters(torch.as_tensor(weights), task.net.parameters())
+
+
+def test_at_a_minimum_the_damping_stays_finite() -> None:
+    task = Task(2)
+    task.target = task.outputs().detach()
+    optimizer = LevenbergMarquardt(task.net, damping=1e11, factor=10.0)
+    for _ in range(5):
+        optimizer.step(task.closure)
+    assert optimizer.damping == 1e12
