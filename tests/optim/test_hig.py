@@ -207,6 +207,14 @@ def test_modules_without_a_jacobian_of_their_own() -> None:
         HIG(torch.nn.Sequential(torch.nn.Linear(3, 3), layer).eval())
 
 
+@pytest.mark.parametrize("setting", ["clip", "skip"])
+def test_what_the_trainer_cannot_do_with_outputs(setting: str) -> None:
+    data = ph.Trajectories.generate(forced_step, line(0, b=2), 2, (line(1, b=2),), progress=False)
+    solver = ph.HybridSolver(ph.capture(forced_step), SmallNet(2, 1, 1, width=2))
+    with pytest.raises(ph.StateError, match=f"{setting} = 10.*which HIG does not use"):
+        ph.Trainer(solver, data, ph.Unrolled(1), optimizer=HIG(solver), **{setting: 10})
+
+
 def test_modules_that_draw_numbers_within() -> None:
     for part in (torch.nn.RReLU(), torch.nn.LSTM(2, 2, 2, dropout=0.5), torch.nn.LazyBatchNorm1d()):
         with pytest.raises(ph.StateError, match="no Jacobian sample by sample"):
