@@ -100,7 +100,7 @@ def test_no_break_even_with_a_network_that_failed(failed: float) -> None:
 
 def test_batches_are_whole_and_depend_on_the_seed_only() -> None:
     x = torch.arange(10)
-    first, again, other = (contest._batches(x, 4, seed) for seed in (0, 0, 1))
+    first, again, other = (contest.batches(x, 4, seed) for seed in (0, 0, 1))
     drawn = [next(first) for _ in range(6)]
     assert all(len(part) == 4 for part in drawn)
     assert all(torch.equal(a, b) for a, b in zip(drawn, again))

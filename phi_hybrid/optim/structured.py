@@ -121,7 +121,7 @@ class Structured:
                 return "the samples of the batch influence each other"
             for expected, found in zip([next(whole) for _ in factor.layer.parameters], factor.gradient(delta)):
                 if (found - expected).norm() > self.tolerance * expected.norm():
-                    return f"the weights of {factor.layer.module} are used outside of it"
+                    return f"the weights of {factor.layer.module} are used outside of it, or its output is changed in place"
         return None
 
 
