@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 import phi_hybrid as ph
 from phi_hybrid.optim import Chain, Closure, Gradient, LinearInverse, Link, SeparableNewton
 
-LOOKS = 30
+LOOKS = 15
 """How often held-out errors are looked at; that time does not count."""
 
 Operator = Callable[[torch.Tensor], torch.Tensor]
