@@ -41,7 +41,7 @@ def main() -> None:
     options = arguments(__doc__, "pg_poisson").parse_args()
     require_device(options.device)
     torch.set_num_threads(1)
-    seconds = SECONDS * (0.05 if options.quick else 3 if options.full else 1)
+    seconds = SECONDS * (0.03 if options.quick else 3 if options.full else 1)
     compete(make_task, ENTRANTS, BATCH, seconds, options)
 
 
