@@ -1,10 +1,11 @@
 """phi_hybrid: write the physics in ΦFlow, train through it at native PyTorch speed."""
 
-from phi_hybrid import bridge, gradient, linear_solve, losses, metrics, optim, pde, quantities
+from phi_hybrid import bridge, calibration, gradient, linear_solve, losses, metrics, optim, pde, quantities
 from phi_hybrid._version import __version__
 from phi_hybrid.capture import PhysicsBlock, capture
 from phi_hybrid.coupling import Additive, Before, Forcing, Multiplicative, Parallel, Parameter, Replacement
 from phi_hybrid.data import Trajectories
+from phi_hybrid.ensemble import Ensemble
 from phi_hybrid.errors import CaptureError, DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluate import Evaluation, evaluate
 from phi_hybrid.hybrid import HybridSolver
@@ -24,6 +25,7 @@ __all__ = [
     "Curriculum",
     "DataError",
     "Diverted",
+    "Ensemble",
     "Evaluation",
     "Forcing",
     "HybridSolver",
@@ -46,6 +48,7 @@ __all__ = [
     "Unrolled",
     "__version__",
     "bridge",
+    "calibration",
     "capture",
     "evaluate",
     "gradient",

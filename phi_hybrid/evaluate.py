@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.bridge.layout import flatten
+from phi_hybrid.bridge.layout import flatten, without
 from phi_hybrid.capture import NativeFace
-from phi_hybrid.data import Trajectories
+from phi_hybrid.data import Batch, Trajectories
+from phi_hybrid.ensemble import MEMBER, Ensemble
 from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.evaluation import Evaluation
 from phi_hybrid.metrics import DEFAULT, MAE, NRMSE, Frame, Metric
-from phi_hybrid.unroll import Bound, Tensors, as_step, evaluation_mode
+from phi_hybrid.unroll import Bound, Tensors, as_step, bind, evaluation_mode
 
 __all__ = ["Evaluation", "evaluate", "trajectory_errors"]
 
@@ -32,7 +33,8 @@ def evaluate(
 ) -> Evaluation:
     """Rolls every solver out from the first states of `data` and compares each step with the reference.
 
-    No states are kept, only a number per metric, trajectory and step: memory does not grow with the number of rollouts,
+    An `Ensemble` is measured by the mean of its members, each of which follows its own trajectory; it fails with the first
+    of them. No states are kept, only a number per metric, trajectory and step: memory does not grow with the number of rollouts,
     nor with that of the steps. Load large data with `Trajectories.load(path, lazy=True)`.
 
     Args:
@@ -96,7 +98,9 @@ def _measure_chunk(
 ) -> torch.Tensor:
     """Fills in the numbers of a few trajectories; returns how many steps each of them went without failure."""
     device, steps = _device_of(solver), next(iter(numbers.values())).shape[1]
-    bound = data.cut(chunk, 0, 1).to(device).bind(solver)
+    first = data.cut(chunk, 0, 1).to(device)
+    has_members = isinstance(solver, Ensemble)
+    bound = _bind_members(solver, first) if has_members else first.bind(solver)
     reference = data.cut(chunk, 0, steps)
     inputs, state = reference.step_inputs, bound.state
     failed = torch.zeros(len(state[0]), dtype=torch.bool, device=device)
@@ -106,12 +110,32 @@ def _measure_chunk(
         lifetime += ~failed.cpu()
         target = _moved([t[:, n] for t in reference.targets], device)
         # Metrics see no failed state: a solve in one of them would fail, too.
-        own, true = (Frame(tensors, bound.layout) for tensors in (_replaced(state, target, failed), target))
+        found = tuple(t.mean(1) for t in state) if has_members else state
+        own, true = (Frame(tensors, bound.layout) for tensors in (_replaced(found, target, failed), target))
         for name, metric in metrics.items():
             failure = getattr(metric, "failure", math.inf)
             value = _one_per_trajectory(metric(own, true), name, failed)
             numbers[name][:, n] = value.masked_fill(failed | ~torch.isfinite(value), failure)
     return lifetime
+
+
+def _bind_members(ensemble: Ensemble, batch: Batch) -> Bound:
+    """An ensemble bound to the first states; its states are `(trajectory, member, …)` here, trajectories first as always.
+
+    Raises:
+        StateError: if the members add batch dims of their own.
+    """
+    ensemble.check_arguments((batch.layout, *batch.input_layout.children))
+    bound, leaves = bind(ensemble, batch.initial, batch.layout, batch.step_inputs), len(batch.initial)
+    if without(bound.layout, MEMBER) != batch.layout:
+        batch.bind(ensemble.members[0])  # has the message
+    swapped = tuple(t.transpose(0, 1) for t in bound.state)  # canonical: 'member' stands before 'trajectory'
+
+    def step(*tensors: torch.Tensor) -> Tensors:
+        state = (t.transpose(0, 1).contiguous() for t in tensors[:leaves])
+        return tuple(t.transpose(0, 1) for t in bound.step(*state, *tensors[leaves:]))
+
+    return Bound(step, swapped, batch.layout)
 
 
 def _step(bound: Bound, state: Tensors, inputs: Tensors, failed: torch.Tensor) -> tuple[Tensors, torch.Tensor]:

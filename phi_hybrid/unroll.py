@@ -156,7 +156,8 @@ def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = 
                 raise error.at(n + 1, f"in step {n + 1} of {steps}", _as_trajectory(frames, bound.layout)) from None
             if check and not all_finite(frames[-1]):
                 raise NonFiniteError(
-                    f"the state became NaN or infinite in step {n + 1} of {steps}. The states before are in "
+                    f"the state became NaN or infinite in step {n + 1} of {steps}"
+                    f"{non_finite_entries(frames[-1], bound.layout)}. The states before are in "
                     "error.trajectory; reduce the time step, train with longer unrolling, or pass check=False",
                     n + 1,
                     _as_trajectory(frames[:-1], bound.layout),
@@ -184,6 +185,21 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
 def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether no tensor holds NaN or infinity."""
     return all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def non_finite_entries(tensors: Sequence[torch.Tensor], layout: Layout) -> str:
+    """Which entries of the batch dims hold NaN or infinity, e.g. ` (member 2; trajectory 0, 5)`."""
+    found = []
+    for name in batch_names(layout):
+        bad: set[int] = set()
+        for tensor, axes in zip(tensors, layout.leaves):
+            position = position_of(name, axes)
+            if position is not None:
+                others = [i for i in range(tensor.ndim) if i != position]
+                bad |= set((~torch.isfinite(tensor)).sum(others).nonzero().flatten().tolist())
+        more = ", …" if len(bad) > 5 else ""
+        found.append(f"{name} {', '.join(map(str, sorted(bad)[:5]))}{more}")
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def require_finite(tensors: Sequence[torch.Tensor], step: int, what: str) -> None:
