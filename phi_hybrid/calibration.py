@@ -36,9 +36,7 @@ def spread(members: Any) -> Any:
 
 
 def rescale(members: Any, factor: float) -> Any:
-    """ū + a·(uᵢ − ū), members with another spread about the same mean.
-
-    The simplest recalibration: a = 1/`spread_skill` of validation data, never of those that are reported.
+    """ū + a·(uᵢ − ū), members with another spread about the same mean; `covering_scale` finds a.
 
     Args:
         members: `(member, …)`.
@@ -48,13 +46,38 @@ def rescale(members: Any, factor: float) -> Any:
         StateError: for a factor that is negative or not finite.
     """
     if not (math.isfinite(factor) and factor >= 0):
-        raise StateError(f"factor = {factor}: a spread is scaled by a finite number ≥ 0, e.g. 1/float(spread_skill(…))")
+        raise StateError(f"factor = {factor}: a spread is scaled by a finite number ≥ 0, e.g. by covering_scale(…)")
     tensors, layout = _members(members, least=1)
     scaled = []
     for tensor, axes in zip(tensors, layout.leaves):
         middle = tensor.mean(position_of(MEMBER, axes), keepdim=True)
         scaled.append(middle + factor * (tensor - middle))
     return unflatten(layout, scaled)
+
+
+def covering_scale(members: Any, truth: Any, level: float = 0.9) -> float:
+    """The scale a of the spread for which the intervals of `coverage` hold this share of the truth: `level` exactly.
+
+    The simplest recalibration, of one number, with `rescale` (split conformal prediction, Lei et al. 2018, doi
+    10.1080/01621459.2017.1307116). Fit it to validation data, never to those that are reported; coverages of other levels
+    tell whether the errors are distributed as the spread says. 1/`spread_skill` sets the mean squares right instead, which
+    a few large errors rule.
+
+    Raises:
+        StateError: also if so much of the truth lies where the spread is zero, e.g. in the common initial state.
+    """
+    ratios = []
+    for u, true, _ in _leaves(members, truth):
+        error = (true - u.mean(0)).abs().double()
+        ratios.append(torch.where(error > 0, error / _reach(u, level), 0).flatten())
+    pooled = torch.cat(ratios)
+    scale = float(pooled.kthvalue(math.ceil(level * len(pooled))).values)
+    if not math.isfinite(scale):
+        raise StateError(
+            f"no scale covers {level:.0%} of the truth, because the spread is zero at too many values: leave the initial state "
+            "out, trajectory.time[1:], and give members that differ"
+        )
+    return scale
 
 
 def skill(members: Any, truth: Any, along: Dims = ()) -> Tensor:
@@ -116,14 +139,19 @@ def coverage(members: Any, truth: Any, level: float, along: Dims = ()) -> Tensor
     Args:
         level: nominal share, between 0 and 1, e.g. 0.9.
     """
-    if not 0 < level < 1:
-        raise StateError(f"level = {level}: the nominal share of an interval is between 0 and 1, e.g. 0.9")
 
     def inside(u: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-        reach = float(stdtrit(len(u) - 1, (1 + level) / 2)) * math.sqrt(1 + 1 / len(u))
-        return ((true - u.mean(0)).abs() <= reach * u.std(0)).to(u.dtype)
+        return ((true - u.mean(0)).abs() <= _reach(u, level)).to(u.dtype)
 
     return _mean(_leaves(members, truth), inside, along)
+
+
+def _reach(members: torch.Tensor, level: float) -> torch.Tensor:
+    """Half the width of the prediction interval."""
+    if not 0 < level < 1:
+        raise StateError(f"level = {level}: the nominal share of an interval is between 0 and 1, e.g. 0.9")
+    count = len(members)
+    return float(stdtrit(count - 1, (1 + level) / 2)) * math.sqrt(1 + 1 / count) * members.std(0)
 
 
 def rank_histogram(members: Any, truth: Any) -> Tensor:

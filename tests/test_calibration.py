@@ -149,6 +149,23 @@ def test_overconfident_members_and_their_recalibration() -> None:
     assert float(calibration.crps(better, truth)) < float(calibration.crps(u, truth))
 
 
+@pytest.mark.parametrize("count, spread", [(3, 1.0), (5, 1.0), (50, 0.5), (50, 2.0)])
+def test_covering_scale_restores_the_spread_of_the_truth(count: int, spread: float) -> None:
+    """With many members their mean is right and only the spread is wrong; with few of the right spread nothing is."""
+    u, truth = drawn(count, 20_000, spread)
+    expected = 1 if spread == 1 else np.sqrt((1 + spread**2 / count) / (1 + 1 / count)) / spread
+    assert calibration.covering_scale(u, truth) == pytest.approx(expected, rel=0.04)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_covering_scale_covers(level: float) -> None:
+    u, truth = line(0, 40, torch.float64, time=5, member=4), line(1, 40, torch.float64, time=5)
+    scale = calibration.covering_scale(u, truth, level)
+    for factor, expected in ((1 + 1e-9, level), (1 - 1e-9, level - 1 / 200)):
+        found = float(calibration.coverage(calibration.rescale(u, factor * scale), truth, level))
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
 def test_ranks_by_hand() -> None:
     u = wrap(torch.tensor([[0.0, 1.0, 2.0, 5.0], [1.0, 1.0, 3.0, 4.0]]), batch("member"), spatial("x"))
     truth = wrap(torch.tensor([0.5, 1.0, 9.0, 3.0]), spatial("x"))
@@ -179,5 +196,7 @@ def test_errors() -> None:
         calibration.coverage(u, truth, 90)
     with pytest.raises(ph.StateError, match="factor = nan: a spread is scaled by"):
         calibration.rescale(u, float("nan"))
+    with pytest.raises(ph.StateError, match="no scale covers 90% of the truth, because the spread is zero"):
+        calibration.covering_scale(0 * u, truth)
     with pytest.raises(ph.StateError, match="hold NaN or infinity, to which no score applies"):
         calibration.rank_histogram(u * float("nan"), truth)

@@ -1,0 +1,263 @@
+"""How far can a trained solver be trusted? An ensemble over seeds, on held-out data and far from the training data.
+
+The Burgers correction of burgers_correction.py is trained several times, from other initial weights and with another
+order of the windows. The spread of the members' rollouts is compared with the error of their mean: on trajectories like
+those of the training, with a stronger force, with shorter waves, and with a viscosity that the coarse solver does not
+know of. One number, the scale of the spread, is fitted on validation trajectories, so that 90 % intervals hold 90 %.
+
+    python demos/burgers_uncertainty.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from burgers_correction import LINE, Case, physics
+from common import arguments, require_device, save_figures, seed_table, train, write_metrics
+from matplotlib.figure import Figure
+from phi.field import Field
+from phi.math import batch, expand
+from phiml.nn import res_net
+from scipy.stats import spearmanr
+
+import phi_hybrid as ph
+from phi_hybrid import calibration
+from phi_hybrid.pde import burgers
+from phi_hybrid.table import Table
+
+MEMBERS, LEVELS, EARLY = 8, (0.5, 0.9), 50
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How trajectories are drawn; the training has the defaults."""
+
+    amplitude: float = 0.5
+    modes: tuple[int, int] = (3, 6)
+    viscosity: float = LINE.viscosity
+
+
+KINDS = {
+    "held_out": Kind(),
+    "strong_force": Kind(amplitude=1.0),
+    "short_waves": Kind(modes=(9, 12)),
+    "unknown_viscosity": Kind(viscosity=0.05),
+}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an ensemble says about some trajectories, without the common initial state."""
+
+    members: Field
+    """`(member, time, trajectory, x, vector)`."""
+    truth: Field
+    source: Field
+    """Of the uncorrected solver."""
+
+    def rescaled(self, factor: float) -> Forecast:
+        return replace(self, members=calibration.rescale(self.members, factor))
+
+
+def draw(case: Case, kind: Kind, count: int, seed: int) -> ph.Trajectories:
+    """Reference trajectories, coarsened."""
+    grid, times = burgers.line(case.fine, case.length), np.arange(case.steps) * case.dt
+    initial = burgers.waves_1d(grid, count, None, (1, 4), waves=5, amplitude=0.5, seed=2 * seed)
+    force = burgers.waves_1d(grid, count, times, kind.modes, waves=5, amplitude=kind.amplitude, seed=2 * seed + 1)
+    reference = physics(replace(case, viscosity=kind.viscosity), case.fine)
+    return ph.Trajectories.generate(reference, initial, case.steps, (force,), coarsen=case.fine // case.coarse)
+
+
+def trained_ensemble(case: Case, data: ph.Trajectories, members: int, seed: int, device: str) -> ph.Ensemble:
+    """Members that differ in their initial weights and in the order of the windows."""
+    source, solvers = physics(case, case.coarse), []
+    for number in range(members):
+        own_seed = 100 * seed + number
+        torch.manual_seed(own_seed)
+        network = res_net(2 * case.dim, case.dim, list(case.filters), in_spatial=case.dim, periodic=True)
+        solvers.append(ph.HybridSolver(source, network).to(device))
+        train(solvers[-1], data, 1, case.pretraining, 2e-3, case.batch, own_seed)
+        train(solvers[-1], data, 4, case.updates, 5e-4, case.batch, own_seed)
+    return ph.Ensemble(solvers)
+
+
+def forecast(ensemble: ph.Ensemble, source: ph.PhysicsBlock, data: ph.Trajectories) -> Forecast:
+    start = data.initial_state, data.steps, *data.step_inputs
+    after_first = dict(time=slice(1, None))
+    states = ensemble.rollout(*start), data.trajectory, ph.rollout(source, *start)
+    return Forecast(*(state[after_first] for state in states))
+
+
+def single(state: Field) -> Field:
+    """A state as an ensemble of one, whose score is its mean absolute error."""
+    return expand(state, batch(member=1))
+
+
+def scores(found: Forecast) -> dict[str, float]:
+    members, truth = found.members, found.truth
+    result = {
+        "mae": calibration.crps(single(calibration.mean(members)), truth),
+        "rmse": calibration.skill(members, truth),
+        "crps": calibration.crps(members, truth),
+        "spread_skill": calibration.spread_skill(members, truth),
+    }
+    result |= {f"coverage_{100 * level:.0f}": calibration.coverage(members, truth, level) for level in LEVELS}
+    return {name: float(value) for name, value in result.items()}
+
+
+def of_singles(score: Callable, found: Forecast) -> float:
+    """Mean score of the members taken one by one."""
+    count = found.members.shape.get_size("member")
+    return float(np.mean([float(score(found.members.member[[n]], found.truth)) for n in range(count)]))
+
+
+def warnings(found: Forecast, threshold: float) -> dict[str, float]:
+    """Share of the trajectories whose spread in the first steps exceeds the threshold, and whether the spread ranks
+    trajectories by their errors."""
+    early, per_trajectory = found.members.time[:EARLY], ("trajectory",)
+    announced = calibration.expected_skill(found.members, per_trajectory).numpy("trajectory")
+    error = calibration.skill(found.members, found.truth, per_trajectory).numpy("trajectory")
+    flagged = calibration.expected_skill(early, per_trajectory).numpy("trajectory") > threshold
+    return {"flagged": float(flagged.mean()), "rank_correlation": float(spearmanr(announced, error).statistic)}
+
+
+def evaluate(forecasts: dict[str, Forecast], validation: Forecast) -> tuple[dict[str, dict[str, float]], float]:
+    """Method → metric → number, and the factor that the validation asks for."""
+    factor = calibration.covering_scale(validation.members, validation.truth, LEVELS[-1])
+    usual = calibration.expected_skill(validation.members.time[:EARLY], ("trajectory",)).numpy("trajectory")
+    threshold, metrics = float(np.quantile(usual, 0.95)), {}
+    for kind, found in forecasts.items():
+        end = "" if kind == "held_out" else f", {kind}"
+        metrics["source" + end] = {
+            "mae": float(calibration.crps(single(found.source), found.truth)),
+            "rmse": float(calibration.skill(single(found.source), found.truth)),
+        }
+        metrics["single" + end] = {
+            "mae": of_singles(calibration.crps, found),
+            "rmse": of_singles(calibration.skill, found),
+        }
+        metrics["ensemble" + end] = scores(found) | warnings(found, threshold)
+        metrics["recalibrated" + end] = scores(found.rescaled(factor))
+    return metrics, factor
+
+
+def print_tables(metrics: dict[str, dict[str, float]]) -> None:
+    errors = {name: row for name, row in metrics.items() if not name.startswith("recalibrated")}
+    print("\nerrors\n" + Table({name: {m: row[m] for m in ("mae", "rmse")} for name, row in errors.items()}).text())
+    spread = {name: row for name, row in metrics.items() if "crps" in row}
+    columns = [m for m in metrics["recalibrated"] if m not in ("mae", "rmse")]
+    print("\nspread\n" + Table({name: {m: row[m] for m in columns} for name, row in spread.items()}).text())
+    warned = {n: {m: row[m] for m in ("flagged", "rank_correlation")} for n, row in metrics.items() if "flagged" in row}
+    print(f"\nwarning in the first {EARLY} steps\n" + Table(warned).text())
+
+
+# --- figures ---
+
+
+def bands(forecasts: dict[str, Forecast], factor: float, case: Case) -> Figure:
+    """One trajectory per kind at several times: reference, mean of the members and ±2 s, before and after recalibration."""
+    x = (np.arange(case.coarse) + 0.5) * case.length / case.coarse
+    times = [case.steps // 8, case.steps // 4, case.steps // 2, case.steps - 1]
+    figure, axes = plt.subplots(
+        len(forecasts), len(times), figsize=(12, 2.3 * len(forecasts)), sharex=True, sharey="row", layout="constrained"
+    )
+    for row, (kind, found) in zip(axes, forecasts.items()):
+        members, truth = found.members.trajectory[0], found.truth.trajectory[0]
+        for ax, n in zip(row, times):
+            mean, spread = (f(members.time[n]).values.numpy("x,vector")[:, 0] for f in STATISTICS)
+            for scale, alpha in ((factor, 0.18), (1, 0.35)):
+                ax.fill_between(x, mean - 2 * scale * spread, mean + 2 * scale * spread, color="C0", alpha=alpha, lw=0)
+            ax.plot(x, truth.time[n].values.numpy("x,vector")[:, 0], color="#222222", lw=1.3, label="reference")
+            ax.plot(x, mean, color="C0", lw=1.3, label="mean ± 2 s, raw and recalibrated")
+            ax.set_title(f"{kind.replace('_', ' ')}, t = {(n + 1) * case.dt:.1f}", fontsize=9)
+        row[0].set_ylabel("u")
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+STATISTICS = calibration.mean, calibration.spread
+
+
+def spacetime(forecasts: dict[str, Forecast], factor: float, case: Case) -> Figure:
+    """|ū − u*| of one trajectory per kind beside the recalibrated spread."""
+    figure, axes = plt.subplots(2, len(forecasts), figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
+    extent = (0, case.steps * case.dt, 0, case.length)
+    for column, (kind, found) in zip(axes.T, forecasts.items()):
+        members, truth = found.members.trajectory[0], found.truth.trajectory[0]
+        mean, spread, true = (
+            v.values.numpy("x,time,vector")[..., 0] for v in (*(f(members) for f in STATISTICS), truth)
+        )
+        shown = {f"error, {kind.replace('_', ' ')}": abs(mean - true), "recalibrated spread": factor * spread}
+        top = np.quantile(abs(mean - true), 0.99)
+        for ax, (name, picture) in zip(column, shown.items()):
+            image = ax.imshow(picture, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=0, vmax=top)
+            ax.set_title(name, fontsize=9)
+        figure.colorbar(image, ax=column, location="bottom", shrink=0.8)
+    axes[0, 0].set_ylabel("x")
+    axes[1, 0].set(xlabel="t", ylabel="x")
+    return figure
+
+
+def reliability(forecasts: dict[str, Forecast], factor: float, case: Case) -> Figure:
+    """Error and announced error over time, and nominal against observed coverage."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    t, levels = (np.arange(case.steps) + 1) * case.dt, np.linspace(0.05, 0.95, 19)
+    for colour, (kind, found) in enumerate(forecasts.items()):
+        style, name = dict(color=f"C{colour}"), kind.replace("_", " ")
+        wide = found.rescaled(factor)
+        left.semilogy(t, calibration.skill(found.members, found.truth, ("time",)).numpy("time"), label=name, **style)
+        left.semilogy(t, calibration.expected_skill(wide.members, ("time",)).numpy("time"), ls="--", **style)
+        covered = calibration.coverage(wide.members, found.truth, LEVELS[-1], ("time",)).numpy("time")
+        middle.plot(t, covered, **style)
+        for own, dash in ((found, ":"), (wide, "-")):
+            seen = [float(calibration.coverage(own.members, own.truth, float(level))) for level in levels]
+            right.plot(levels, seen, dash, **style)
+    middle.axhline(LEVELS[-1], color="#888888", lw=1)
+    right.plot([0, 1], [0, 1], color="#888888", lw=1)
+    left.set(title="error (solid) and recalibrated spread (dashed)", xlabel="t", ylabel="root mean square")
+    middle.set(title="coverage of 90 % intervals, recalibrated", xlabel="t", ylim=(0, 1.02))
+    right.set(title="raw (dotted) and recalibrated", xlabel="nominal coverage", ylabel="observed coverage")
+    left.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def main() -> None:
+    options = arguments(__doc__, "burgers_uncertainty").parse_args()
+    require_device(options.device)
+    torch.set_num_threads(1)  # 64 cells are too few to share
+    case, members = replace(LINE, pretraining=1000, updates=300), MEMBERS
+    if options.quick:
+        case, members = replace(case, trajectories=8, pretraining=200, updates=30), 5
+    if options.full:
+        case = replace(case, pretraining=3000, updates=900)
+    began, per_seed = time.perf_counter(), []
+    for seed in range(options.seed, options.seed + options.seeds):
+        ensemble = trained_ensemble(case, draw(case, Kind(), case.trajectories, seed), members, seed, options.device)
+        source = physics(case, case.coarse)
+        validation = forecast(ensemble, source, draw(case, Kind(), case.trajectories, 1000 + seed))
+        test = {name: draw(case, kind, case.trajectories, 2000 + seed) for name, kind in KINDS.items()}
+        forecasts = {name: forecast(ensemble, source, data) for name, data in test.items()}
+        metrics, factor = evaluate(forecasts, validation)
+        per_seed.append(metrics)
+        print(f"\nseed {seed}: {members} members, spread × {factor:.3g} by validation")
+        print_tables(metrics)
+        if seed == options.seed:
+            figures = {
+                "rollout": bands(forecasts, factor, case),
+                "spacetime": spacetime(forecasts, factor, case),
+                "calibration": reliability(forecasts, factor, case),
+            }
+            save_figures(options.out, figures)
+    if options.seeds > 1:
+        kept = [{n: run[n] for n in run if n.startswith("ensemble")} for run in per_seed]
+        print(f"\nmedian [smallest, largest] of {options.seeds} seeds\n{seed_table(kept, list(kept[0]['ensemble']))}")
+    write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
+
+
+if __name__ == "__main__":
+    main()
