@@ -11,6 +11,7 @@ from phi_hybrid.pde import (
     oscillators,
     poisson,
     quantum,
+    smoke,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "oscillators",
     "poisson",
     "quantum",
+    "smoke",
 ]

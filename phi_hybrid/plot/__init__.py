@@ -2,10 +2,11 @@
 
 from .animate import animate
 from .comparison import comparison
+from .descent import descent
 from .errors import errors
 from .history import history
 from .rollout import rollout
 from .spacetime import spacetime
 from .spectrum import energy_spectrum, spectrum
 
-__all__ = ["animate", "comparison", "energy_spectrum", "errors", "history", "rollout", "spacetime", "spectrum"]
+__all__ = ["animate", "comparison", "descent", "energy_spectrum", "errors", "history", "rollout", "spacetime", "spectrum"]

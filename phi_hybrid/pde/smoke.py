@@ -1,0 +1,57 @@
+"""Smoke that flows into a box and rises, without viscosity: ∂u/∂t + u·∇u = −∇p + β s ŷ, ∇·u = 0, ∂s/∂t + u·∇s = q."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from phi import math
+from phi.field import CenteredGrid, Field, StaggeredGrid, resample
+from phi.geom import Box, Sphere
+from phi.math import Tensor
+from phi.math.extrapolation import ZERO_GRADIENT
+from phi.physics import advect, fluid
+
+__all__ = ["inflow_at", "smoke_step", "still_air"]
+
+
+def smoke_step(dt: float, buoyancy: float = 1.0) -> Callable[[dict[str, Field], Field], dict[str, Field]]:
+    """One step: smoke (MacCormack) with inflow, then velocity (semi-Lagrangian) with lift, then projection.
+
+    As in the smoke plumes of Thuerey et al., Physics-based Deep Learning (arXiv 2109.05237).
+
+    Args:
+        dt: time step.
+        buoyancy: β, acceleration per unit of smoke.
+
+    Returns:
+        `step({"velocity": …, "smoke": …}, inflow) -> state`: staggered and centred `(batch, x, y)`, and q, smoke per time,
+        centred. To be captured, or used within `linear_solves()`.
+    """
+
+    def step(state: dict[str, Field], inflow: Field) -> dict[str, Field]:
+        velocity = state["velocity"]
+        smoke = advect.mac_cormack(state["smoke"], velocity, dt) + dt * inflow
+        lift = resample(smoke * math.vec(x=0.0, y=buoyancy), velocity)
+        velocity = advect.semi_lagrangian(velocity, velocity, dt) + dt * lift
+        return {"velocity": fluid.make_incompressible(velocity)[0], "smoke": smoke}
+
+    return step
+
+
+def still_air(x: int, y: int) -> dict[str, Field]:
+    """State without motion and smoke in a closed box of `x` × `y` cells of size 1, `(x, y)`."""
+    grid = dict(x=x, y=y, bounds=Box(x=x, y=y))
+    return {"velocity": StaggeredGrid(0.0, 0, **grid), "smoke": CenteredGrid(0.0, ZERO_GRADIENT, **grid)}
+
+
+def inflow_at(place: Tensor, radius: float, rate: float, like: Field) -> Field:
+    """q = rate in all cells whose centre lies in a circle, 0 elsewhere.
+
+    Args:
+        place: centre of the circle, `(batch, vector)`.
+        radius: of the circle.
+        rate: smoke per time.
+        like: centred field that gives the grid and the boundary, `(x, y)`.
+    """
+    inside = resample(Sphere(place, radius=radius), like).values
+    return like.with_values(math.cast(inside, like.values.dtype) * rate)
