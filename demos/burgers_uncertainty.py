@@ -3,7 +3,8 @@
 The Burgers correction of burgers_correction.py is trained several times, from other initial weights and with another
 order of the windows. The spread of the members' rollouts is compared with the error of their mean: on trajectories like
 those of the training, with a stronger force, with shorter waves, and with a viscosity that the coarse solver does not
-know of. One number, the scale of the spread, is fitted on validation trajectories, so that 90 % intervals hold 90 %.
+know of. One number, the scale of the spread, is fitted on validation trajectories: such that 90 % intervals hold 90 %
+(`covering`), or that its mean square is that of the error (`rms`).
 
     python demos/burgers_uncertainty.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
 """
@@ -126,104 +127,116 @@ def warnings(found: Forecast, threshold: float) -> dict[str, float]:
     return {"flagged": float(flagged.mean()), "rank_correlation": float(spearmanr(announced, error).statistic)}
 
 
-def evaluate(forecasts: dict[str, Forecast], validation: Forecast) -> tuple[dict[str, dict[str, float]], float]:
-    """Method → metric → number, and the factor that the validation asks for."""
-    factor = calibration.covering_scale(validation.members, validation.truth, LEVELS[-1])
+def scales(validation: Forecast) -> dict[str, float]:
+    """Method → factor of the spread."""
+    return {
+        "ensemble": 1.0,
+        "covering": calibration.covering_scale(validation.members, validation.truth, LEVELS[-1]),
+        "rms": 1 / float(calibration.spread_skill(validation.members, validation.truth)),
+    }
+
+
+def evaluate(forecasts: dict[str, Forecast], validation: Forecast) -> dict[str, dict[str, float]]:
+    """Method → metric → number; methods on data unlike those of the training are named `method, kind`."""
     usual = calibration.expected_skill(validation.members.time[:EARLY], ("trajectory",)).numpy("trajectory")
-    threshold, metrics = float(np.quantile(usual, 0.95)), {}
+    threshold, factors, metrics = float(np.quantile(usual, 0.95)), scales(validation), {}
     for kind, found in forecasts.items():
-        end = "" if kind == "held_out" else f", {kind}"
-        metrics["source" + end] = {
-            "mae": float(calibration.crps(single(found.source), found.truth)),
-            "rmse": float(calibration.skill(single(found.source), found.truth)),
-        }
-        metrics["single" + end] = {
-            "mae": of_singles(calibration.crps, found),
-            "rmse": of_singles(calibration.skill, found),
-        }
-        metrics["ensemble" + end] = scores(found) | warnings(found, threshold)
-        metrics["recalibrated" + end] = scores(found.rescaled(factor))
-    return metrics, factor
+        end, source = "" if kind == "held_out" else f", {kind}", replace(found, members=single(found.source))
+        for name, own in {"source": source, "single": found}.items():
+            metrics[name + end] = {"mae": of_singles(calibration.crps, own), "rmse": of_singles(calibration.skill, own)}
+        for name, factor in factors.items():
+            metrics[name + end] = {"factor": factor} | scores(found.rescaled(factor))
+        metrics["ensemble" + end] |= warnings(found, threshold)
+    return metrics
 
 
-def print_tables(metrics: dict[str, dict[str, float]]) -> None:
-    errors = {name: row for name, row in metrics.items() if not name.startswith("recalibrated")}
-    print("\nerrors\n" + Table({name: {m: row[m] for m in ("mae", "rmse")} for name, row in errors.items()}).text())
-    spread = {name: row for name, row in metrics.items() if "crps" in row}
-    columns = [m for m in metrics["recalibrated"] if m not in ("mae", "rmse")]
-    print("\nspread\n" + Table({name: {m: row[m] for m in columns} for name, row in spread.items()}).text())
-    warned = {n: {m: row[m] for m in ("flagged", "rank_correlation")} for n, row in metrics.items() if "flagged" in row}
-    print(f"\nwarning in the first {EARLY} steps\n" + Table(warned).text())
+def tables(metrics: dict[str, dict[str, float]]) -> str:
+    """Three tables below each other: errors, spread, warnings."""
+    parts = {
+        "errors": (("source", "single", "ensemble"), ("mae", "rmse")),
+        "spread": (("ensemble", "covering", "rms"), ("factor", "crps", "spread_skill", "coverage_50", "coverage_90")),
+        f"warnings, from the first {EARLY} steps": (("ensemble",), ("flagged", "rank_correlation")),
+    }
+    return "\n\n".join(
+        f"{title}\n{Table({n: {c: row[c] for c in columns} for n, row in metrics.items() if n.startswith(methods)})}"
+        for title, (methods, columns) in parts.items()
+    )
 
 
 # --- figures ---
 
 
-def bands(forecasts: dict[str, Forecast], factor: float, case: Case) -> Figure:
-    """One trajectory per kind at several times: reference, mean of the members and ±2 s, before and after recalibration."""
+def bands(forecasts: dict[str, Forecast], case: Case) -> Figure:
+    """One trajectory per kind at several times: reference, mean of the members and ±2 s."""
     x = (np.arange(case.coarse) + 0.5) * case.length / case.coarse
     times = [case.steps // 8, case.steps // 4, case.steps // 2, case.steps - 1]
-    figure, axes = plt.subplots(
-        len(forecasts), len(times), figsize=(12, 2.3 * len(forecasts)), sharex=True, sharey="row", layout="constrained"
-    )
+    size = dict(figsize=(12, 2.3 * len(forecasts)), sharex=True, sharey="row", layout="constrained")
+    figure, axes = plt.subplots(len(forecasts), len(times), **size)
     for row, (kind, found) in zip(axes, forecasts.items()):
-        members, truth = found.members.trajectory[0], found.truth.trajectory[0]
+        mean, spread, true = pictures(found)
         for ax, n in zip(row, times):
-            mean, spread = (f(members.time[n]).values.numpy("x,vector")[:, 0] for f in STATISTICS)
-            for scale, alpha in ((factor, 0.18), (1, 0.35)):
-                ax.fill_between(x, mean - 2 * scale * spread, mean + 2 * scale * spread, color="C0", alpha=alpha, lw=0)
-            ax.plot(x, truth.time[n].values.numpy("x,vector")[:, 0], color="#222222", lw=1.3, label="reference")
-            ax.plot(x, mean, color="C0", lw=1.3, label="mean ± 2 s, raw and recalibrated")
+            ax.fill_between(x, (mean - 2 * spread)[:, n], (mean + 2 * spread)[:, n], color="C0", alpha=0.35, lw=0)
+            ax.plot(x, true[:, n], color="#222222", lw=1.3, label="reference")
+            ax.plot(x, mean[:, n], color="C0", lw=1.3, label="mean ± 2 s")
             ax.set_title(f"{kind.replace('_', ' ')}, t = {(n + 1) * case.dt:.1f}", fontsize=9)
         row[0].set_ylabel("u")
     axes[0, 0].legend(fontsize=7, frameon=False)
     return figure
 
 
-STATISTICS = calibration.mean, calibration.spread
+def pictures(found: Forecast) -> list[np.ndarray]:
+    """Mean, spread and truth of the first trajectory, `(x, time)`."""
+    members, truth = found.members.trajectory[0], found.truth.trajectory[0]
+    states = calibration.mean(members), calibration.spread(members), truth
+    return [u.values.numpy("x,time,vector")[..., 0] for u in states]
 
 
-def spacetime(forecasts: dict[str, Forecast], factor: float, case: Case) -> Figure:
-    """|ū − u*| of one trajectory per kind beside the recalibrated spread."""
+def spacetime(forecasts: dict[str, Forecast], case: Case) -> Figure:
+    """|ū − u*| of one trajectory per kind above its spread."""
     figure, axes = plt.subplots(2, len(forecasts), figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
     extent = (0, case.steps * case.dt, 0, case.length)
     for column, (kind, found) in zip(axes.T, forecasts.items()):
-        members, truth = found.members.trajectory[0], found.truth.trajectory[0]
-        mean, spread, true = (
-            v.values.numpy("x,time,vector")[..., 0] for v in (*(f(members) for f in STATISTICS), truth)
-        )
-        shown = {f"error, {kind.replace('_', ' ')}": abs(mean - true), "recalibrated spread": factor * spread}
+        mean, spread, true = pictures(found)
         top = np.quantile(abs(mean - true), 0.99)
-        for ax, (name, picture) in zip(column, shown.items()):
-            image = ax.imshow(picture, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=0, vmax=top)
+        for ax, name, shown in zip(column, (f"error, {kind.replace('_', ' ')}", "spread"), (abs(mean - true), spread)):
+            image = ax.imshow(shown, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=0, vmax=top)
             ax.set_title(name, fontsize=9)
         figure.colorbar(image, ax=column, location="bottom", shrink=0.8)
-    axes[0, 0].set_ylabel("x")
-    axes[1, 0].set(xlabel="t", ylabel="x")
+        column[1].set_xlabel("t")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("x")
     return figure
 
 
 def reliability(forecasts: dict[str, Forecast], factor: float, case: Case) -> Figure:
-    """Error and announced error over time, and nominal against observed coverage."""
+    """Error and announced error over time, coverage over time, and nominal against observed coverage."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    t, levels = (np.arange(case.steps) + 1) * case.dt, np.linspace(0.05, 0.95, 19)
+    t, levels, over_time = (np.arange(case.steps) + 1) * case.dt, np.linspace(0.05, 0.95, 19), ("time",)
     for colour, (kind, found) in enumerate(forecasts.items()):
-        style, name = dict(color=f"C{colour}"), kind.replace("_", " ")
-        wide = found.rescaled(factor)
-        left.semilogy(t, calibration.skill(found.members, found.truth, ("time",)).numpy("time"), label=name, **style)
-        left.semilogy(t, calibration.expected_skill(wide.members, ("time",)).numpy("time"), ls="--", **style)
-        covered = calibration.coverage(wide.members, found.truth, LEVELS[-1], ("time",)).numpy("time")
-        middle.plot(t, covered, **style)
-        for own, dash in ((found, ":"), (wide, "-")):
+        style, both = dict(color=f"C{colour}", lw=1.5), (found.members, found.truth)
+        left.semilogy(t, calibration.skill(*both, over_time).numpy("time"), label=kind.replace("_", " "), **style)
+        left.semilogy(t, calibration.expected_skill(found.members, over_time).numpy("time"), ls="--", **style)
+        middle.plot(t, calibration.coverage(*both, LEVELS[-1], over_time).numpy("time"), **style)
+        for own, dash in ((found, "-"), (found.rescaled(factor), ":")):
             seen = [float(calibration.coverage(own.members, own.truth, float(level))) for level in levels]
             right.plot(levels, seen, dash, **style)
     middle.axhline(LEVELS[-1], color="#888888", lw=1)
     right.plot([0, 1], [0, 1], color="#888888", lw=1)
-    left.set(title="error (solid) and recalibrated spread (dashed)", xlabel="t", ylabel="root mean square")
-    middle.set(title="coverage of 90 % intervals, recalibrated", xlabel="t", ylim=(0, 1.02))
-    right.set(title="raw (dotted) and recalibrated", xlabel="nominal coverage", ylabel="observed coverage")
+    left.set(title="error (solid) and announced error (dashed)", xlabel="t", ylabel="root mean square")
+    middle.set(title="coverage of 90 % intervals", xlabel="t", ylim=(0, 1.02))
+    right.set(title="intervals, and × spread to rms error (dotted)", xlabel="nominal", ylabel="observed coverage")
     left.legend(fontsize=8, frameon=False)
     return figure
+
+
+def run(case: Case, members: int, seed: int, device: str) -> tuple[dict[str, dict[str, float]], dict[str, Forecast]]:
+    """Metrics and forecasts; training, validation and test data are drawn from different seeds."""
+    ensemble = trained_ensemble(case, draw(case, Kind(), case.trajectories, seed), members, seed, device).cpu()
+    source = physics(case, case.coarse)
+    validation = forecast(ensemble, source, draw(case, Kind(), case.trajectories, 1000 + seed))
+    test = {name: draw(case, kind, case.trajectories, 2000 + seed) for name, kind in KINDS.items()}
+    forecasts = {name: forecast(ensemble, source, data) for name, data in test.items()}
+    return evaluate(forecasts, validation), forecasts
 
 
 def main() -> None:
@@ -232,30 +245,22 @@ def main() -> None:
     torch.set_num_threads(1)  # 64 cells are too few to share
     case, members = replace(LINE, pretraining=1000, updates=300), MEMBERS
     if options.quick:
-        case, members = replace(case, trajectories=8, pretraining=200, updates=30), 5
+        case, members = replace(case, trajectories=8, pretraining=150, updates=20), 5
     if options.full:
         case = replace(case, pretraining=3000, updates=900)
     began, per_seed = time.perf_counter(), []
     for seed in range(options.seed, options.seed + options.seeds):
-        ensemble = trained_ensemble(case, draw(case, Kind(), case.trajectories, seed), members, seed, options.device)
-        source = physics(case, case.coarse)
-        validation = forecast(ensemble, source, draw(case, Kind(), case.trajectories, 1000 + seed))
-        test = {name: draw(case, kind, case.trajectories, 2000 + seed) for name, kind in KINDS.items()}
-        forecasts = {name: forecast(ensemble, source, data) for name, data in test.items()}
-        metrics, factor = evaluate(forecasts, validation)
+        metrics, forecasts = run(case, members, seed, options.device)
         per_seed.append(metrics)
-        print(f"\nseed {seed}: {members} members, spread × {factor:.3g} by validation")
-        print_tables(metrics)
+        print(f"\nseed {seed}, {members} members\n\n{tables(metrics)}\n")
         if seed == options.seed:
-            figures = {
-                "rollout": bands(forecasts, factor, case),
-                "spacetime": spacetime(forecasts, factor, case),
-                "calibration": reliability(forecasts, factor, case),
-            }
-            save_figures(options.out, figures)
+            rollout, errors = bands(forecasts, case), spacetime(forecasts, case)
+            reliable = reliability(forecasts, metrics["rms"]["factor"], case)
+            save_figures(options.out, {"rollout": rollout, "spacetime": errors, "calibration": reliable})
     if options.seeds > 1:
-        kept = [{n: run[n] for n in run if n.startswith("ensemble")} for run in per_seed]
-        print(f"\nmedian [smallest, largest] of {options.seeds} seeds\n{seed_table(kept, list(kept[0]['ensemble']))}")
+        for start in ("source", "single", "ensemble", "covering", "rms"):
+            kept = [{n: row for n, row in metrics.items() if n.startswith(start)} for metrics in per_seed]
+            print(f"\nmedian [smallest, largest] of {options.seeds} seeds\n{seed_table(kept, list(kept[0][start]))}")
     write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
 
 

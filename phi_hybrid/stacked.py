@@ -85,11 +85,10 @@ def _same(a: HybridSolver, b: HybridSolver) -> bool:
 
 
 def _same_physics(a: NativeFace | None, b: NativeFace | None) -> bool:
-    """One object, or blocks of one function that are solved alike."""
-    blocks = isinstance(a, PhysicsBlock) and isinstance(b, PhysicsBlock)
-    return a is b or (
-        blocks and (a.step, a.compile_graphs, a.solves.method) == (b.step, b.compile_graphs, b.solves.method)
-    )
+    """Blocks of one function that are solved alike. Plain PhiFlow code cannot be vmapped."""
+    if isinstance(a, PhysicsBlock) and isinstance(b, PhysicsBlock):
+        return (a.step, a.compile_graphs, a.solves.method) == (b.step, b.compile_graphs, b.solves.method)
+    return a is None and b is None
 
 
 def _same_architecture(a: torch.nn.Module, b: torch.nn.Module) -> bool:

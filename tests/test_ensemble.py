@@ -16,6 +16,7 @@ from small_cases import DT, component_values, faces, forced_step, line, scalar
 import phi_hybrid as ph
 from phi_hybrid import ensemble as ensemble_module
 from phi_hybrid.bridge import flatten
+from phi_hybrid.capture import PlainStep
 from phi_hybrid.ensemble import MEMBER
 from phi_hybrid.stacked import alike
 
@@ -257,6 +258,7 @@ SHARED = ph.capture(forced_step)
 UNLIKE: dict[str, Callable[[], list]] = {
     "plain steps": lambda: list(ph.Ensemble([forced_step, forced_step]).members),
     "physics": lambda: [*solvers(1), *solvers(1, physics=lambda u, f: forced_step(u, 2 * f))],
+    "plain physics": lambda: solvers(2, physics=PlainStep(forced_step)),
     "coupling": lambda: [*solvers(1, physics=SHARED), *solvers(1, physics=SHARED, coupling=ph.Multiplicative())],
     "project": lambda: [*solvers(1, physics=SHARED), *solvers(1, physics=SHARED, project=lambda u: 0.5 * u)],
     "layers": lambda: changed(lambda s: setattr(s, "network", network(2, 1, extra=torch.nn.ReLU))),
