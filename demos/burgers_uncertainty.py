@@ -224,7 +224,7 @@ def reliability(forecasts: dict[str, Forecast], factor: float, case: Case) -> Fi
     right.plot([0, 1], [0, 1], color="#888888", lw=1)
     left.set(title="error (solid) and announced error (dashed)", xlabel="t", ylabel="root mean square")
     middle.set(title="coverage of 90 % intervals", xlabel="t", ylim=(0, 1.02))
-    right.set(title="intervals, and × spread to rms error (dotted)", xlabel="nominal", ylabel="observed coverage")
+    right.set(title="raw (solid), spread of rms error (dotted)", xlabel="nominal", ylabel="observed coverage")
     left.legend(fontsize=8, frameon=False)
     return figure
 
