@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,6 +33,8 @@ from phi_hybrid.pde import burgers
 from phi_hybrid.table import Table
 
 MEMBERS, LEVELS, EARLY = 8, (0.5, 0.9), 50
+
+captured = cache(physics)  # once for all data of one viscosity
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,13 @@ def draw(case: Case, kind: Kind, count: int, seed: int) -> ph.Trajectories:
     grid, times = burgers.line(case.fine, case.length), np.arange(case.steps) * case.dt
     initial = burgers.waves_1d(grid, count, None, (1, 4), waves=5, amplitude=0.5, seed=2 * seed)
     force = burgers.waves_1d(grid, count, times, kind.modes, waves=5, amplitude=kind.amplitude, seed=2 * seed + 1)
-    reference = physics(replace(case, viscosity=kind.viscosity), case.fine)
+    reference = captured(replace(case, viscosity=kind.viscosity), case.fine)
     return ph.Trajectories.generate(reference, initial, case.steps, (force,), coarsen=case.fine // case.coarse)
 
 
 def trained_ensemble(case: Case, data: ph.Trajectories, members: int, seed: int, device: str) -> ph.Ensemble:
     """Members that differ in their initial weights and in the order of the windows."""
-    source, solvers = physics(case, case.coarse), []
+    source, solvers = captured(case, case.coarse), []
     for number in range(members):
         own_seed = 100 * seed + number
         torch.manual_seed(own_seed)
@@ -232,7 +235,7 @@ def reliability(forecasts: dict[str, Forecast], factor: float, case: Case) -> Fi
 def run(case: Case, members: int, seed: int, device: str) -> tuple[dict[str, dict[str, float]], dict[str, Forecast]]:
     """Metrics and forecasts; training, validation and test data are drawn from different seeds."""
     ensemble = trained_ensemble(case, draw(case, Kind(), case.trajectories, seed), members, seed, device).cpu()
-    source = physics(case, case.coarse)
+    source = captured(case, case.coarse)
     validation = forecast(ensemble, source, draw(case, Kind(), case.trajectories, 1000 + seed))
     test = {name: draw(case, kind, case.trajectories, 2000 + seed) for name, kind in KINDS.items()}
     forecasts = {name: forecast(ensemble, source, data) for name, data in test.items()}
