@@ -12,7 +12,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 from common import arguments, require_device
-from inversion import Entrant, Inversion, Scaled, compete, native, physical_gradient, plain_gradient, supervised
+from inversion import (
+    Entrant,
+    Inversion,
+    Scaled,
+    compete,
+    cosine,
+    lbfgs,
+    native,
+    physical_gradient,
+    plain_gradient,
+    supervised,
+)
 from phi import math
 from phi.math import batch, spatial
 from phiml.nn import u_net
@@ -20,14 +31,15 @@ from phiml.nn import u_net
 from phi_hybrid.pde import heat
 
 CELLS, VISCOSITY, TIME = 64, 1.0, 8.0
-SAMPLES, HELD_OUT, BATCH, SECONDS = 2048, 128, 16, 120
+SAMPLES, HELD_OUT, SECONDS = 2048, 128, 120
 NOISE = 1e-4
 """Of y, per cell: far below what networks reach, far above rounding."""
 
 ENTRANTS = {
-    "adam": Entrant(plain_gradient, 1e-3),
-    "pg": Entrant(physical_gradient, 1e-3),
-    "supervised": Entrant(supervised, 1e-3),
+    "adam": Entrant(plain_gradient, cosine(3e-3), 16),
+    "pg": Entrant(physical_gradient, cosine(1e-2), 16),
+    "lbfgs": lbfgs(128),
+    "supervised": Entrant(supervised, cosine(1e-2), 16),
 }
 
 
@@ -53,10 +65,16 @@ def make_task(seed: int) -> Inversion:
         inverse = native(heat.Sharpening(VISCOSITY, TIME, NOISE), field)
     truth = torch.from_numpy(values)
     torch.manual_seed(seed)
-    network = Scaled(
-        u_net(1, 1, levels=4, filters=8, batch_norm=False, periodic=True), float(physics(truth).std()), 1.0
-    )
+    unet = u_net(1, 1, levels=4, filters=8, batch_norm=False, periodic=True, use_res_blocks=True)
+    network = torch.nn.Sequential(Scaled(unet, float(physics(truth).std()), 1.0), ZeroMean())
     return Inversion(network, physics, inverse, truth, HELD_OUT)
+
+
+class ZeroMean(torch.nn.Module):
+    """Less the mean over the grid, since diffusion keeps it and that of y* is 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean((1, 2), keepdim=True)
 
 
 def main() -> None:
@@ -64,7 +82,7 @@ def main() -> None:
     require_device(options.device)
     torch.set_num_threads(1)
     seconds = SECONDS * (0.03 if options.quick else 3 if options.full else 1)
-    compete(make_task, ENTRANTS, BATCH, seconds, options)
+    compete(make_task, ENTRANTS, seconds, options)
 
 
 if __name__ == "__main__":

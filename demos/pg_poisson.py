@@ -11,19 +11,31 @@ from __future__ import annotations
 
 import torch
 from common import arguments, require_device
-from inversion import Entrant, Inversion, Scaled, compete, native, physical_gradient, plain_gradient, supervised
+from inversion import (
+    Entrant,
+    Inversion,
+    Scaled,
+    compete,
+    cosine,
+    lbfgs,
+    native,
+    physical_gradient,
+    plain_gradient,
+    supervised,
+)
 from phi import math
 from phiml.nn import u_net
 
 import phi_hybrid as ph
 from phi_hybrid.pde import poisson
 
-CELLS, SAMPLES, HELD_OUT, BATCH, SECONDS = 64, 2048, 128, 16, 120
+CELLS, SAMPLES, HELD_OUT, SECONDS = 64, 2048, 128, 120
 
 ENTRANTS = {
-    "adam": Entrant(plain_gradient, 1e-3),
-    "pg": Entrant(physical_gradient, 1e-3),
-    "supervised": Entrant(supervised, 1e-3),
+    "adam": Entrant(plain_gradient, cosine(3e-3), 16),
+    "pg": Entrant(physical_gradient, cosine(3e-3), 16),
+    "lbfgs": lbfgs(128),
+    "supervised": Entrant(supervised, cosine(3e-3), 16),
 }
 
 
@@ -33,7 +45,7 @@ def make_task(seed: int) -> Inversion:
         physics, inverse = native(poisson.solve, sources), native(poisson.laplace, sources)
         (truth,) = ph.bridge.flatten(sources)[0]
     torch.manual_seed(seed)
-    network = u_net(1, 1, levels=4, filters=8, batch_norm=False)
+    network = u_net(1, 1, levels=4, filters=8, batch_norm=False, use_res_blocks=True)
     return Inversion(Scaled(network, float(physics(truth).std()), 1.0), physics, inverse, truth, HELD_OUT)
 
 
@@ -42,7 +54,7 @@ def main() -> None:
     require_device(options.device)
     torch.set_num_threads(1)
     seconds = SECONDS * (0.03 if options.quick else 3 if options.full else 1)
-    compete(make_task, ENTRANTS, BATCH, seconds, options)
+    compete(make_task, ENTRANTS, seconds, options)
 
 
 if __name__ == "__main__":

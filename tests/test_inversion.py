@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 
 import pg_heat
 import pg_poisson
 import pytest
 import torch
-from inversion import errors, physical_gradient, plain_gradient, supervised, train
+from inversion import (
+    break_even,
+    cosine,
+    distance_to,
+    errors,
+    loss_of,
+    physical_gradient,
+    plain_gradient,
+    supervised,
+    train,
+)
+
+from phi_hybrid.optim import Chain, Gradient, Link
 
 torch.set_num_threads(1)
 
@@ -35,9 +48,33 @@ def test_what_the_entrants_want(demo: ModuleType) -> None:
         torch.testing.assert_close(wanted[physical_gradient], truth - guess.detach(), rtol=0, atol=1e-9)
 
 
-def test_training_reduces_the_errors(demo: ModuleType) -> None:
+@pytest.mark.parametrize("name", ["pg", "adam", "lbfgs"])
+def test_training_reduces_the_errors(demo: ModuleType, name: str) -> None:
     task = demo.make_task(0)
     before = errors(task, task.observed)
-    history = train(task, demo.ENTRANTS["pg"], 8, 2.0, 0)
-    assert history["x"][0] == before["x"] and history["x"][-1] < before["x"]
-    assert history["updates"][-1] > 3
+    history = train(task, replace(demo.ENTRANTS[name], batch=8), 2.0, 0)
+    assert history["x"][0] == before["x"] and history["y"][-1] < before["y"]
+    assert history["updates"][-1] >= 1
+
+
+def test_the_value_of_a_chain_is_its_loss() -> None:
+    """What line searches look at, with the gradient of the proxy."""
+    chain = Chain(Link(torch.sin, Gradient()), Link(distance_to(torch.zeros(3, 2)), Gradient()))
+    x = torch.linspace(0.1, 0.9, 6).reshape(3, 2).requires_grad_()
+    loss = torch.sin(x).square().sum(1).mean() / 2
+    found = loss_of(chain, x)
+    torch.testing.assert_close(found, loss)
+    torch.testing.assert_close(torch.autograd.grad(found, x), torch.autograd.grad(loss, x))
+
+
+def test_rates_fall_to_zero() -> None:
+    assert [cosine(2.0)(share) for share in (0, 0.5, 1, 1.1)] == pytest.approx([2, 1, 0, 0])
+
+
+def test_samples_solved_alone(demo: ModuleType) -> None:
+    """L-BFGS gets as close to y* as it is told to, and further from x* than to y*."""
+    task = demo.make_task(0)
+    coarse, fine = (break_even(task, y, 100.0) for y in (0.2, 0.02))
+    assert 0.02 < fine["alone_x"] < coarse["alone_x"] < 1.2
+    assert coarse["alone_ms"] > 0 and coarse["break_even"] > 100
+    assert break_even(task, 1e-9, 100.0, iterations=20) == {}

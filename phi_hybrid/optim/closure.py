@@ -44,8 +44,15 @@ class Closure:
             loss = self.loss(self.outputs())
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients):
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else _laid_out_like(parameter, gradient)
         return loss.detach()
+
+
+def _laid_out_like(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """In the memory layout of the parameter, as `backward` leaves it; torch's L-BFGS depends on that."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def flattened(outputs: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
