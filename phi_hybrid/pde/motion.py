@@ -1,15 +1,17 @@
-"""Motion of a marker between two snapshots: how its centre of mass moved, and how far it turned."""
+"""Motion of a marker between two snapshots: its centre of mass, its turning, and the flow that carried it."""
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from phi import math
-from phi.field import Field
-from phi.math import Tensor
+from phi.field import Field, StaggeredGrid
+from phi.math import Tensor, batch, channel, dual, rename_dims, spatial, wrap
 from phi.math.extrapolation import PERIODIC
 
 from phi_hybrid.errors import StateError
 
-__all__ = ["estimate_motion"]
+__all__ = ["estimate_flow", "estimate_motion", "solenoidal_waves"]
 
 
 def estimate_motion(before: Field, after: Field, time: float) -> tuple[Tensor, Tensor]:
@@ -40,6 +42,93 @@ def estimate_motion(before: Field, after: Field, time: float) -> tuple[Tensor, T
         (start, axes), (end, turned) = _centre_and_axes(before), _centre_and_axes(after)
         velocity = _nearest_image(end - start, before.bounds.size) / time
         return velocity, _angle(turned * math.conjugate(axes)) / (2 * time)
+
+
+def estimate_flow(before: Field, after: Field, time: float, waves: int = 4, smoothness: float = 0.03) -> Field:
+    """Large-scale incompressible flow that carries one marker into the other.
+
+    First the way d of the centre of mass, see `estimate_motion`; then the displacement s = Σ cⱼ·wⱼ that is left, by linear
+    least squares in the `solenoidal_waves` wⱼ (optical flow, Horn & Schunck 1981),
+
+        min over c of  ∫ (m₀(x − d) − s·∇m̄ − m₁)² + λ Σ exp(0.2·|kⱼ|²)·cⱼ²,  u = (d + s)/t,  m̄ the mean of m₀(x − d) and m₁.
+
+    Of first order in s: exact where markers differ little, an estimate to be repeated where the flow turns and strains
+    them. Beside the marker, u is what the waves continue.
+
+    Args:
+        before: m₀, non-negative, centred and periodic, `(batch, x, y)`.
+        after: m₁, the same some time later.
+        time: t between the two.
+        waves: largest |k|, in waves per box.
+        smoothness: λ, relative to the mean of ∫(wⱼ·∇m̄)²; larger for noise and strain.
+
+    Returns:
+        Staggered velocity `(batch, x, y)` without divergence.
+
+    Raises:
+        StateError: as `estimate_motion`.
+    """
+    displacement, _ = estimate_motion(before, after, 1.0)
+    with math.precision(before.values.dtype.precision):
+        moved, basis = _shifted(before, displacement), solenoidal_waves(before, waves)
+        slope = ((moved + after) / 2).gradient(boundary=PERIODIC).values
+        carried = math.sum(basis.at_centers().values * slope, "vector")
+        penalty = smoothness * np.exp(0.2 * np.sum(_wavevectors(waves) ** 2, 1))
+        weights = _least_squares(carried, moved.values - after.values, penalty)
+        uniform = rename_dims(displacement, "vector", dual(vector="x,y"))
+        return basis.with_values((math.sum(weights * basis.values, "wave") + uniform) / time)
+
+
+def solenoidal_waves(grid: Field, waves: int) -> Field:
+    """Velocities without divergence: two uniform ones, and the curls of cos(k·x) and sin(k·x) for all |k| up to a number.
+
+    Args:
+        grid: any periodic field, for its cells `(x, y)`.
+        waves: largest |k|, in waves per box.
+
+    Returns:
+        Staggered, `(wave, x, y)`, of speed 1 at most; without divergence in the discrete sense.
+    """
+    k, size = _wavevectors(waves), [grid.resolution.get_size(d) for d in "xy"]
+    corner = np.stack(np.meshgrid(*[np.arange(n) / n for n in size], indexing="ij"), -1)
+    phase = 2 * np.pi * corner @ k[2::2].T
+    wavenumber = 2 * np.pi * np.hypot(*(k[2:] / grid.bounds.size.numpy("vector")).T)
+    psi = np.stack([np.cos(phase), np.sin(phase)], -1).reshape(*size, -1) / wavenumber
+    dx = grid.dx.numpy("vector")
+    flow = {"x": (np.roll(psi, -1, 1) - psi) / dx[1], "y": -(np.roll(psi, -1, 0) - psi) / dx[0]}
+    uniform = {"x": [1.0, 0.0], "y": [0.0, 1.0]}
+    components = {d: np.concatenate([np.broadcast_to(uniform[d], (*size, 2)), flow[d]], -1) for d in "xy"}
+    precision = torch.float64 if math.get_precision() == 64 else torch.float32
+    tensors = {
+        d: wrap(torch.as_tensor(c, dtype=precision), spatial("x,y"), batch("wave")) for d, c in components.items()
+    }
+    rest = StaggeredGrid(0, PERIODIC, grid.bounds, grid.resolution)
+    return rest.with_values(math.stack(tensors, dual("vector")))
+
+
+def _wavevectors(waves: int) -> np.ndarray:
+    """k of `solenoidal_waves` in waves per box, `(wave, 2)`: twice 0, then each k of a half-plane twice."""
+    half = [(i, j) for i in range(waves + 1) for j in range(-waves, waves + 1) if (i, j) > (0, 0)]
+    return np.repeat([(0, 0), *[k for k in half if np.hypot(*k) <= waves]], 2, 0).astype(float)
+
+
+def _shifted(marker: Field, displacement: Tensor) -> Field:
+    """m(x − d), each mode times exp(−ik·d)."""
+    k = 2 * math.PI * math.fftfreq(marker.resolution, marker.dx)
+    turn = math.exp(-1j * math.sum(k * displacement, "vector"))
+    return marker.with_values(math.real(math.ifft(math.fft(marker.values) * turn)))
+
+
+def _least_squares(images: Tensor, target: Tensor, penalty: np.ndarray) -> Tensor:
+    """c with Σ cⱼ·imageⱼ ≈ target: `(batch, wave, x, y)`, `(batch, x, y)` → `(batch, wave)`."""
+    dims = target.shape.batch
+    a = math.reshaped_native(images, [dims, "wave", "x,y"])
+    b = math.reshaped_native(target, [dims, "x,y", channel(column=1)])
+    matrix = a @ a.mT
+    scale = matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    ridge = torch.diag(torch.as_tensor(penalty, dtype=a.dtype, device=a.device))
+    weights = torch.linalg.solve(matrix + scale * ridge, a @ b)
+    return math.reshaped_tensor(weights[..., 0], [dims, batch("wave")])
 
 
 def _centre_and_axes(marker: Field) -> tuple[Tensor, Tensor]:

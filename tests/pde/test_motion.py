@@ -27,7 +27,7 @@ from phi.torch.flow import (
 
 import phi_hybrid as ph
 from phi_hybrid.pde import heat
-from phi_hybrid.pde.motion import estimate_motion
+from phi_hybrid.pde.motion import estimate_flow, estimate_motion, solenoidal_waves
 
 torch.set_num_threads(1)
 
@@ -127,7 +127,88 @@ def test_marker_carried_by_a_solid_body() -> None:
     assert omega == pytest.approx(spin, abs=1e-3)
 
 
+# --- flows ---
+
+
+def test_waves_are_solenoidal_and_have_unit_speed() -> None:
+    """In a box that is not square; against curls of cos and sin, to the second order of differences."""
+    distances = []
+    for refined in (1, 2):
+        x, y = solenoidal_waves(grid(32 * refined, 24 * refined), 3).vector
+        u, v = (c.values.numpy("wave,x,y") for c in (x, y))
+        dx, dy = LENGTHS / (32 * refined, 24 * refined)
+        divergence = (np.roll(u, -1, 1) - u) / dx + (np.roll(v, -1, 2) - v) / dy
+        assert len(u) == 2 + 28 and abs(divergence).max() < 1e-12  # 28 whole vectors in a disk of radius 3 but for 0
+        assert (u[0] == 1).all() and (v[1] == 1).all() and not u[1].any() and not v[0].any()
+        assert max(abs(u).max(), abs(v).max()) <= 1
+        k = 2 * np.pi * np.array([1.0, -2.0]) / LENGTHS
+        phase = k[0] * np.arange(32 * refined)[:, None] * dx + k[1] * (np.arange(24 * refined) + 0.5) * dy
+        exact = -k[1] * np.sin(phase) / np.hypot(*k)  # ∂/∂y of cos(k·x)/|k|
+        distances.append(min(abs(wave - exact).max() for wave in u))
+    assert distances[0] < 0.1 and distances[0] / distances[1] == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (-2.7, 1.9)])
+def test_flow_of_a_moved_blob_is_uniform(shift: tuple) -> None:
+    flow = estimate_flow(blob((4.0, 1.0), 0.3), blob(np.add((4.0, 1.0), shift), 0.3), 2.0)
+    for component, expected in zip(flow.vector, np.array(shift) / 2):
+        np.testing.assert_allclose(component.values.numpy("x,y"), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("amplitude", [0.01, 0.02])
+def test_small_deformations_are_found(amplitude: float) -> None:
+    """A marker everywhere, m(x − s(x)) with a wave s; the marker is no function of waves that short, whose flow would not
+    show. Without the error of ∇m, that of the estimate is of second order in s."""
+
+    def marker(x: np.ndarray, y: np.ndarray) -> Field:
+        kx, ky = 2 * np.pi * (x - 1) / 8, 2 * np.pi * (y + 3) / 6
+        values = np.cos(kx) + np.sin(ky + 0.4) + np.cos(kx + ky) + np.sin(2 * kx - ky) + np.cos(2 * ky + kx)
+        return grid().with_values(wrap(torch.as_tensor(np.exp(values / 2)), spatial("x,y")))
+
+    points = grid().points
+    x, y = (points.vector[d].numpy("x,y") for d in "xy")
+    k = 2 * np.pi * np.array([1.0, 1.0]) / LENGTHS
+    speed = amplitude * np.sin(k[0] * (x - 1) + k[1] * (y + 3) + 0.5) / np.hypot(*k)
+    s = np.stack([-k[1] * speed, k[0] * speed], -1)
+    flow = estimate_flow(marker(x, y), marker(x - s[..., 0], y - s[..., 1]), 1.0, 2, 1e-6).at_centers()
+    error = np.sqrt(np.mean((flow.values.numpy("x,y,vector") - s) ** 2) / np.mean(s**2))
+    assert error < 0.03 + 2 * amplitude, error  # 64×48 cells resolve ∇m of the finest wave to 2 %
+
+
+@pytest.mark.parametrize("smoothness", [1e-4, 0.5])
+def test_least_squares_of_a_turned_blob(smoothness: float) -> None:
+    """Against a dense solution of the same equations by NumPy; the blob stays in its place."""
+    on = grid(24, 18)
+    a, b = (blob((5.0, 0.0), angle, (0.8, 0.5), on).values.numpy("x,y") for angle in (0.2, 0.5))
+    mean, d = (a + b) / 2, LENGTHS / (24, 18)
+    slope = [(np.roll(mean, -1, i) - np.roll(mean, 1, i)) / (2 * d[i]) for i in (0, 1)]
+    u, v = (c.values.numpy("wave,x,y") for c in solenoidal_waves(on, 2).vector)
+    images = (u + np.roll(u, -1, 1)) / 2 * slope[0] + (v + np.roll(v, -1, 2)) / 2 * slope[1]
+    squares = np.repeat([0, 1, 4, 2, 1, 2, 4], 2)  # |k|² of (0, 0), (0, 1), (0, 2), (1, −1), (1, 0), (1, 1), (2, 0)
+    weight = smoothness * np.mean(np.sum(images**2, (1, 2))) * np.exp(0.2 * squares)
+    matrix = np.concatenate([images.reshape(14, -1).T, np.diag(np.sqrt(weight))])
+    c = np.linalg.lstsq(matrix, np.concatenate([(a - b).ravel(), np.zeros(14)]), rcond=None)[0]
+    before, after = (on.with_values(wrap(torch.as_tensor(m), spatial("x,y"))) for m in (a, b))
+    found = estimate_flow(before, after, 2.0, 2, smoothness).vector
+    for component, waves in zip(found, (u, v)):
+        np.testing.assert_allclose(component.values.numpy("x,y"), np.tensordot(c, waves, 1) / 2, rtol=0, atol=1e-9)
+
+
 # --- captured ---
+
+
+def test_captured_flow_with_batches() -> None:
+    on = grid(16, 12)
+    befores = [blob((2.0 + n, 1.0), 0.1 * n, (1.0, 0.6), on) for n in range(2)]
+    afters = [blob((2.5, n), 0.3, (1.0, 0.6), on) for n in range(2)]
+    a, b = (stack(list(s), batch("trajectory")) for s in (befores, afters))
+    with math.precision(32):
+        found = ph.capture(lambda p, q: estimate_flow(p, q, 0.5, 2))(a, b)
+    assert found.values.dtype.precision == 64
+    for n in range(2):
+        alone = estimate_flow(befores[n], afters[n], 0.5, 2)
+        for component, expected in zip(found.trajectory[n].vector, alone.vector):
+            np.testing.assert_allclose(component.values.numpy("x,y"), expected.values.numpy("x,y"), rtol=0, atol=1e-10)
 
 
 def test_captured_with_batches_in_any_global_precision() -> None:
