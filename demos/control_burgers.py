@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,11 +62,14 @@ def compare(case: Any, seed: int) -> tuple[dict, dict, dict, ph.Trajectories]:
         return solver
 
     start = enter("supervised", lambda look: supervised(case, physics, training, budget.supervised, seed))
-    enter("dp", lambda look: through_solver(case, start, training, budget.through_solver, seed, LOOKS, look))
+    for weight in (case.effort_weight, *case.front):
+        name, weighted = f"dp, {weight:g}" if weight in case.front else "dp", replace(case, effort_weight=weight)
+        train = partial(through_solver, weighted, start, training, budget.through_solver, seed, LOOKS)
+        enter(name, train)
     if importlib.util.find_spec("stable_baselines3"):
         from control_rl import model_free
 
-        enter("model-free", lambda look: model_free(case, physics, training, budget.model_free, seed, LOOKS, look))
+        enter("model-free", partial(model_free, case, physics, training, budget.model_free, seed, LOOKS))
     else:
         print('without model-free control, which needs stable-baselines3: pip install -c constraints.txt -e ".[rl]"')
     began = time.perf_counter()
@@ -74,6 +78,7 @@ def compare(case: Any, seed: int) -> tuple[dict, dict, dict, ph.Trajectories]:
     states["data"] = tuple(s[:, 1:] for s in held_out.states)
     free = {"calls": 0, "seconds": 0.0}
     rows = {n: {**errors(case, s, states["source"], held_out), **costs.get(n, free)} for n, s in states.items()}
+    rows["dp"]["break_even"] = rows["dp"]["calls"] / calls  # uses after which the training has paid for itself
     return rows, {name: curve.rows for name, curve in curves.items()}, states, held_out
 
 

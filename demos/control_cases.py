@@ -51,6 +51,7 @@ class PPO:
     batch: int
     epochs: int
     log_std: float
+    reward_scale: float
     gamma: float = 0.99
 
 
@@ -67,11 +68,12 @@ class Burgers:
     dt: float = 0.03
     viscosity: float = 0.003
     effort_weight: float = 0.1
+    front: tuple[float, ...] = ()
     supervised_rate: float = 5e-3
     rate: float = 2e-3
     batch: int = 16
-    budget: Budget = Budget(1000, 4000, 250, 2_000_000, 100)
-    rl: PPO = PPO(environments=128, rate=1e-3, batch=512, epochs=10, log_std=-1.5)
+    budget: Budget = Budget(500, 3000, 100, 700_000, 150)
+    rl: PPO = PPO(environments=128, rate=1e-3, batch=512, epochs=10, log_std=-1.5, reward_scale=50)
     dims: int = 1
     goal: str = "velocity"
     actions: int = 32
@@ -141,12 +143,13 @@ class Smoke:
     per_wall: int = 3
     buoyancy: float = 0.02
     strength: float = 0.1
-    effort_weight: float = 0.01
+    effort_weight: float = 0.5
+    front: tuple[float, ...] = (3.0,)
     supervised_rate: float = 1e-3
     rate: float = 2e-3
     batch: int = 8
-    budget: Budget = Budget(400, 2000, 150, 400_000, 30)
-    rl: PPO = PPO(environments=64, rate=1e-3, batch=512, epochs=10, log_std=-1.0)
+    budget: Budget = Budget(600, 1500, 150, 450_000, 30)
+    rl: PPO = PPO(environments=64, rate=1e-3, batch=512, epochs=10, log_std=-0.5, reward_scale=0.1)
     dims: int = 2
     goal: str = "smoke"
     cell_volume: float = 1.0

@@ -24,7 +24,7 @@ from phi_hybrid.bridge.layout import tuple_of
 class Environments(VecEnv):
     """Many samples that are stepped at once by one captured block; all episodes begin and end together.
 
-    The rewards of an episode add up to −(loss of the training through the solver).
+    The rewards of an episode add up to minus the loss of the training through the solver, scaled.
     """
 
     def __init__(self, case: Any, physics: ph.PhysicsBlock, data: ph.Trajectories, count: int, seed: int) -> None:
@@ -61,7 +61,12 @@ class Environments(VecEnv):
         if over:
             cost = cost + self.case.distance(self.state[-1], self.batch.targets[-1][:, -1])
         seen = self.reset() if over else self.observations()
-        return seen, -cost.numpy(), np.full(self.num_envs, over), [{} for _ in range(self.num_envs)]
+        return (
+            seen,
+            -self.case.rl.reward_scale * cost.numpy(),
+            np.full(self.num_envs, over),
+            [{} for _ in range(self.num_envs)],
+        )
 
     def close(self) -> None: ...
 
