@@ -308,6 +308,15 @@ def test_one_failed_member_fails_the_mean() -> None:
     assert torch.isfinite(found.mae["ensemble"][0]).all() and torch.isinf(found.mae["ensemble"][1, 2:]).all()
 
 
+def test_members_are_trained_one_by_one() -> None:
+    data = ph.Trajectories.generate(ph.capture(forced_step), line(0, b=2), 2, (line(1, b=2),), progress=False)
+    ensemble = ph.Ensemble(solvers(2))
+    optimizer = torch.optim.SGD(ensemble.parameters(), 1e-3)
+    trainer = ph.Trainer(ensemble, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
+    with pytest.raises(ph.StateError, match="the step adds batch dims \\['member'\\]"):
+        trainer.fit(1)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_every_member_reconstructs_its_own_initial_state(steps: int) -> None:
     with math.precision(64):
