@@ -59,6 +59,7 @@ def compare(case: Any, seed: int) -> tuple[dict, dict, dict, ph.Trajectories]:
         if not curve.rows:
             curve(solver, 0)
         states[name], costs[name]["calls"] = run(solver, held_out), curve.rows[-1]["calls"]
+        print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in {**curve.rows[-1], **costs[name]}.items()), flush=True)
         return solver
 
     start = enter("supervised", lambda look: supervised(case, physics, training, budget.supervised, seed))
@@ -69,7 +70,7 @@ def compare(case: Any, seed: int) -> tuple[dict, dict, dict, ph.Trajectories]:
     if importlib.util.find_spec("stable_baselines3"):
         from control_rl import model_free
 
-        enter("model-free", partial(model_free, case, physics, training, budget.model_free, seed, LOOKS))
+        enter("model-free", partial(model_free, case.exploring, physics, training, budget.model_free, seed, LOOKS))
     else:
         print('without model-free control, which needs stable-baselines3: pip install -c constraints.txt -e ".[rl]"')
     began = time.perf_counter()
@@ -89,7 +90,7 @@ def main() -> None:
     require_device(options.device)
     torch.set_num_threads(1)
     case = CASES[options.case]
-    factor = 0.08 if options.quick else 3 if options.full else 1
+    factor = case.quick if options.quick else 3 if options.full else 1
     case = replace(case, budget=case.budget.times(factor))
     began, per_seed = time.perf_counter(), []
     for seed in range(options.seed, options.seed + options.seeds):

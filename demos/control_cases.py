@@ -6,7 +6,7 @@ are there for the controller to see. Its state begins with the force applied las
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -78,6 +78,14 @@ class Burgers:
     goal: str = "velocity"
     actions: int = 32
     observations: int = 65
+    quick: float = 0.2
+    floor: float = 0.1
+    """Least share of time by which actions are divided, so that they grow towards the end."""
+
+    @property
+    def exploring(self) -> Burgers:
+        """What is left to trial and error: the noise of actions had better not grow."""
+        return replace(self, floor=1.0)
 
     @property
     def cell_volume(self) -> float:
@@ -120,7 +128,7 @@ class Burgers:
     def force(self, channels: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         _, u, target, remaining = channels.unbind(1)
         straight = (target - u) / (remaining * self.steps * self.dt)
-        return (straight + action / remaining.clamp(min=0.1))[:, None]
+        return (straight + action / remaining.clamp(min=self.floor))[:, None]
 
     def distance(self, u: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """‖u − u*‖ of each sample; not squared, so that a small distance is still worth some force."""
@@ -154,6 +162,11 @@ class Smoke:
     goal: str = "smoke"
     cell_volume: float = 1.0
     observations: int = 257
+    quick: float = 0.08
+
+    @property
+    def exploring(self) -> Smoke:
+        return self
 
     @property
     def actions(self) -> int:
