@@ -33,9 +33,9 @@ CELLS, SAMPLES, HELD_OUT, SECONDS = 64, 2048, 128, 120
 
 ENTRANTS = {
     "adam": Entrant(plain_gradient, cosine(3e-3), 16),
-    "pg": Entrant(physical_gradient, cosine(3e-3), 16),
+    "pg": Entrant(physical_gradient, cosine(1e-2), 16),
     "lbfgs": lbfgs(128),
-    "supervised": Entrant(supervised, cosine(3e-3), 16),
+    "supervised": Entrant(supervised, cosine(1e-2), 16),
 }
 
 
