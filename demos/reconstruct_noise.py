@@ -91,8 +91,8 @@ def main() -> None:
                     found = search(observed, times, wanted, options.quick)
                     all_found[times, level, name] = found, sigma
                     rows[f"{times} {level:g} {name}"] = summary(found, sigma)
-    print(Table(rows).text())
     save_figures(options.out, {"noise": figure(all_found)})
+    print(Table({name: row for name, row in rows.items() if name != "source"}).text())
     write_metrics(options.out, [rows], time.perf_counter() - began)
 
 
