@@ -74,7 +74,7 @@ def compare(case: Any, seed: int) -> tuple[dict, dict, dict, ph.Trajectories]:
     else:
         print('without model-free control, which needs stable-baselines3: pip install -c constraints.txt -e ".[rl]"')
     began = time.perf_counter()
-    states["optimised"], calls = optimised(case, physics, held_out, budget.optimised)
+    states["optimised"], calls = optimised(case.smooth, physics, held_out, budget.optimised)
     costs["optimised"] = {"seconds": (time.perf_counter() - began) / len(held_out), "calls": calls}
     states["data"] = tuple(s[:, 1:] for s in held_out.states)
     free = {"calls": 0, "seconds": 0.0}

@@ -82,10 +82,18 @@ class Burgers:
     floor: float = 0.1
     """Least share of time by which actions are divided, so that they grow towards the end."""
 
+    softness: float = 1e-3
+    """Distance below which its square counts."""
+
     @property
     def exploring(self) -> Burgers:
         """What is left to trial and error: the noise of actions had better not grow."""
         return replace(self, floor=1.0)
+
+    @property
+    def smooth(self) -> Burgers:
+        """What is left to L-BFGS, which gets stuck at kinks."""
+        return replace(self, floor=1.0, softness=1e-2)
 
     @property
     def cell_volume(self) -> float:
@@ -132,7 +140,7 @@ class Burgers:
 
     def distance(self, u: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """‖u − u*‖ of each sample; not squared, so that a small distance is still worth some force."""
-        return (((u - target) ** 2).flatten(1).sum(1) * self.cell_volume + 1e-6).sqrt()
+        return (((u - target) ** 2).flatten(1).sum(1) * self.cell_volume + self.softness**2).sqrt()
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,10 @@ class Smoke:
 
     @property
     def exploring(self) -> Smoke:
+        return self
+
+    @property
+    def smooth(self) -> Smoke:
         return self
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import phi_hybrid as ph
 
@@ -36,6 +37,7 @@ def training(curves: dict[str, list[dict[str, float]]]) -> Figure:
             marker = "o" if len(rows) == 1 else "."
             ax.loglog([r["calls"] for r in rows], [r[key] for r in rows], marker=marker, label=name)
         ax.set(xlabel="solver calls in training", ylabel=label)
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.grid(True, which="both", alpha=0.2)
     axes[0].legend()
     figure.tight_layout()
@@ -46,7 +48,7 @@ def spacetime(case: Any, states: dict[str, States], held_out: ph.Trajectories, s
     """u(x, t) beside its target, and below it the force, for every controller."""
     start, target = (held_out.states[-1][sample, n, :, 0] for n in (0, -1))
     shown = {"data": states["data"], **states}
-    figure, axes = plt.subplots(2, len(shown), figsize=(2.1 * len(shown), 4.8), sharey="row")
+    figure, axes = plt.subplots(2, len(shown), figsize=(2.1 * len(shown), 4.8), sharey="row", layout="compressed")
     u_max = max(float(s[-1][sample].abs().max()) for s in shown.values())
     f_max = max(float(s[0][sample].abs().max()) for n, s in shown.items() if n != "source")
     extent = (0, case.steps * case.dt, 0, 1)
