@@ -114,6 +114,7 @@ FLOORS: dict[str, float] = {
     "noise": 3,
     "optim": 3,
     "precompute": 3,
+    "steady": 3,
     "usual_norm": 3,
     "objective": 3,
     "quantities": 3,
