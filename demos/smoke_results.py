@@ -37,6 +37,7 @@ def curves(histories: dict[str, dict[str, list[float]]]) -> Figure:
         for ax, over, of in zip(axes, ("seconds", "updates", "seconds"), ("marker", "marker", "velocity")):
             ax.plot(history[over], history[of], label=name.replace("_", " "))
             ax.set(xlabel=over, ylabel=f"held-out error of the {of}", yscale="log")
+    axes[1].set_xscale("symlog", linthresh=10)
     axes[0].legend()
     figure.tight_layout()
     return figure
