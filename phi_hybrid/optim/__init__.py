@@ -1,6 +1,7 @@
 """Floor 3: update rules for networks and physics: half-inverse gradients, and chains of pieces with a rule each."""
 
 from phi_hybrid.optim.automatic import Automatic
+from phi_hybrid.optim.blend import Blend
 from phi_hybrid.optim.chain import Chain, Link, Step, absolute, half_square, mean_square
 from phi_hybrid.optim.engines import Dense, Gram, ParameterGram, Update
 from phi_hybrid.optim.golub_kahan import GolubKahan
@@ -14,6 +15,7 @@ from phi_hybrid.optim.structured import Structured
 
 __all__ = [
     "Automatic",
+    "Blend",
     "Chain",
     "Clipped",
     "Closure",
