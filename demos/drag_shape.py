@@ -164,7 +164,7 @@ def histories(tunnels: dict[str, Tunnel]) -> Figure:
 
 def flows(shown: dict[str, tuple[Tunnel, tuple[torch.Tensor, ...], np.ndarray, float]]) -> Figure:
     """Speed and streamlines on the fine grid, with the body."""
-    drawn, axes = plt.subplots(len(shown), 1, figsize=(7, 2.3 * len(shown)), layout="constrained", sharex=True)
+    drawn, axes = plt.subplots(len(shown), 1, figsize=(5.6, 2.4 * len(shown)), layout="constrained", sharex=True)
     phi = torch.linspace(0, 2 * np.pi, 400, dtype=torch.float64)
     for ax, (name, (tunnel, (u, v), a, drag)) in zip(axes, shown.items()):
         u, v = (u[0] if u.ndim > 2 else u), (v[0] if v.ndim > 2 else v)
@@ -185,7 +185,7 @@ def flows(shown: dict[str, tuple[Tunnel, tuple[torch.Tensor, ...], np.ndarray, f
             ylim=(y[0], y[-1]),
         )
     axes[-1].set_xlabel("x/D")
-    drawn.colorbar(image, ax=axes, label="speed / mean inflow", shrink=0.5)
+    drawn.colorbar(image, ax=axes, label="speed / mean inflow", shrink=0.5, pad=0.02)
     return drawn
 
 

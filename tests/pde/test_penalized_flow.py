@@ -1,0 +1,72 @@
+"""Penalised channel flow: width of the mask, areas, gradient of the drag, and the disc of a benchmark."""
+
+from __future__ import annotations
+
+import math as pymath
+
+import numpy as np
+import pytest
+import torch
+from phi.torch.flow import math
+from scipy.integrate import solve_bvp
+
+import phi_hybrid as ph
+from phi_hybrid.pde.penalized_flow import Channel, polar_radius
+from phi_hybrid.steady import steady_state
+
+torch.set_num_threads(1)
+SHAPE = torch.tensor([0.1, 0.3, -0.1, 0.05], dtype=torch.float64)
+
+
+def test_mask_of_this_width_does_not_displace_a_shear_flow() -> None:
+    """ε² u'' = χ u with u' = 1 far outside extrapolates to u = 0 at d = 0."""
+
+    def right(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.array([y[1], (1 - np.tanh(2 * x / 3.11346786)) / 2 * y[0]])
+
+    x = np.linspace(-12, 12, 400)
+    found = solve_bvp(
+        right, lambda a, b: np.array([a[1] - a[0], b[1] - 1]), x, np.array([np.maximum(x, 0), x > 0.0]), tol=1e-6, max_nodes=20000
+    )
+    assert abs(found.sol(12.0)[0] - 12) < 1e-3
+
+
+def test_area_and_smallest_radius_hold_for_all_coefficients() -> None:
+    angle = torch.linspace(0, 2 * pymath.pi, 4001, dtype=torch.float64)
+    radius = polar_radius(3 * SHAPE, angle)
+    assert float(torch.trapezoid(radius**2, angle) / 2) == pytest.approx(pymath.pi / 4, rel=1e-6)
+    assert float(radius.min()) >= 0.15
+    with pytest.raises(ValueError, match="take a smaller one"):
+        polar_radius(SHAPE, angle, smallest=0.6)
+
+
+def solved(channel: Channel) -> tuple:
+    with math.precision(64):
+        block, (x, y) = ph.capture(channel.step()), channel.points()
+        tensors = block.flatten(channel.rest(), x)
+        points = list(zip(tensors[2:], block.flatten(channel.rest(), y)[2:]))
+
+    def drag(coefficients: torch.Tensor) -> tuple[torch.Tensor, float]:
+        mask = tuple(channel.body(coefficients, p) for p in points)
+        state = steady_state(block.native, tensors[:2], mask, 1e-9)
+        return channel.drag(state[0], mask[0]).sum(), float(mask[0].detach().sum()) * channel.dx**2
+
+    return drag
+
+
+def test_gradient_of_the_drag_by_the_shape() -> None:
+    drag, at = solved(Channel(16)), SHAPE.clone().requires_grad_()
+    value, area = drag(at)
+    value.backward()
+    assert area == pytest.approx(pymath.pi / 4, rel=2e-2)
+    for number in range(2):
+        shift = 1e-3 * torch.eye(4, dtype=torch.float64)[number]
+        with torch.no_grad():
+            slope = (drag(SHAPE + shift)[0] - drag(SHAPE - shift)[0]) / 2e-3
+        assert float(at.grad[number]) == pytest.approx(float(slope), rel=2e-3, abs=2e-3)
+
+
+def test_drag_of_a_disc() -> None:
+    """5.58 by Schäfer & Turek (1996), their disc 0.05 D off the centre line."""
+    with torch.no_grad():
+        assert float(solved(Channel(32))(0 * SHAPE)[0]) == pytest.approx(5.58, rel=0.1)
