@@ -56,8 +56,8 @@ class Channel:
 
     @property
     def permeability(self) -> float:
-        """η = (δ/3.113)²/ν: no shear flow is displaced then by a tanh mask of width δ (Hester, Vasil & Burns 2021)."""
-        return (self.smoothing * self.dx / 3.11346786) ** 2 / self.viscosity
+        """η = (δ/2.648)²/ν: no shear flow is displaced then by a tanh mask of width δ (Hester, Vasil & Burns 2021)."""
+        return (self.smoothing * self.dx / 2.648228) ** 2 / self.viscosity
 
     def rest(self) -> Field:
         """The undisturbed parabolic flow, staggered `(x, y)`."""
