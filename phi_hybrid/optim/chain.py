@@ -184,6 +184,8 @@ class Chain:
             dx = tuple(t.detach() for t in as_tuple(pullback(dy)))
         except SolveError as error:
             raise SolveError(f"{name}: {error}", error.residual, error.iterations) from error
+        except NonFiniteError as error:
+            raise NonFiniteError(f"Δx of {name}: {error}", 0) from error
         _require_finite(
             dx, f"Δx of {name}", "use damping, a larger rcond or floor, or an inverse that holds for y + Δy"
         )

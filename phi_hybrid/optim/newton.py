@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from phi_hybrid.errors import StateError
-from phi_hybrid.optim.linearization import Linearization
+from phi_hybrid.optim.linearization import Linearization, finite_derivatives
 from phi_hybrid.optim.rules import Function, Pullback
-from phi_hybrid.optim.vectors import Tensors, as_tuple, pack, unpack
+from phi_hybrid.optim.vectors import Tensors, as_tuple, pack, probe, unpack
 
 
 def _require_number(name: str, value: float) -> None:
@@ -133,16 +133,14 @@ class _Hessian:
         """H of every sample in double precision, `(sample, entry, entry)`, symmetrised."""
         units = torch.eye(self._x.shape[1], dtype=self._x.dtype, device=self._x.device)
         columns = torch.func.vmap(lambda unit: self.times(unit.expand_as(self._x)), chunk_size=chunk)(units)
-        hessians = columns.permute(1, 2, 0).double()
+        hessians = finite_derivatives(columns).permute(1, 2, 0).double()
         return (hessians + hessians.mT) / 2
 
     def diagonal(self) -> torch.Tensor:
         """H·1, which is the diagonal if there is nothing else; `(sample, entry)`."""
-        count = torch.arange(self._x.numel(), dtype=self._x.dtype, device=self._x.device)
-        probe = torch.cos(count).view_as(self._x)  # a sum might cancel
-        diagonal = self.times(torch.ones_like(self._x))
-        deviation = (self.times(probe) - diagonal * probe).abs().amax()
-        if deviation > 100 * torch.finfo(probe.dtype).eps * diagonal.abs().amax():
+        probed, diagonal = probe(self._x), finite_derivatives(self.times(torch.ones_like(self._x)))
+        deviation = (finite_derivatives(self.times(probed)) - diagonal * probed).abs().amax(1)
+        if bool((deviation > 100 * torch.finfo(probed.dtype).eps * diagonal.abs().amax(1)).any()):
             raise StateError(
                 "the entries of x depend on each other in this function, so that its Hessian is not diagonal: use Newton()"
             )

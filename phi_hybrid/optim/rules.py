@@ -22,7 +22,7 @@ import torch
 from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.optim.linearization import Linearization
 from phi_hybrid.optim.spectrum import Cutoff, Filter
-from phi_hybrid.optim.vectors import Tensors, as_tuple, lengths, pack, unpack
+from phi_hybrid.optim.vectors import Tensors, as_tuple, lengths, pack, positive, unit, unpack
 
 Function = Callable[..., torch.Tensor | Tensors]
 """`(*x) -> y`, torch tensors `(sample, …)`; `y` a tensor or a tuple."""
@@ -125,11 +125,11 @@ class GaussNewtonCG:
 
     Args:
         damping: λ, in units of the singular values of J.
-        tolerance: ‖Jᵀ·(Δy − J·Δx) − λ²·Δx‖ / ‖Jᵀ·Δy‖ of every sample.
+        tolerance: ‖Jᵀ·(Δy − J·Δx) − λ²·Δx‖ / ‖Jᵀ·Δy‖ of every sample, as far as rounding allows.
         iterations: the largest number.
 
     Raises:
-        StateError: for settings out of range.
+        StateError: for settings out of range; when used, if samples depend on each other.
         SolveError: when used, if the tolerance is missed.
     """
 
@@ -150,19 +150,25 @@ class GaussNewtonCG:
         return linear.y, lambda dy: unpack(self._solved(linear, pack(dy)), x)
 
     def _solved(self, linear: Linearization, dy: torch.Tensor) -> torch.Tensor:
-        residual, gradient = dy, linear.transposed_times(dy)
+        """In units of ‖Δy‖ and ‖J‖, so that squares neither vanish nor overflow in single precision."""
+        linear.require_independent_samples()
+        size, residual = positive(linear.norms()), unit(dy)
+        damping, gradient = self.damping / size, linear.transposed_times(residual) / size
         solution, direction = torch.zeros_like(gradient), gradient
         square = first = _square(gradient)
+        rounding = 10 * torch.finfo(gradient.dtype).eps  # Jᵀ·r is no smaller, even if J does not reach r
+        done = square <= rounding**2
         for _ in range(self.iterations):
-            image = linear.times(direction)
-            step = _ratio(square, _square(image) + self.damping**2 * _square(direction))
+            image = linear.times(direction) / size
+            step = _ratio(square, _square(image) + damping**2 * _square(direction)) * ~done
             solution, residual = solution + step * direction, residual - step * image
-            gradient = linear.transposed_times(residual) - self.damping**2 * solution
+            gradient = linear.transposed_times(residual) / size - damping**2 * solution
             previous, square = square, _square(gradient)
-            if bool((square <= self.tolerance**2 * first).all()):
-                return solution
+            done = square <= torch.maximum(self.tolerance**2 * first, rounding**2 * _square(residual))
+            if bool(done.all()):
+                return solution * (lengths(dy) / size)
             direction = gradient + _ratio(square, previous) * direction
-        worst = float(_ratio(square, first).max() ** 0.5)
+        worst = float((_ratio(square, first) * ~done).max() ** 0.5)
         raise SolveError(
             f"GaussNewtonCG is at a relative residual of {worst:.2g} after {self.iterations} iterations, more than "
             f"{self.tolerance:g}; use a larger damping, tolerance or number of iterations, or the dense GaussNewton()",

@@ -29,8 +29,23 @@ def unpack(vectors: torch.Tensor, like: Sequence[torch.Tensor]) -> Tensors:
 def lengths(vectors: torch.Tensor) -> torch.Tensor:
     """‖v‖ of every sample, `(sample, entry)` → `(sample, 1)`, without overflow of the squares."""
     largest = vectors.abs().amax(1, keepdim=True)
-    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-    return unit * torch.linalg.vector_norm(vectors / unit, dim=1, keepdim=True)
+    scale = positive(largest)
+    return scale * torch.linalg.vector_norm(vectors / scale, dim=1, keepdim=True)
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    """v/‖v‖ of every sample, 0 where v = 0."""
+    return vectors / positive(lengths(vectors))
+
+
+def positive(sizes: torch.Tensor) -> torch.Tensor:
+    """Sizes to divide by: 1 where they are 0."""
+    return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+
+
+def probe(like: torch.Tensor) -> torch.Tensor:
+    """Vectors without any pattern, so that sums of their entries do not cancel; `(sample, entry)`."""
+    return torch.cos(torch.arange(like.numel(), dtype=like.dtype, device=like.device)).view_as(like)
 
 
 def _shaped(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -117,6 +117,22 @@ def test_separable_newton_refuses_other_losses() -> None:
             Chain(Link(loss, SeparableNewton())).update(x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_separable_newton_judges_every_sample_by_itself(dtype: torch.dtype) -> None:
+    """Next to a sample of huge curvature, the coupling in another one is not rounding."""
+    x = torch.tensor([[1e4, 1e4], [1.0, 2.0]], dtype=dtype)
+    with pytest.raises(ph.StateError, match="not diagonal: use Newton"):
+        Chain(Link(lambda x: (x**4).sum(1) + x[:, 0] * x[:, 1], SeparableNewton())).update(x)
+    assert close(Chain(Link(lambda x: (x**4).sum(1), SeparableNewton())).update(x).update, -x / 3, 1e-6)
+
+
+@pytest.mark.parametrize("rule", [Newton(), SeparableNewton()])
+def test_infinite_curvature_is_named(rule: Newton | SeparableNewton) -> None:
+    """x^1.5 has a slope at 0, but no second derivative."""
+    with pytest.raises(ph.NonFiniteError, match="link 1 of 1 .*derivatives are NaN or infinite"):
+        Chain(Link(lambda x: (x**1.5).sum(1), rule)).update(torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=DOUBLE))
+
+
 def test_samples_that_depend_on_each_other_are_refused() -> None:
     x = noise(3, 4, dtype=DOUBLE)
     with pytest.raises(ph.StateError, match="depend on each other"):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from small_cases import noise
-from update_cases import bent, captured, close, jacobians, per_sample
+from update_cases import bent, captured, close, jacobians, per_sample, square
 
 import phi_hybrid as ph
 from phi_hybrid.optim import Cutoff, Smooth
+from phi_hybrid.optim.chain import Chain, Link
+from phi_hybrid.optim.newton import Newton, SeparableNewton
 from phi_hybrid.optim.rules import Damped, GaussNewton, GaussNewtonCG, Gradient, HalfInverse, Rule, TrustRegion
 
 DOUBLE = torch.float64
@@ -123,6 +125,32 @@ def test_samples_converge_at_their_own_pace() -> None:
     assert close(found, 1 / scales)
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("scale", [1e-20, 1e-12, 1e-11, 1e10, 1e25])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_conjugate_gradients_do_not_depend_on_scale(scale: float, dtype: torch.dtype, damping: float) -> None:
+    """Squares of J·Δy would vanish or overflow in single precision; the second sample has another size of Δy."""
+    weights = torch.tensor([1.0, 2.0, 3.0], dtype=dtype)
+    dy = torch.tensor([[1.0], [1e-15]], dtype=dtype) * weights * scale
+    found = applied(GaussNewtonCG(damping * scale, 1e-6), lambda x: (x * scale) * weights, torch.ones_like(dy), dy)
+    expected = torch.tensor([[1.0], [1e-15]]).double() * weights**2 / (weights**2 + damping**2)
+    for a, b in zip(found, expected):
+        assert close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_conjugate_gradients_where_nothing_can_be_reached(dtype: torch.dtype) -> None:
+    """Δy of the first sample is orthogonal to all that J reaches, up to rounding; the second is solved beside it."""
+    basis = torch.linalg.qr(noise(6, 6, dtype=DOUBLE))[0]
+    matrix = basis[:, :3] @ noise(3, 4, seed=1, dtype=DOUBLE)
+    dy = torch.stack([basis[:, 4], basis[:, 0] + basis[:, 5]])
+    expected = dy @ torch.linalg.pinv(matrix).T
+    physics, x = matrix.to(dtype), torch.ones(2, 4, dtype=dtype)
+    found = applied(GaussNewtonCG(), lambda x: x @ physics.T, x, dy.to(dtype))
+    assert float(found[0].norm()) < 100 * torch.finfo(dtype).eps * float(expected[1].norm())
+    assert close(found[1], expected[1], 1e-3)
+
+
 @pytest.mark.parametrize("rule", [HalfInverse(), GaussNewton(), GaussNewtonCG(), GaussNewton(0.1), GaussNewtonCG(0.1)])
 def test_singular_jacobian(rule: Rule) -> None:
     """Directions that the output does not depend on do not move; the others do as if those were not there."""
@@ -154,13 +182,48 @@ def test_complex_physics() -> None:
         assert close(torch.view_as_real(applied(rule, lambda z: 1j * z, z, dy)), torch.view_as_real(-1j * dy))
 
 
-@pytest.mark.parametrize("rule", [HalfInverse(), GaussNewton()])
-def test_samples_that_depend_on_each_other_are_refused(rule: Rule) -> None:
-    x = noise(3, 4, dtype=DOUBLE)
+COUPLED = {
+    "mean": lambda x: x - x.mean(0),
+    "to later samples": lambda x: x.cumsum(0),
+    "to earlier samples": lambda x: x.flip(0).cumsum(0).flip(0),
+    "to the first": lambda x: torch.cat([2 * x[:1] - x[1:].sum(0), x[1:]]),
+    "from the first": lambda x: 2 * x - x[:1],
+    "between two of five": lambda x: x + 1e-9 * x[[0, 1, 2, 1, 4]],
+    "neighbours": lambda x: x.roll(1, 0) - x.roll(-1, 0),
+}
+
+
+@pytest.mark.parametrize("rule", [HalfInverse(), GaussNewton(), GaussNewtonCG(), Newton()])
+@pytest.mark.parametrize("name", COUPLED)
+def test_samples_that_depend_on_each_other_are_refused(rule: Rule, name: str) -> None:
+    x = noise(5, 4, dtype=DOUBLE)
     with pytest.raises(ph.StateError, match="depend on each other"):
-        applied(rule, lambda x: x - x.mean(0), x, x)
-    centred = applied(Gradient(), lambda x: x - x.mean(0), x, x)
-    assert close(centred, x - x.mean(0))
+        applied(rule, COUPLED[name], x, x)
+
+
+def test_gradients_of_samples_that_depend_on_each_other() -> None:
+    x = noise(3, 4, dtype=DOUBLE)
+    assert close(applied(Gradient(), COUPLED["mean"], x, x), x - x.mean(0))
+
+
+@pytest.mark.parametrize(
+    "rule", [Gradient(), HalfInverse(), GaussNewton(), GaussNewtonCG(), Newton(), SeparableNewton()]
+)
+@pytest.mark.parametrize("sample", [0, 1])
+def test_infinite_derivatives_have_a_link(rule: Rule, sample: int) -> None:
+    """√x has a value at 0; conjugate gradients must not go on with NaN, and the sample is not taken for coupled."""
+    x = torch.ones(2, 3, dtype=DOUBLE)
+    x[sample, 1] = 0
+    calls = []
+
+    def root(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        return torch.sqrt(x)
+
+    chain = Chain(Link(root, rule), Link(lambda y: square(y - 2), Gradient()))
+    with pytest.raises(ph.NonFiniteError, match=r"link 1 of 2 \(.*root with .*\): 1 derivatives are NaN or infinite"):
+        chain.update(x)
+    assert len(calls) < 5
 
 
 # --- modifiers ---
