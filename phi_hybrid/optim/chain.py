@@ -21,7 +21,7 @@ import torch
 
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.optim.rules import Function, Pullback, Rule
-from phi_hybrid.optim.vectors import Tensors, as_tuple, pack
+from phi_hybrid.optim.vectors import Tensors, as_tuple, pack, require_like
 
 Distance = Callable[[torch.Tensor], torch.Tensor]
 """Errors `(sample, entry)` → `(sample,)`."""
@@ -90,8 +90,16 @@ class Step:
         Args:
             x: input of a link as the network makes it, with its graph.
             link: which one; that of a network within the chain is trained towards the input of the next.
+
+        Raises:
+            StateError: if x is not like the one that the step was made for.
         """
         tensors = as_tuple(x)
+        if [t.shape for t in tensors] != [t.shape for t in self.inputs[link]]:
+            raise StateError(
+                f"x of shapes {[tuple(t.shape) for t in tensors]}, but this step was made for "
+                f"{[tuple(t.shape) for t in self.inputs[link]]}: use Chain.proxy(x), which makes one for x"
+            )
         update = as_tuple(self.update) if link == 0 else self.updates[link]
         errors = [
             t - x0.to(t.dtype) - dx.to(t.dtype) for t, x0, dx in zip(tensors, self.inputs[link], update, strict=True)
@@ -127,11 +135,17 @@ class Chain:
             x: input of the first link, a tensor `(sample, …)` or a tuple of them; its graph is not used.
 
         Raises:
-            StateError: if tensors have different numbers of samples, or the last link is no loss per sample.
+            StateError: if x is empty or holds integers, if tensors have different numbers of samples, if a rule returns
+                something unlike x, or the last link is no loss per sample.
             NonFiniteError: naming the link whose output, or whose rule, is not finite.
             SolveError: naming the link whose rule did not converge.
         """
         given = tuple(t.detach() for t in as_tuple(x))
+        if not all(t.numel() and (t.is_floating_point() or t.is_complex()) for t in given):
+            raise StateError(
+                f"x of shapes {[tuple(t.shape) for t in given]} in {[t.dtype for t in given]}: expected at least one sample, "
+                "of real or complex numbers, e.g. x.float()"
+            )
         inputs, pullbacks = [tuple(self._converted(t) for t in given)], []
         _require_finite(inputs[0], "the input of the chain", "it comes from the network")
         for number in range(len(self.links)):
@@ -141,7 +155,7 @@ class Chain:
         loss = self._loss(inputs.pop())
         updates = [(-torch.ones_like(loss),)]
         for number in reversed(range(len(self.links))):
-            updates.append(self._backward(number, pullbacks[number], updates[-1]))
+            updates.append(self._backward(number, pullbacks[number], updates[-1], inputs[number]))
         updates = updates[:0:-1]
         returned = tuple(dx.to(t.dtype) for dx, t in zip(updates[0], given))
         _require_finite(returned, f"Δx in {given[0].dtype}", "bound it with TrustRegion(rule, radius)")
@@ -178,7 +192,7 @@ class Chain:
                 f"{[tuple(t.shape) for t in y]}: the first axis of all is that of the samples, `tensor[None]` makes one"
             )
 
-    def _backward(self, number: int, pullback: Pullback, dy: Tensors) -> Tensors:
+    def _backward(self, number: int, pullback: Pullback, dy: Tensors, x: Tensors) -> Tensors:
         name = self._name(number)
         try:
             dx = tuple(t.detach() for t in as_tuple(pullback(dy)))
@@ -186,6 +200,7 @@ class Chain:
             raise SolveError(f"{name}: {error}", error.residual, error.iterations) from error
         except NonFiniteError as error:
             raise NonFiniteError(f"Δx of {name}: {error}", 0) from error
+        require_like(dx, x, f"Δx of {name}")
         _require_finite(
             dx, f"Δx of {name}", "use damping, a larger rcond or floor, or an inverse that holds for y + Δy"
         )

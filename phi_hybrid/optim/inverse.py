@@ -10,7 +10,7 @@ import torch
 
 from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.optim.rules import Function, Pullback
-from phi_hybrid.optim.vectors import Tensors, as_tuple, lengths, pack, unpack
+from phi_hybrid.optim.vectors import Tensors, as_tuple, lengths, pack, positive, require_like, unpack
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Inverse:
         y = _value(function, x)
 
         def pullback(dy: Tensors) -> Tensors:
-            found = _value(self.fn, (*(a + b for a, b in zip(y, dy)), *x))
-            _require_like(found, x, self.fn)
+            found = _inverted(self.fn, (*(a + b for a, b in zip(y, dy)), *x), x)
             return tuple(a - b for a, b in zip(found, x))
 
         return y, pullback
@@ -48,12 +47,7 @@ class LinearInverse:
     fn: Function
 
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
-        def pullback(dy: Tensors) -> Tensors:
-            found = _value(self.fn, dy)
-            _require_like(found, x, self.fn)
-            return found
-
-        return _value(function, x), pullback
+        return _value(function, x), lambda dy: _inverted(self.fn, dy, x)
 
 
 @dataclass(frozen=True)
@@ -181,8 +175,7 @@ class InverseByOptimization:
 
         def pullback(dy: Tensors) -> Tensors:
             wanted, start = pack(dy), pack(x)
-            unit = lengths(wanted)
-            unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+            unit = positive(lengths(wanted))
 
             def residual(update: torch.Tensor) -> torch.Tensor:
                 """In units of ‖Δy‖, so that nothing depends on the scale of y; of single samples, `(sample, entry)`."""
@@ -213,9 +206,7 @@ def _value(function: Function, x: Tensors) -> Tensors:
         return as_tuple(function(*x))
 
 
-def _require_like(found: Tensors, x: Tensors, fn: Function) -> None:
-    if [t.shape for t in found] != [t.shape for t in x]:
-        raise StateError(
-            f"the inverse {getattr(fn, '__name__', fn)} returned shapes {[tuple(t.shape) for t in found]}, expected those of "
-            f"x, {[tuple(t.shape) for t in x]}"
-        )
+def _inverted(fn: Function, arguments: Tensors, x: Tensors) -> Tensors:
+    found = _value(fn, arguments)
+    require_like(found, x, f"what the inverse {getattr(fn, '__name__', fn)} returned")
+    return found

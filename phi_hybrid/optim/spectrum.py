@@ -48,8 +48,9 @@ class Smooth:
 
     def __call__(self, squares: torch.Tensor, kappa: float) -> torch.Tensor:
         """f of σ² ≥ 0, `(rank,)`, in any order."""
-        floor = self.rcond**2 * squares.max() + self.damping**2
-        return (squares.clamp_min(0) + floor) ** (-(1 + kappa) / 2)
+        raised = squares.clamp_min(0) + self.rcond**2 * squares.max() + self.damping**2
+        safe = torch.where(raised > 0, raised, torch.ones_like(raised))
+        return torch.where(raised > 0, safe ** (-(1 + kappa) / 2), torch.zeros_like(raised))
 
 
 Filter = Cutoff | Smooth

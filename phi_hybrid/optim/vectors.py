@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from phi_hybrid.errors import StateError
+
 Tensors = tuple[torch.Tensor, ...]
 
 
@@ -46,6 +48,24 @@ def positive(sizes: torch.Tensor) -> torch.Tensor:
 def probe(like: torch.Tensor) -> torch.Tensor:
     """Vectors without any pattern, so that sums of their entries do not cancel; `(sample, entry)`."""
     return torch.cos(torch.arange(like.numel(), dtype=like.dtype, device=like.device)).view_as(like)
+
+
+def require_like(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], what: str) -> None:
+    """Raises StateError unless shapes agree, all are real or complex alike, and nothing has lost precision."""
+    if len(found) != len(expected) or not all(map(_alike, found, expected)):
+        raise StateError(
+            f"{what} is {_described(found)}, expected {_described(expected)}: return tensors like those of x, e.g. with "
+            ".reshape(x.shape), .to(x.dtype), or .real where the imaginary part means nothing"
+        )
+
+
+def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    precise = torch.promote_types(found.dtype, expected.dtype) == found.dtype
+    return found.shape == expected.shape and found.is_complex() == expected.is_complex() and precise
+
+
+def _described(tensors: Sequence[torch.Tensor]) -> str:
+    return ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors)
 
 
 def _shaped(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

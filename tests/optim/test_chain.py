@@ -280,6 +280,32 @@ def test_losses_that_are_none(function: object, message: str) -> None:
         Chain(Link(function, Gradient())).update(torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("change", [lambda dx: dx[:, :1], lambda dx: dx[:1], lambda dx: dx.float(), lambda dx: 1j * dx])
+def test_rules_that_return_something_unlike_x(change: object) -> None:
+    """It would be broadcast or lose digits."""
+
+    class Wrong:
+        def __call__(self, function: object, x: tuple) -> tuple:
+            return (function(*x)[0].detach(),), lambda dy: (change(x[0]),)
+
+    with pytest.raises(ph.StateError, match=r"Δx of link 1 of 2 .*expected \(2, 3\) torch.float64"):
+        Chain(Link(lambda x: x, Wrong()), Link(square, Gradient())).update(torch.ones(2, 3, dtype=DOUBLE))
+
+
+def test_a_step_is_for_the_samples_it_was_made_for() -> None:
+    step = Chain(Link(lambda x: 2 * x, Gradient()), Link(square, Gradient())).update(torch.ones(1, 2))
+    for link in (0, 1):
+        assert float(step.proxy(step.inputs[link], link)) == float((step.updates[link][0] ** 2).sum() / 2)
+        with pytest.raises(ph.StateError, match=r"\[\(5, 2\)\], but this step was made for \[\(1, 2\)\]"):
+            step.proxy(torch.ones(5, 2), link)
+
+
+@pytest.mark.parametrize("x", [torch.ones(0, 3), torch.ones(2, 3, dtype=torch.int64)])
+def test_inputs_without_samples_or_derivatives(x: torch.Tensor) -> None:
+    with pytest.raises(ph.StateError, match="at least one sample, of real or complex numbers"):
+        Chain(Link(square, Gradient())).update(x)
+
+
 def test_chains_that_are_none() -> None:
     with pytest.raises(ph.StateError, match="expected Chain"):
         Chain()
