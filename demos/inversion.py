@@ -20,7 +20,7 @@ from contest import batches
 from matplotlib.figure import Figure
 
 import phi_hybrid as ph
-from phi_hybrid.optim import Chain, Closure, Gradient, LinearInverse, Link, SeparableNewton
+from phi_hybrid.optim import Blend, Chain, Closure, Gradient, LinearInverse, Link, SeparableNewton
 
 LOOKS = 15
 """How often held-out errors are looked at; that time does not count."""
@@ -59,6 +59,16 @@ def physical_gradient(task: Inversion, observed: torch.Tensor, truth: torch.Tens
     """Δx = P⁻¹(y* − P(x))."""
     inverse = Link(task.physics, LinearInverse(task.inverse))
     return Chain(inverse, Link(distance_to(observed), SeparableNewton()), precision=torch.float64)
+
+
+def blended(weight: float) -> ChainOf:
+    """Δx = P⁻¹(y* − P(x)) + weight·Pᵀ(y* − P(x)): large structures, which rule y, count for more."""
+
+    def chain(task: Inversion, observed: torch.Tensor, truth: torch.Tensor) -> Chain:
+        both = Link(task.physics, Blend((LinearInverse(task.inverse), 1.0), (Gradient(), weight)))
+        return Chain(both, Link(distance_to(observed), SeparableNewton()), precision=torch.float64)
+
+    return chain
 
 
 def supervised(task: Inversion, observed: torch.Tensor, truth: torch.Tensor) -> Chain:
