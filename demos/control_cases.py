@@ -160,7 +160,7 @@ class Smoke:
     buoyancy: float = 0.02
     strength: float = 0.1
     effort_weight: float = 0.5
-    front: tuple[float, ...] = (3.0,)
+    front: tuple[float, ...] = (1.0, 3.0)
     supervised_rate: float = 1e-3
     rate: float = 2e-3
     batch: int = 8
