@@ -168,21 +168,31 @@ def _direct_seconds(task: Task, x: torch.Tensor, target: float, iterations: int)
     with torch.no_grad():
         like = task.network(x)
     controls = (0.1 * torch.randn(like.shape, generator=generator)).to(like).requires_grad_()  # 0 may be a saddle
-    evaluate = Closure(lambda: task.physics(controls, x), lambda y: task.loss(y, x), [controls])
-    evaluate()  # captures
-    optimizer, reached = torch.optim.LBFGS([controls], max_iter=20, line_search_fn="strong_wolfe"), []
+    closure = Closure(lambda: task.physics(controls, x), lambda y: task.loss(y, x), [controls])
+    return seconds_to_reach(closure, target, iterations)
 
-    def closure() -> torch.Tensor:
-        loss = evaluate()
+
+def seconds_to_reach(closure: Closure, target: float, iterations: int) -> float:
+    """Until L-BFGS has brought the loss down to that, where its parameters are left; infinite if it does not."""
+    closure()  # captures
+    stops = dict(tolerance_grad=0, tolerance_change=0)
+    optimizer = torch.optim.LBFGS(closure.parameters, 1.0, 20, **stops, line_search_fn="strong_wolfe")
+    reached: list[tuple[float, list[torch.Tensor]]] = []
+
+    def watched() -> torch.Tensor:
+        loss = closure()
         if float(loss) <= target:
-            reached.append(time.perf_counter() - began)
+            reached.append((time.perf_counter() - began, [p.detach().clone() for p in closure.parameters]))
         return loss
 
     began = time.perf_counter()
     for _ in range(iterations // 20):
-        optimizer.step(closure)
+        optimizer.step(watched)
         if reached:
-            return reached[0]
+            seconds, found = reached[0]
+            for parameter, value in zip(closure.parameters, found):
+                parameter.data.copy_(value)
+            return seconds
     return math.inf
 
 

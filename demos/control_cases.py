@@ -159,12 +159,12 @@ class Smoke:
     per_wall: int = 3
     buoyancy: float = 0.02
     strength: float = 0.1
-    effort_weight: float = 0.5
-    front: tuple[float, ...] = (1.0, 3.0)
+    effort_weight: float = 0.7
+    front: tuple[float, ...] = (3.0,)
     supervised_rate: float = 1e-3
-    rate: float = 2e-3
-    batch: int = 8
-    budget: Budget = Budget(600, 1500, 150, 450_000, 30)
+    rate: float = 4e-3
+    batch: int = 4
+    budget: Budget = Budget(600, 1500, 300, 440_000, 30)
     rl: PPO = PPO(environments=64, rate=1e-3, batch=512, epochs=10, log_std=-0.5, reward_scale=0.1)
     dims: int = 2
     goal: str = "smoke"

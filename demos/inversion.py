@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from common import save_figures, seed_table, write_metrics
-from contest import batches
+from contest import batches, seconds_to_reach
 from matplotlib.figure import Figure
 
 import phi_hybrid as ph
@@ -124,7 +124,13 @@ def train(task: Inversion, entrant: Entrant, seconds: float, seed: int) -> dict[
             for group in optimizer.param_groups:
                 group["lr"] = entrant.rate(used / seconds)
             chain, seen = entrant.chain(task, observed[chosen], task.truth[chosen]), observed[chosen]
-            optimizer.step(Closure(partial(task.network, seen), partial(loss_of, chain), task.network.parameters()))
+            closure = Closure(partial(task.network, seen), partial(loss_of, chain), task.network.parameters())
+            try:
+                optimizer.step(closure)
+            except ph.NonFiniteError as error:
+                print(f"stopped after {updates} updates: {error}")
+                failed = {"seconds": used, "updates": updates, "x": math.inf, "y": math.inf}
+                return {key: [*values, failed[key]] for key, values in history.items()}
             used += time.perf_counter() - began
             updates += 1
         for key, value in {"seconds": used, "updates": updates, **errors(task, observed)}.items():
@@ -184,9 +190,11 @@ def break_even(
 
     Both are to have the same ‖y − y*‖; `alone_x` is ‖x − x*‖ of the other way. Without these entries, L-BFGS did not get there.
     """
+    if not math.isfinite(target):
+        return {}
     truths = task.truth[-task.held_out :][:uses].split(1)
     found = [_alone(task, task.physics(truth), target, iterations) for truth in truths]
-    if any(x is None for x, _ in found):
+    if not all(math.isfinite(seconds) for _, seconds in found):
         return {}
     began = time.perf_counter()
     with torch.no_grad():
@@ -202,26 +210,13 @@ def break_even(
     }
 
 
-def _alone(task: Inversion, seen: torch.Tensor, target: float, iterations: int) -> tuple[torch.Tensor | None, float]:
-    """x of one sample and the seconds until its ‖y − y*‖ is that small; no x if that takes too many iterations."""
+def _alone(task: Inversion, seen: torch.Tensor, target: float, iterations: int) -> tuple[torch.Tensor, float]:
+    """x of one sample, and the seconds until its ‖y − y*‖ is that small; infinite after too many iterations."""
     x = torch.zeros_like(seen, requires_grad=True)
     scale = 1e8 / float((seen**2).sum())  # torch drops curvatures below 1e-10
-    optimizer = torch.optim.LBFGS([x], 1.0, 20, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe")
-    evaluate = Closure(lambda: task.physics(x), lambda y: scale * distance_to(seen)(y).sum(), [x])
-    reached = []
-
-    def closure() -> torch.Tensor:
-        loss = evaluate()
-        if float(loss) <= 1e8 * target**2 / 2:
-            reached.append((x.detach().clone(), time.perf_counter() - began))
-        return loss
-
-    began = time.perf_counter()
-    for _ in range(iterations // 20):
-        optimizer.step(closure)
-        if reached:
-            return reached[0]
-    return None, math.inf
+    closure = Closure(lambda: task.physics(x), lambda y: scale * distance_to(seen)(y).sum(), [x])
+    seconds = seconds_to_reach(closure, 1e8 * target**2 / 2, iterations)
+    return x.detach(), seconds
 
 
 def examples(task: Inversion) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from common import arguments, require_device, save_figures, seed_table, write_metrics
-from contest import batches
+from contest import batches, seconds_to_reach
 from inversion import distance_to
 from smoke_inversion import (
     ChainOf,
@@ -34,7 +34,7 @@ from smoke_results import curves, errors, norms, pictures, seconds_to
 
 from phi_hybrid.optim import Closure, Step
 
-SAMPLES, HELD_OUT, BATCH, SECONDS, LOOKS = 2048, 64, 16, 100, 12
+SAMPLES, HELD_OUT, BATCH, SECONDS, LOOKS = 2048, 64, 16, 60, 12
 
 
 @dataclass(frozen=True)
@@ -118,19 +118,13 @@ def _append(history: dict[str, list[float]], seconds: float, updates: int, error
 def alone(simulation: Simulation, smoke: Smoke, target: float, iterations: int = 100) -> float:
     """Seconds until L-BFGS through the simulation has brought one sample's marker error down to that; infinite if not."""
     weights = torch.zeros(1, len(simulation.waves), requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=1, max_eval=26, line_search_fn="strong_wolfe")
     scale = float(norms(smoke.before - smoke.after) ** 2)
 
     def markers() -> torch.Tensor:
         return simulation.forward(torch.einsum("sw,wcxy->scxy", weights, simulation.waves), smoke.before)[1]
 
     closure = Closure(markers, lambda m: distance_to(smoke.after)(m).sum() / scale, [weights])
-    closure()  # captures
-    began = time.perf_counter()
-    for _ in range(iterations):
-        if float(optimizer.step(closure)) <= target**2 / 2:
-            return time.perf_counter() - began
-    return math.inf
+    return seconds_to_reach(closure, target**2 / 2, iterations)
 
 
 def break_even(simulation: Simulation, smoke: Smoke, row: dict[str, float], uses: int = 2) -> dict[str, float]:

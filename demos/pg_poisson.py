@@ -29,7 +29,7 @@ from phiml.nn import u_net
 import phi_hybrid as ph
 from phi_hybrid.pde import poisson
 
-CELLS, SAMPLES, HELD_OUT, SECONDS = 64, 2048, 128, 100
+CELLS, SAMPLES, HELD_OUT, SECONDS = 64, 2048, 128, 60
 
 ENTRANTS = {
     "adam": Entrant(plain_gradient, cosine(3e-3), 16),

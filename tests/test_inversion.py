@@ -53,7 +53,7 @@ def test_training_reduces_the_errors(demo: ModuleType, name: str) -> None:
     task = demo.make_task(0)
     before = errors(task, task.observed)
     history = train(task, replace(demo.ENTRANTS[name], batch=8), 2.0, 0)
-    assert history["x"][0] == before["x"] and history["y"][-1] < before["y"]
+    assert history["x"][0] == before["x"] and history["y"][1] < before["y"]
     assert history["updates"][-1] >= 1
 
 
@@ -78,3 +78,11 @@ def test_samples_solved_alone(demo: ModuleType) -> None:
     assert 0.02 < fine["alone_x"] < coarse["alone_x"] < 1.2
     assert coarse["alone_ms"] > 0 and coarse["break_even"] > 100
     assert break_even(task, 1e-9, 100.0, iterations=20) == {}
+
+
+def test_a_training_that_fails_ends(demo: ModuleType) -> None:
+    task = demo.make_task(0)
+    broken = replace(demo.ENTRANTS["adam"], batch=8, rate=lambda share: 1e30)
+    history = train(task, broken, 1.0, 0)
+    assert history["x"][-1] == history["y"][-1] == float("inf")
+    assert break_even(task, history["y"][-1], 1.0) == {}
