@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -22,11 +22,12 @@ from phi_hybrid.bridge.layout import (
     with_batch,
 )
 from phi_hybrid.capture import NativeFace
+from phi_hybrid.capture.face import check_tensors
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.optim.chain import Chain, Distance, Link, half_square
 from phi_hybrid.optim.rules import Gradient, Rule
 from phi_hybrid.optim.vectors import as_tuple, pack
-from phi_hybrid.unroll import TIME, Bound, Inputs, as_step, bind, evaluation_mode, unroll
+from phi_hybrid.unroll import TIME, Bound, Inputs, as_step, bind, evaluation_mode, require_finite, unroll
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -84,16 +85,17 @@ def reconstruct(
         keep_path: whether to return the iterates, too.
 
     Raises:
-        StateError: if observation and prediction differ in kind, or for settings out of range.
+        StateError: if observation and prediction differ in kind, arguments in batch sizes or precision, or for settings
+            out of range.
         NonFiniteError, SolveError: with the iteration in `error.step` and the `Reconstruction` up to it in
-            `error.trajectory`.
+            `error.trajectory`; step 0 if x0 or the observation is not finite.
     """
     if not isinstance(iterations, Integral) or iterations < 0:
         raise StateError(f"iterations = {iterations!r}: must be an integer ≥ 0")
     step = as_step(physics)
     step.check_arguments((x0, *inputs))
     with evaluation_mode(step):
-        problem = _Problem(step, flatten(x0), Inputs(*flatten(observation)), Inputs(*flatten(tuple(inputs))), times)
+        problem = _Problem(step, flatten(x0), Inputs(*flatten(observation)), Inputs(*flatten(inputs)), times)
         chain = Chain(Link(problem.predicted, rule), Link(lambda *y: loss(problem.error(*y)), Gradient()))
         x = [t.clone().requires_grad_() for t in problem.start]
         search = optimizer(x, lr=lr)
@@ -141,19 +143,14 @@ class _Problem:
         inputs: Inputs,
         times: Sequence[int],
     ) -> None:
-        self.times, self.inputs = tuple(times), inputs
-        self._require_times(observed)
-        sizes = {
-            axis.name: size
-            for tensors, layout in (state, (observed.at(0), observed.frame_layout), (inputs.at(0), inputs.frame_layout))
-            for tensor, axes in zip(tensors, layout.leaves)
-            for axis, size in zip(axes, tensor.shape)
-            if axis.kind == "batch"
-        }
+        self.times, self.inputs = _ascending(times), inputs
+        self._require_entries(observed)
+        sizes = self._batch_sizes(state, observed)
+        self._require_arguments(state, observed)
         tensors, layout = _repeated(*state, sizes)
         self.bound = self._bound(step, tensors, layout)
         names = batch_names(self.bound.layout)
-        self.has_samples = bool(names)
+        self._batch = self.bound.state[0].shape[: len(names)]
         frame = with_batch(observed.frame_layout, *names)
         predicted = with_batch(self.bound.step.output_layout, *names)
         if frame != predicted:
@@ -163,19 +160,18 @@ class _Problem:
             )
         self._frame = frame
         goals = [expand(observed.at(n), observed.frame_layout, frame) for n in range(len(self.times))]
-        self._goals = [goal for frame in goals for goal in self._with_samples(frame)]
+        self._goals = [goal for frame in goals for goal in self._as_samples(frame)]
 
     @property
     def start(self) -> Tensors:
         """x₀, `(sample, …)`."""
-        return self._with_samples(self.bound.state)
+        return self._as_samples(self.bound.state)
 
     def predicted(self, *x: torch.Tensor) -> Tensors:
         """Pᵗ(x), one time after the other, `(sample, …)`."""
-        state = x if self.has_samples else tuple(t[0] for t in x)
-        states = unroll(Bound(self.bound.step, state, self.bound.layout), self.inputs, self.times[-1])
+        states = unroll(Bound(self.bound.step, self._as_batch(x), self.bound.layout), self.inputs, self.times[-1])
         found = [expand(states[t - 1], self.bound.step.output_layout, self._frame) for t in self.times]
-        return tuple(y for frame in found for y in self._with_samples(frame))
+        return tuple(y for frame in found for y in self._as_samples(frame))
 
     def error(self, *y: torch.Tensor) -> torch.Tensor:
         """Pᵗ(x) − y*ₜ of all times, `(sample, entry)`."""
@@ -183,15 +179,47 @@ class _Problem:
 
     def result(self, frames: list[Tensors], losses: list[float], keep_path: bool) -> Reconstruction:
         layout = self.bound.layout
-        frames = frames if self.has_samples else [tuple(t[0] for t in frame) for frame in frames]
+        frames = [self._as_batch(frame) for frame in frames]
         path = None
         if keep_path:
             stacked, path_layout = stack(frames, layout, ITERATION)
             path = unflatten(path_layout, stacked)
         return Reconstruction(unflatten(layout, frames[-1]), tuple(losses), path)
 
-    def _with_samples(self, tensors: Tensors) -> Tensors:
-        return tensors if self.has_samples else tuple(t[None] for t in tensors)
+    def _as_samples(self, tensors: Tensors) -> Tensors:
+        """`(*batch, …)` to `(sample, …)`: one axis for all batch dims, also for none."""
+        axes, count = len(self._batch), math.prod(self._batch)
+        return tuple(t.expand((*self._batch, *t.shape[axes:])).reshape(count, *t.shape[axes:]) for t in tensors)
+
+    def _as_batch(self, tensors: Sequence[torch.Tensor]) -> Tensors:
+        """Inverse of `_as_samples`."""
+        return tuple(t.reshape((*self._batch, *t.shape[1:])) for t in tensors)
+
+    def _batch_sizes(self, state: tuple[Tensors, Layout], observed: Inputs) -> dict[str, int]:
+        """Of all batch dims of x₀, the observation and the inputs."""
+        sizes: dict[str, int] = {}
+        frames = (self.inputs.at(0), self.inputs.frame_layout), (observed.at(0), observed.frame_layout), state
+        for tensors, layout in frames:
+            for tensor, axes in zip(tensors, layout.leaves):
+                for axis, size in zip(axes, tensor.shape):
+                    if axis.kind == "batch" and sizes.setdefault(axis.name, size) != size:
+                        raise StateError(
+                            f"batch dim '{axis.name}' has sizes {sizes[axis.name]} and {size} in x0, the observation and the "
+                            "inputs: pass equal numbers of samples, or leave the dim out to repeat a value along it"
+                        )
+                    if axis.kind == "batch" and size == 0:
+                        raise StateError(f"batch dim '{axis.name}' is empty: expected at least one sample")
+        return sizes
+
+    def _require_arguments(self, state: tuple[Tensors, Layout], observed: Inputs) -> None:
+        check_tensors((*state[0], *self.inputs.tensors), tuple_of(state[1], *self.inputs.layout.children))
+        if not all(t.is_floating_point() or t.is_complex() for t in state[0]):
+            raise StateError(
+                f"x0 has values in {', '.join(sorted({str(t.dtype) for t in state[0]}))}: expected real or complex numbers, "
+                "e.g. phi.math.to_float(x0)"
+            )
+        require_finite(state[0], 0, "x0")
+        require_finite(observed.tensors, 0, "the observation")
 
     def _bound(self, step: NativeFace, state: Tensors, layout: Layout) -> Bound:
         if self.times[-1] > 1:
@@ -199,10 +227,9 @@ class _Problem:
         arguments = tuple_of(layout, *self.inputs.frame_layout.children)
         return Bound(step.bind(arguments, (*state, *self.inputs.at(0))), state, layout)
 
-    def _require_times(self, observed: Inputs) -> None:
+    def _require_entries(self, observed: Inputs) -> None:
+        """Along `time`."""
         times = self.times
-        if not times or list(times) != sorted(set(times)) or any(not isinstance(t, Integral) or t < 1 for t in times):
-            raise StateError(f"times = {times!r}: expected ascending numbers of steps, each ≥ 1, e.g. (8, 16)")
         self.inputs.check_length(times[-1])
         if len(times) > 1 and TIME not in batch_names(observed.layout):
             raise StateError(f"an observation at times {times} needs a batch dim '{TIME}' of size {len(times)}")
@@ -213,6 +240,13 @@ class _Problem:
                         f"the observation has {size} entries along '{TIME}' but there are {len(times)} times, {times}; pick "
                         "those observed, e.g. trajectory.time[[8, 16]]"
                     )
+
+
+def _ascending(times: Any) -> tuple[int, ...]:
+    steps = tuple(times) if isinstance(times, Iterable) else ()
+    if not steps or any(not isinstance(t, Integral) or t < 1 for t in steps) or list(steps) != sorted(set(steps)):
+        raise StateError(f"times = {times!r}: expected ascending numbers of steps, each ≥ 1, e.g. (8, 16)")
+    return steps
 
 
 def _repeated(tensors: Tensors, layout: Layout, sizes: dict[str, int]) -> tuple[Tensors, Layout]:

@@ -212,6 +212,21 @@ def test_samples_are_reconstructed_side_by_side() -> None:
         assert agree(both.state.case[n].guess[1], reconstruct(block, several.case[n], zero(start), **settings).state)
 
 
+def test_several_batch_dims_are_samples_too() -> None:
+    """Losses are means over all of them, and every one has its own trust region, as if reconstructed alone."""
+    block, _, observation, start = short()
+    with math.precision(64):
+        factors = wrap(torch.tensor([[1.0, 0.5, -1.0], [2.0, 0.1, -3.0]], dtype=torch.float64), batch("a,b"))
+        several = observation.with_values(observation.values * factors)
+    settings = dict(times=(2,), rule=rules.TrustRegion(GaussNewton(), 0.3), iterations=3, keep_path=True)
+    together = reconstruct(block, several, start, **settings)
+    singles = {(i, j): reconstruct(block, several.a[i].b[j], start, **settings) for i in range(2) for j in range(3)}
+    assert together.losses == pytest.approx(np.mean([s.losses for s in singles.values()], 0))
+    for (i, j), single in singles.items():
+        assert agree(together.state.a[i].b[j], single.state)
+        assert agree(together.path.a[i].b[j], single.path)
+
+
 def test_an_observation_of_another_kind_than_the_state() -> None:
     """Velocity and marker are unknown; what is seen is the marker after two steps. PhiFlow's own gradient by hand."""
     state = {"u": faces("closed", 0, torch.float64), "c": line_of_markers()}
@@ -311,6 +326,8 @@ def test_rules_that_fail_have_an_iteration() -> None:
         ({"times": ()}, r"times = \(\)"),
         ({"times": (2, 1)}, r"times = \(2, 1\)"),
         ({"times": (0,)}, r"times = \(0,\)"),
+        ({"times": 2}, r"times = 2: expected ascending numbers .* e.g. \(8, 16\)"),
+        ({"times": (1.5,)}, r"times = \(1.5,\)"),
         ({"times": (1, 2)}, "needs a batch dim 'time' of size 2"),
     ],
 )
@@ -328,3 +345,30 @@ def test_observations_that_do_not_fit() -> None:
         reconstruct(block, observation.with_boundary(0), start, times=(2,))
     with pytest.raises(ph.StateError, match="cannot be repeated"):
         reconstruct(ph.capture(lambda u: u.values), observation.values, start, times=(2,))
+
+
+def test_numbers_that_are_none() -> None:
+    """Found before the search, whatever the iterations, since neither lr nor the rule could mend them."""
+    block, _, observation, start = short()
+    for iterations in (0, 2):
+        with pytest.raises(ph.NonFiniteError, match="^x0 holds 8 NaN or infinite values; mend or drop it$") as caught:
+            reconstruct(block, observation, start * float("nan"), times=(2,), iterations=iterations)
+        assert caught.value.step == 0
+        with pytest.raises(ph.NonFiniteError, match="^the observation holds 8 NaN"):
+            reconstruct(block, observation * float("inf"), start, times=(2,), iterations=iterations)
+
+
+def test_arguments_that_do_not_fit_each_other() -> None:
+    block = ph.capture(forced_step)
+    u, force, goal = line(0, b=2), line(1), line(2, b=3)
+    for x0, observation, *inputs in ((u, goal, force), (u, line(2), line(1, b=3)), (line(0), goal, line(1, b=2))):
+        with pytest.raises(
+            ph.StateError, match="batch dim 'b' has sizes . and . in x0, the observation and the inputs"
+        ):
+            reconstruct(block, observation, x0, *inputs)
+    with pytest.raises(ph.StateError, match="arguments of different precision: torch.float32, torch.float64"):
+        reconstruct(block, line(2), line(0), line(1, dtype=torch.float64))
+    with pytest.raises(ph.StateError, match="batch dim 'b' is empty"):
+        reconstruct(block, line(2), line(0, b=2).b[2:], force)
+    with pytest.raises(ph.StateError, match="x0 has values in torch.int64: expected real or complex"):
+        reconstruct(lambda u: 2 * u, wrap([1.0, 2.0], spatial("x")), wrap([1, 2], spatial("x")))
