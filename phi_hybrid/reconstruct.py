@@ -22,12 +22,21 @@ from phi_hybrid.bridge.layout import (
     with_batch,
 )
 from phi_hybrid.capture import NativeFace
-from phi_hybrid.capture.face import check_tensors
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.optim.chain import Chain, Distance, Link, half_square
 from phi_hybrid.optim.rules import Gradient, Rule
 from phi_hybrid.optim.vectors import as_tuple, pack
-from phi_hybrid.unroll import TIME, Bound, Inputs, as_step, bind, evaluation_mode, require_finite, unroll
+from phi_hybrid.unroll import (
+    TIME,
+    Bound,
+    Inputs,
+    as_step,
+    bind,
+    evaluation_mode,
+    flatten_arguments,
+    require_finite,
+    unroll,
+)
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -95,7 +104,7 @@ def reconstruct(
     step = as_step(physics)
     step.check_arguments((x0, *inputs))
     with evaluation_mode(step):
-        problem = _Problem(step, flatten(x0), Inputs(*flatten(observation)), Inputs(*flatten(inputs)), times)
+        problem = _Problem(step, *flatten_arguments(x0, inputs), Inputs(*flatten(observation)), times)
         chain = Chain(Link(problem.predicted, rule), Link(lambda *y: loss(problem.error(*y)), Gradient()))
         x = [t.clone().requires_grad_() for t in problem.start]
         search = optimizer(x, lr=lr)
@@ -138,17 +147,20 @@ class _Problem:
     def __init__(
         self,
         step: NativeFace,
-        state: tuple[Tensors, Layout],
-        observed: Inputs,
+        state: Tensors,
+        layout: Layout,
         inputs: Inputs,
+        observed: Inputs,
         times: Sequence[int],
     ) -> None:
         self.times, self.inputs = _ascending(times), inputs
         self._require_entries(observed)
-        sizes = self._batch_sizes(state, observed)
-        self._require_arguments(state, observed)
-        tensors, layout = _repeated(*state, sizes)
-        self.bound = self._bound(step, tensors, layout)
+        sizes = _batch_sizes(
+            (state, layout), (observed.at(0), observed.frame_layout), (inputs.at(0), inputs.frame_layout)
+        )
+        _require_start(state)
+        require_finite(observed.tensors, 0, "the observation")
+        self.bound = self._bound(step, *_repeated(state, layout, sizes))
         names = batch_names(self.bound.layout)
         self._batch = self.bound.state[0].shape[: len(names)]
         frame = with_batch(observed.frame_layout, *names)
@@ -195,32 +207,6 @@ class _Problem:
         """Inverse of `_as_samples`."""
         return tuple(t.reshape((*self._batch, *t.shape[1:])) for t in tensors)
 
-    def _batch_sizes(self, state: tuple[Tensors, Layout], observed: Inputs) -> dict[str, int]:
-        """Of all batch dims of x₀, the observation and the inputs."""
-        sizes: dict[str, int] = {}
-        frames = (self.inputs.at(0), self.inputs.frame_layout), (observed.at(0), observed.frame_layout), state
-        for tensors, layout in frames:
-            for tensor, axes in zip(tensors, layout.leaves):
-                for axis, size in zip(axes, tensor.shape):
-                    if axis.kind == "batch" and sizes.setdefault(axis.name, size) != size:
-                        raise StateError(
-                            f"batch dim '{axis.name}' has sizes {sizes[axis.name]} and {size} in x0, the observation and the "
-                            "inputs: pass equal numbers of samples, or leave the dim out to repeat a value along it"
-                        )
-                    if axis.kind == "batch" and size == 0:
-                        raise StateError(f"batch dim '{axis.name}' is empty: expected at least one sample")
-        return sizes
-
-    def _require_arguments(self, state: tuple[Tensors, Layout], observed: Inputs) -> None:
-        check_tensors((*state[0], *self.inputs.tensors), tuple_of(state[1], *self.inputs.layout.children))
-        if not all(t.is_floating_point() or t.is_complex() for t in state[0]):
-            raise StateError(
-                f"x0 has values in {', '.join(sorted({str(t.dtype) for t in state[0]}))}: expected real or complex numbers, "
-                "e.g. phi.math.to_float(x0)"
-            )
-        require_finite(state[0], 0, "x0")
-        require_finite(observed.tensors, 0, "the observation")
-
     def _bound(self, step: NativeFace, state: Tensors, layout: Layout) -> Bound:
         if self.times[-1] > 1:
             return bind(step, state, layout, self.inputs)
@@ -247,6 +233,31 @@ def _ascending(times: Any) -> tuple[int, ...]:
     if not steps or any(not isinstance(t, Integral) or t < 1 for t in steps) or list(steps) != sorted(set(steps)):
         raise StateError(f"times = {times!r}: expected ascending numbers of steps, each ≥ 1, e.g. (8, 16)")
     return steps
+
+
+def _batch_sizes(*frames: tuple[Tensors, Layout]) -> dict[str, int]:
+    """Of all batch dims of x₀, the observation and the inputs."""
+    sizes: dict[str, int] = {}
+    for tensors, layout in frames:
+        for tensor, axes in zip(tensors, layout.leaves):
+            for name, size in [(a.name, s) for a, s in zip(axes, tensor.shape) if a.kind == "batch"]:
+                if size == 0:
+                    raise StateError(f"batch dim '{name}' is empty: expected at least one sample")
+                if sizes.setdefault(name, size) != size:
+                    raise StateError(
+                        f"batch dim '{name}' has sizes {sizes[name]} and {size} in x0, the observation and the inputs: pass "
+                        "equal numbers of samples, or leave the dim out to repeat a value along it"
+                    )
+    return sizes
+
+
+def _require_start(state: Tensors) -> None:
+    if not all(t.is_floating_point() or t.is_complex() for t in state):
+        raise StateError(
+            f"x0 has values in {', '.join(sorted({str(t.dtype) for t in state}))}: expected real or complex numbers, e.g. "
+            "phi.math.to_float(x0)"
+        )
+    require_finite(state, 0, "x0")
 
 
 def _repeated(tensors: Tensors, layout: Layout, sizes: dict[str, int]) -> tuple[Tensors, Layout]:

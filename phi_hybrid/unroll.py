@@ -25,6 +25,7 @@ from phi_hybrid.bridge.layout import (
     without,
 )
 from phi_hybrid.capture import NativeFace, NativeStep, PlainStep
+from phi_hybrid.capture.face import check_tensors
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 
 Tensors = tuple[torch.Tensor, ...]
@@ -68,6 +69,19 @@ class Bound:
     state: Tensors
     layout: Layout
     """Of the state."""
+
+
+def flatten_arguments(state: Any, inputs: Sequence[Any]) -> tuple[Tensors, Layout, Inputs]:
+    """Tensors and layout of a state, and inputs beside it, in one precision as for a single step.
+
+    Raises:
+        StateError: for arguments of different precisions or devices.
+    """
+    tensors, layout = flatten((state, *inputs))
+    check_tensors(tensors, layout)
+    first, *others = layout.children
+    count = len(first.leaves)
+    return tensors[:count], first, Inputs(tensors[count:], tuple_of(*others))
 
 
 def as_step(step: Callable) -> NativeFace:
@@ -131,16 +145,16 @@ def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = 
     Raises:
         NonFiniteError: at the first step whose result holds NaN or infinity; `error.trajectory` has the states before.
         SolveError: where a linear solve inside a step fails, likewise with `error.step` and `error.trajectory`.
-        StateError: for negative `steps`, missing or too short inputs, or a state with a dim `time`.
+        StateError: for negative `steps`, missing or too short inputs, inputs of another precision, or a state with a dim
+            `time`.
     """
     if not isinstance(steps, Integral) or steps < 0:
         raise StateError(f"steps = {steps!r}: a rollout takes a number of steps ≥ 0")
     step = as_step(step)
     step.check_arguments((state, *inputs))
-    tensors, layout = flatten(state)
+    tensors, layout, arguments = flatten_arguments(state, inputs)
     if TIME in batch_names(layout):
         raise StateError(f"the initial state has a dim '{TIME}'; pick a frame, e.g. state.time[0]")
-    arguments = Inputs(*flatten(tuple(inputs)))
     arguments.check_length(steps)
     if check:
         require_finite(tensors, 0, "the initial state")

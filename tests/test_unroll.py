@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from phi.torch.flow import ZERO_GRADIENT, Field, batch, math
@@ -251,3 +252,14 @@ def test_step_that_adds_a_batch_dim_of_its_own() -> None:
 def test_float64_stays_float64(block: ph.PhysicsBlock) -> None:
     trajectory = ph.rollout(block, line(0, dtype=torch.float64), 2, line(1, dtype=torch.float64))
     assert component_values(trajectory, ("time",))[0].dtype == torch.float64
+
+
+def test_inputs_have_the_precision_of_the_state(block: ph.PhysicsBlock) -> None:
+    """NumPy values take it, as in a single step, with all their digits; torch values of another one are an error."""
+    u = line(0, dtype=torch.float64)
+    scaled = ph.capture(lambda u, factor: u * factor)
+    trajectory = ph.rollout(scaled, u, 1, math.wrap(np.array([0.1, 0.2]), batch("b")))
+    (found,) = component_values(trajectory.time[1], ("b",))
+    assert torch.equal(found, torch.stack([component_values(u)[0] * f for f in (0.1, 0.2)]))
+    with pytest.raises(ph.StateError, match="arguments of different precision: torch.float32, torch.float64"):
+        ph.rollout(block, line(0), 2, line(1, dtype=torch.float64))
