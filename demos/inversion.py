@@ -20,7 +20,7 @@ from contest import batches, seconds_to_reach
 from matplotlib.figure import Figure
 
 import phi_hybrid as ph
-from phi_hybrid.optim import Blend, Chain, Closure, Gradient, LinearInverse, Link, SeparableNewton
+from phi_hybrid.optim import Chain, Closure, Gradient, LinearInverse, Link, SeparableNewton
 
 LOOKS = 15
 """How often held-out errors are looked at; that time does not count."""
@@ -61,16 +61,6 @@ def physical_gradient(task: Inversion, observed: torch.Tensor, truth: torch.Tens
     return Chain(inverse, Link(distance_to(observed), SeparableNewton()), precision=torch.float64)
 
 
-def blended(weight: float) -> ChainOf:
-    """Δx = P⁻¹(y* − P(x)) + weight·Pᵀ(y* − P(x)): large structures, which rule y, count for more."""
-
-    def chain(task: Inversion, observed: torch.Tensor, truth: torch.Tensor) -> Chain:
-        both = Link(task.physics, Blend((LinearInverse(task.inverse), 1.0), (Gradient(), weight)))
-        return Chain(both, Link(distance_to(observed), SeparableNewton()), precision=torch.float64)
-
-    return chain
-
-
 def supervised(task: Inversion, observed: torch.Tensor, truth: torch.Tensor) -> Chain:
     """Without physics, towards x*, which the others do not see."""
     return Chain(Link(distance_to(truth), Gradient()), precision=torch.float64)
@@ -89,16 +79,21 @@ def cosine(largest: float) -> Callable[[float], float]:
 class Entrant:
     """How updates are passed back, by which optimizer they reach the network, and how many samples it sees at a time."""
 
-    chain: ChainOf
+    chains: tuple[tuple[ChainOf, float], ...]
+    """Each used until that share of the time is over."""
     rate: Callable[[float], float]
     batch: int
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
 
 
+def throughout(chain: ChainOf) -> tuple[tuple[ChainOf, float], ...]:
+    return ((chain, 1.0),)
+
+
 def lbfgs(batch: int) -> Entrant:
     """Second-order training of the network: 10 iterations with a line search on so many samples, then on others."""
     optimizer = partial(torch.optim.LBFGS, max_iter=10, history_size=20, line_search_fn="strong_wolfe")
-    return Entrant(plain_gradient, lambda share: 1.0, batch, optimizer)
+    return Entrant(throughout(plain_gradient), lambda share: 1.0, batch, optimizer)
 
 
 def errors(task: Inversion, observed: torch.Tensor) -> dict[str, float]:
@@ -111,31 +106,36 @@ def errors(task: Inversion, observed: torch.Tensor) -> dict[str, float]:
 
 
 def train(task: Inversion, entrant: Entrant, seconds: float, seed: int) -> dict[str, list[float]]:
-    """History `{'seconds', 'updates', 'x', 'y': [...]}` of the errors on held-out samples."""
+    """History `{'seconds', 'updates', 'x', 'y': [...]}` of the errors on held-out samples; infinite where it failed."""
     observed, training = task.observed, len(task.truth) - task.held_out
-    optimizer = entrant.optimizer(task.network.parameters(), entrant.rate(0.0))
     history = {"seconds": [0.0], "updates": [0], **{k: [v] for k, v in errors(task, observed).items()}}
     numbers, used, updates = batches(torch.arange(training), entrant.batch, seed), 0.0, 0
-    while used < seconds and math.isfinite(history["x"][-1]):
-        target = used + seconds / LOOKS
-        while used < target:
-            chosen = next(numbers)
-            began = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = entrant.rate(used / seconds)
-            chain, seen = entrant.chain(task, observed[chosen], task.truth[chosen]), observed[chosen]
-            closure = Closure(partial(task.network, seen), partial(loss_of, chain), task.network.parameters())
-            try:
-                optimizer.step(closure)
-            except ph.NonFiniteError as error:
-                print(f"stopped after {updates} updates: {error}")
-                failed = {"seconds": used, "updates": updates, "x": math.inf, "y": math.inf}
-                return {key: [*values, failed[key]] for key, values in history.items()}
-            used += time.perf_counter() - began
-            updates += 1
-        for key, value in {"seconds": used, "updates": updates, **errors(task, observed)}.items():
-            history[key].append(value)
+    try:
+        for chain_of, end in entrant.chains:
+            optimizer = entrant.optimizer(task.network.parameters(), entrant.rate(used / seconds))
+            while used < end * seconds:
+                look = min(used + seconds / LOOKS, end * seconds)
+                while used < look:
+                    optimizer.param_groups[0]["lr"] = entrant.rate(used / seconds)
+                    chosen = next(numbers)
+                    began = time.perf_counter()
+                    chain = chain_of(task, observed[chosen], task.truth[chosen])
+                    _update(optimizer, task.network, observed[chosen], chain)
+                    used, updates = used + time.perf_counter() - began, updates + 1
+                _append(history, used, updates, errors(task, observed))
+    except (ph.NonFiniteError, ph.SolveError) as error:
+        print(f"stopped after {updates} updates: {error}")
+        _append(history, used, updates, {"x": math.inf, "y": math.inf})
     return history
+
+
+def _update(optimizer: torch.optim.Optimizer, network: torch.nn.Module, seen: torch.Tensor, chain: Chain) -> None:
+    optimizer.step(Closure(lambda: network(seen), partial(loss_of, chain), network.parameters()))
+
+
+def _append(history: dict[str, list[float]], seconds: float, updates: int, errors: dict[str, float]) -> None:
+    for key, value in {"seconds": seconds, "updates": updates, **errors}.items():
+        history[key].append(value)
 
 
 def loss_of(chain: Chain, x: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,6 @@ from inversion import (
     Entrant,
     Inversion,
     Scaled,
-    blended,
     compete,
     cosine,
     lbfgs,
@@ -24,6 +23,7 @@ from inversion import (
     physical_gradient,
     plain_gradient,
     supervised,
+    throughout,
 )
 from phi import math
 from phi.math import batch, spatial
@@ -37,11 +37,11 @@ NOISE = 1e-12
 """Of y, per cell: that of rounding in double precision; what has not drowned in it is sharpened."""
 
 ENTRANTS = {
-    "adam": Entrant(plain_gradient, cosine(3e-3), 16),
-    "pg": Entrant(physical_gradient, cosine(1e-2), 16),
-    "pg_and_gradient": Entrant(blended(2.0), cosine(1e-2), 16),
+    "adam": Entrant(throughout(plain_gradient), cosine(3e-3), 16),
+    "pg": Entrant(throughout(physical_gradient), cosine(1e-2), 16),
+    "pg_then_adam": Entrant(((physical_gradient, 0.75), (plain_gradient, 1.0)), cosine(1e-2), 16),
     "lbfgs": lbfgs(128),
-    "supervised": Entrant(supervised, cosine(1e-2), 16),
+    "supervised": Entrant(throughout(supervised), cosine(1e-2), 16),
 }
 
 

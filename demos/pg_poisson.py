@@ -22,6 +22,7 @@ from inversion import (
     physical_gradient,
     plain_gradient,
     supervised,
+    throughout,
 )
 from phi import math
 from phiml.nn import u_net
@@ -32,10 +33,10 @@ from phi_hybrid.pde import poisson
 CELLS, SAMPLES, HELD_OUT, SECONDS = 64, 2048, 128, 60
 
 ENTRANTS = {
-    "adam": Entrant(plain_gradient, cosine(3e-3), 16),
-    "pg": Entrant(physical_gradient, cosine(1e-2), 16),
+    "adam": Entrant(throughout(plain_gradient), cosine(3e-3), 16),
+    "pg": Entrant(throughout(physical_gradient), cosine(1e-2), 16),
     "lbfgs": lbfgs(128),
-    "supervised": Entrant(supervised, cosine(1e-2), 16),
+    "supervised": Entrant(throughout(supervised), cosine(1e-2), 16),
 }
 
 
