@@ -41,6 +41,6 @@ def test_early_stopping_pays_under_noise() -> None:
     """Going on beyond the noise level fits the noise."""
     with math.precision(64):
         observed, sigma = demo.observe((8,), 0.1, 4, 0)
-        wanted = Search(60, demo.SEARCHES["gradient descent"].settings)
+        wanted = Search(60, demo.searches((8,))["gradient descent"].settings)
         row = demo.summary(demo.search(observed, (8,), wanted, quick=False), sigma)
     assert row["x_stopped"] < 0.9 * row["x"] and row["x_stopped"] < 1.2 * row["x_best"]
