@@ -45,11 +45,14 @@ class Entrant:
     rate: float
     replays: int = 0
     """Updates of the network towards targets found before, per physical gradient."""
+    share: float = 1.0
+    """Of the time that the others have."""
 
 
 ENTRANTS = {
     "adam": Entrant((plain_gradient,), 1e-3),
     "pg": Entrant((physical_gradient,), 1e-3, replays=20),
+    "pg_half_time": Entrant((physical_gradient,), 1e-3, replays=20, share=0.5),
     "pg_then_adam": Entrant((physical_gradient, plain_gradient), 1e-3, replays=20),
     "supervised": Entrant((supervised,), 1e-3),
 }
@@ -160,7 +163,7 @@ def compete(
     for name, entrant in ENTRANTS.items():
         torch.manual_seed(seed)
         network = Network(simulation)
-        history = histories[name] = train(simulation, network, smoke, entrant, seconds, looks, seed)
+        history = histories[name] = train(simulation, network, smoke, entrant, entrant.share * seconds, looks, seed)
         rows[name] = {key: values[-1] for key, values in history.items()}
         rows[name] |= seconds_to(history, rows["adam"]) | break_even(simulation, held_out, rows[name])
         shown[name] = predicted(network, smoke[-1:])
