@@ -74,14 +74,25 @@ class Channel:
         return (1 - torch.tanh(2 * distance / (self.smoothing * self.dx))) / 2
 
     def body(self, coefficients: torch.Tensor, points: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """χ at native points (x, y) of a polar shape whose area on the grid, Σ χ dx², is that of the disc, π/4.
+        """χ at native points (x, y) of a polar shape whose area on the grid, Σ χ dx², is that of the disc, π/4, to rounding.
 
-        Smoothing adds some area where the boundary is curved; lengths are scaled so that it is lost again.
+        Smoothing adds some area where the boundary is curved, and grids see it in steps; lengths are scaled so that it is
+        lost again. The last of Newton's steps is the one that is differentiated.
         """
         x, y = points
-        surplus = self.mask(signed_distance(coefficients, x, y)).sum() * self.dx**2 / (pymath.pi / 4)
-        scale = surplus**-0.5
-        return self.mask(scale * signed_distance(coefficients, x / scale, y / scale))
+
+        def scaled(scale: torch.Tensor) -> torch.Tensor:
+            return self.mask(scale * signed_distance(coefficients, x / scale, y / scale))
+
+        def surplus(scale: torch.Tensor) -> torch.Tensor:
+            return scaled(scale).sum() * self.dx**2 - pymath.pi / 4
+
+        scale = torch.ones((), dtype=coefficients.dtype, device=coefficients.device)
+        for _ in range(4):
+            with torch.no_grad():
+                slope = (surplus(1.001 * scale) - surplus(0.999 * scale)) / (0.002 * scale)
+            scale = scale.detach() - surplus(scale.detach()) / slope
+        return scaled(scale)
 
     def step(self) -> Callable:
         """`step(velocity, mask) -> velocity`: both staggered `(batch, x, y)`, mask χ on the faces. To be captured.
