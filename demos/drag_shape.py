@@ -26,7 +26,7 @@ from phi_hybrid.pde.penalized_flow import Channel, polar_radius
 from phi_hybrid.steady import steady_state
 from phi_hybrid.table import Table
 
-LARGEST = np.array([0.3, 0.6, 0.3, 0.2, 0.15, 0.1])
+LARGEST = np.array([0.5, 1.0, 0.4, 0.4, 0.2, 0.2])
 """Bounds of the coefficients |a_k|."""
 DISC = np.zeros(len(LARGEST))
 BOX = Bounds(-LARGEST, LARGEST)
