@@ -9,6 +9,7 @@
 | `Newton`, `SeparableNewton` | −∣H∣⁻¹·∇φ, φ = −⟨Δy, f⟩ | second derivatives, see `newton` |
 | `Inverse`, `LinearInverse`, `InverseByOptimization` | f⁻¹(y + Δy) − x | an inverse, see `inverse` |
 | `Damped`, `TrustRegion` | those of another rule, shorter | |
+| `Blend` | those of several rules, added up, see `blend` | |
 """
 
 from __future__ import annotations
