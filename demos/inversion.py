@@ -102,7 +102,9 @@ def errors(task: Inversion, observed: torch.Tensor) -> dict[str, float]:
     with torch.no_grad():
         x = torch.cat([task.network(part) for part in seen.split(16)]).double()
         y = task.physics(x)
-    return {name: float(_relative(a, b).mean().nan_to_num(math.inf)) for name, a, b in (("x", x, truth), ("y", y, seen))}
+    return {
+        name: float(_relative(a, b).mean().nan_to_num(math.inf)) for name, a, b in (("x", x, truth), ("y", y, seen))
+    }
 
 
 def train(task: Inversion, entrant: Entrant, seconds: float, seed: int) -> dict[str, list[float]]:

@@ -9,4 +9,14 @@ from .rollout import rollout
 from .spacetime import spacetime
 from .spectrum import energy_spectrum, spectrum
 
-__all__ = ["animate", "comparison", "descent", "energy_spectrum", "errors", "history", "rollout", "spacetime", "spectrum"]
+__all__ = [
+    "animate",
+    "comparison",
+    "descent",
+    "energy_spectrum",
+    "errors",
+    "history",
+    "rollout",
+    "spacetime",
+    "spectrum",
+]
