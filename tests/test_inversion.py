@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pg_heat
@@ -86,3 +88,21 @@ def test_a_training_that_fails_ends(demo: ModuleType) -> None:
     history = train(task, broken, 1.0, 0)
     assert history["x"][-1] == history["y"][-1] == float("inf")
     assert break_even(task, history["y"][-1], 1.0) == {}
+
+
+def test_whole_demo(
+    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Metrics, table and figures, also where a training fails or L-BFGS does not get as far."""
+    monkeypatch.setattr(demo, "SECONDS", 10)
+    entrants = {"pg": replace(demo.ENTRANTS["pg"], batch=8)}
+    entrants["broken"] = replace(entrants["pg"], rate=lambda share: 1e30)
+    monkeypatch.setattr(demo, "ENTRANTS", entrants)
+    monkeypatch.setattr("sys.argv", ["demo", "--quick", "--out", str(tmp_path)])
+    demo.main()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["pg"]["y"] < metrics["source"]["y"] and metrics["inverse"]["y"] < 1e-6
+    assert metrics["broken"]["x"] == float("inf")
+    *_, pg, broken = capsys.readouterr().out.splitlines()
+    assert pg.startswith("pg") and broken.startswith("broken") and "inf" in broken
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.json", "training.png", "examples.png"}
