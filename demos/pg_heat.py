@@ -39,7 +39,7 @@ NOISE = 1e-12
 ENTRANTS = {
     "adam": Entrant(throughout(plain_gradient), cosine(3e-3), 16),
     "pg": Entrant(throughout(physical_gradient), cosine(1e-2), 16),
-    "pg_then_adam": Entrant(((physical_gradient, 0.75), (plain_gradient, 1.0)), cosine(1e-2), 16),
+    "pg_then_adam": Entrant(((physical_gradient, 0.85), (plain_gradient, 1.0)), cosine(1e-2), 16),
     "lbfgs": lbfgs(128),
     "supervised": Entrant(throughout(supervised), cosine(1e-2), 16),
 }
