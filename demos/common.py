@@ -90,6 +90,12 @@ def save_figures(folder: Path, figures: dict[str, object]) -> None:
         print(f"wrote {folder / name}.png")
 
 
+def require_cpu(device: str) -> None:
+    """For demos that are not written for other devices, so that they do not run elsewhere than asked."""
+    if device != "cpu":
+        raise SystemExit(f"--device {device}: this demo runs on the CPU only; leave --device out")
+
+
 def require_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no CUDA device; use --device cpu")

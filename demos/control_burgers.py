@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import arguments, require_device, save_figures, seed_table, write_metrics
+from common import arguments, require_cpu, save_figures, seed_table, write_metrics
 from control_cases import Burgers, Smoke
 from control_figures import figures
 from controllers import errors, optimised, pairs, run, supervised, through_solver
@@ -87,7 +87,7 @@ def main() -> None:
     parser = arguments(__doc__, "control_burgers")
     parser.add_argument("--case", choices=list(CASES), default="burgers")
     options = parser.parse_args()
-    require_device(options.device)
+    require_cpu(options.device)
     torch.set_num_threads(1)
     case = CASES[options.case]
     factor = case.quick if options.quick else 3 if options.full else 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import arguments, require_device, save_figures, write_metrics
+from common import arguments, require_cpu, save_figures, write_metrics
 from matplotlib.figure import Figure
 from phi import math
 from scipy.optimize import Bounds, minimize
@@ -191,7 +191,7 @@ def flows(shown: dict[str, tuple[Tunnel, tuple[torch.Tensor, ...], np.ndarray, f
 
 def main() -> None:
     options = arguments(__doc__, "drag_shape").parse_args()
-    require_device(options.device)
+    require_cpu(options.device)
     cells, solves = (24, 8) if options.quick else (48, 20)
     solves *= 3 if options.full else 1
     began, per_seed = time.perf_counter(), []

@@ -16,7 +16,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from common import save_figures, seed_table, write_metrics
+from common import arguments, require_cpu, save_figures, seed_table, write_metrics
 from contest import batches, seconds_to_reach
 from matplotlib.figure import Figure
 
@@ -148,10 +148,20 @@ def loss_of(chain: Chain, x: torch.Tensor) -> torch.Tensor:
     return proxy + (step.loss.mean() - proxy).detach()
 
 
+def run(
+    description: str, name: str, make_task: Callable[[int], Inversion], entrants: dict[str, Entrant], seconds: float
+) -> None:
+    """The demo of that name, from its command line on."""
+    options = arguments(description, name).parse_args()
+    require_cpu(options.device)
+    torch.set_num_threads(1)
+    compete(make_task, entrants, seconds * (0.03 if options.quick else 3 if options.full else 1), options)
+
+
 def compete(
     make_task: Callable[[int], Inversion], entrants: dict[str, Entrant], seconds: float, options: Namespace
 ) -> None:
-    """The whole demo: all entrants for every seed, figures of the first, metrics.json, and tables."""
+    """All entrants for every seed, figures of the first, metrics.json, and tables."""
     began, per_seed = time.perf_counter(), []
     for seed in range(options.seed, options.seed + options.seeds):
         histories, shown, start = {}, {}, make_task(seed)

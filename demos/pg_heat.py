@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from common import arguments, require_device
 from inversion import (
     Entrant,
     Inversion,
     Scaled,
-    compete,
     cosine,
     lbfgs,
     native,
     physical_gradient,
     plain_gradient,
+    run,
     supervised,
     throughout,
 )
@@ -80,11 +79,7 @@ class ZeroMean(torch.nn.Module):
 
 
 def main() -> None:
-    options = arguments(__doc__, "pg_heat").parse_args()
-    require_device(options.device)
-    torch.set_num_threads(1)
-    seconds = SECONDS * (0.03 if options.quick else 3 if options.full else 1)
-    compete(make_task, ENTRANTS, seconds, options)
+    run(__doc__, "pg_heat", make_task, ENTRANTS, SECONDS)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from common import arguments, require_device, save_figures, seed_table, write_metrics
+from common import arguments, require_cpu, save_figures, seed_table, write_metrics
 from contest import batches, seconds_to_reach
 from inversion import distance_to
 from smoke_inversion import (
@@ -173,7 +173,7 @@ def compete(
 
 def main() -> None:
     options = arguments(__doc__, "pg_navier_stokes").parse_args()
-    require_device(options.device)
+    require_cpu(options.device)
     torch.set_num_threads(1)
     seconds, looks = (0.03 * SECONDS, 3) if options.quick else (SECONDS * (3 if options.full else 1), LOOKS)
     count = (SAMPLES // 4 if options.quick else SAMPLES) + HELD_OUT

@@ -10,17 +10,16 @@ double, network in single precision. All see the same samples for the same time.
 from __future__ import annotations
 
 import torch
-from common import arguments, require_device
 from inversion import (
     Entrant,
     Inversion,
     Scaled,
-    compete,
     cosine,
     lbfgs,
     native,
     physical_gradient,
     plain_gradient,
+    run,
     supervised,
     throughout,
 )
@@ -51,11 +50,7 @@ def make_task(seed: int) -> Inversion:
 
 
 def main() -> None:
-    options = arguments(__doc__, "pg_poisson").parse_args()
-    require_device(options.device)
-    torch.set_num_threads(1)
-    seconds = SECONDS * (0.03 if options.quick else 3 if options.full else 1)
-    compete(make_task, ENTRANTS, seconds, options)
+    run(__doc__, "pg_poisson", make_task, ENTRANTS, SECONDS)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import arguments, require_device, save_figures, write_metrics
+from common import arguments, require_cpu, save_figures, write_metrics
 from matplotlib.figure import Figure
 from phi import math
 from phi.field import CenteredGrid, Field
@@ -183,7 +183,7 @@ def landscape(observed: Field, steps: int, found: dict[str, Found], shown: Seque
 
 def main() -> None:
     options = arguments(__doc__, "reconstruct_burgers").parse_args()
-    require_device(options.device)
+    require_cpu(options.device)
     torch.set_num_threads(1)
     began, rows, by_steps = time.perf_counter(), {}, {}
     with math.precision(64):

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from burgers_correction import LINE, physics, reference_data
-from common import arguments, require_device, save_figures, seed_table, train, write_metrics
+from common import arguments, require_cpu, save_figures, seed_table, train, write_metrics
 from matplotlib.figure import Figure
 from phi.field import Field
 from phiml.nn import res_net
@@ -118,7 +118,7 @@ def figure(errors: Errors) -> Figure:
 
 def main() -> None:
     options = arguments(__doc__, "reconstruct_hybrid").parse_args()
-    require_device(options.device)
+    require_cpu(options.device)
     torch.set_num_threads(1)
     began, per_seed = time.perf_counter(), []
     for seed in range(options.seed, options.seed + options.seeds):

@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import arguments, require_device, save_figures, write_metrics
+from common import arguments, require_cpu, save_figures, write_metrics
 from matplotlib.figure import Figure
 from phi import math
 from phi.field import Field
@@ -83,7 +83,7 @@ def figure(all_found: dict[tuple, tuple[Found, float]]) -> Figure:
 
 def main() -> None:
     options = arguments(__doc__, "reconstruct_noise").parse_args()
-    require_device(options.device)
+    require_cpu(options.device)
     torch.set_num_threads(1)
     began, all_found, rows = time.perf_counter(), {}, {"source": {"x": 1.0}}
     with math.precision(64):

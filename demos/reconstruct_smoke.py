@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import arguments, require_device, save_figures, write_metrics
+from common import arguments, require_cpu, save_figures, write_metrics
 from matplotlib.figure import Figure
 from phi import math
 from phi.field import Field
@@ -104,7 +104,7 @@ def arrows(ax: Any, velocity: Field) -> None:
 
 def main() -> None:
     options = arguments(__doc__, "reconstruct_smoke").parse_args()
-    require_device(options.device)
+    require_cpu(options.device)
     torch.set_num_threads(1)
     iterations, began = 12 if options.quick else 240 if options.full else 80, time.perf_counter()
     with math.precision(64):

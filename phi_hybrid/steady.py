@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from phi_hybrid.errors import SolveError
+from phi_hybrid.errors import SolveError, StateError
 
 __all__ = ["fixed_point", "steady_state"]
 
@@ -33,8 +33,11 @@ def fixed_point(
         The fixed point and the number of evaluations.
 
     Raises:
+        StateError: no evaluation is allowed, or the tolerance is no number > 0.
         SolveError: the tolerance is not reached within so many evaluations, or values are not finite.
     """
+    if max_steps < 1 or not 0 < tolerance < float("inf"):
+        raise StateError(f"max_steps = {max_steps}, tolerance = {tolerance}: expected at least 1 and a number > 0")
     x, values, residuals = start, [], []
     for steps in range(1, max_steps + 1):
         value = step(x)
@@ -54,7 +57,9 @@ def fixed_point(
             x = value - torch.stack([value - v for v in values[:-1]], 1) @ weights
     raise SolveError(
         f"fixed point: ‖f(x) − x‖/‖x‖ = {error:.2e} after {steps} steps, expected ≤ {tolerance:.1e}; raise max_steps, take a "
-        "smaller time step, or make sure that the flow is steady"
+        "smaller time step, or make sure that the flow is steady",
+        error,
+        steps,
     )
 
 

@@ -17,6 +17,8 @@ from phi.geom import Box
 from phi.math.extrapolation import ZERO_GRADIENT
 from phi.physics import advect, diffuse, fluid
 
+from phi_hybrid.errors import StateError
+
 __all__ = ["Channel", "polar_radius", "signed_distance"]
 
 
@@ -39,6 +41,11 @@ class Channel:
     reynolds: float = 20.0
     smoothing: float = 1.5
     """Width δ of the mask in cells."""
+
+    def __post_init__(self) -> None:
+        for name in ("cells", "height", "aspect", "centre", "reynolds", "smoothing"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise StateError(f"{name} = {getattr(self, name)!r}: expected a finite number > 0, e.g. Channel(48)")
 
     @property
     def dx(self) -> float:
@@ -139,7 +146,7 @@ def polar_radius(
     r² = r_min² + (A − π r_min²)·q/∫½q dφ·½ with q = exp(2 Σ_k a_k cos kφ): ∫½r² dφ = A for all coefficients a_k, k = 1, 2, ….
     """
     if pymath.pi * smallest**2 >= area:
-        raise ValueError(
+        raise StateError(
             f"smallest = {smallest}: a disc of this radius is larger than area = {area}; take a smaller one"
         )
     k = torch.arange(1, len(coefficients) + 1, dtype=coefficients.dtype)
