@@ -61,7 +61,7 @@ def energy_spectrum(tensors: Tensors, layout: FieldLayout) -> torch.Tensor:
 @lru_cache(maxsize=16)
 def _shells(layout: FieldLayout) -> tuple[torch.Tensor, int]:
     """Shell number of every mode, and how many shells are complete."""
-    names = sorted(layout.geometry.resolution.names)
+    names = layout.geometry.resolution.names  # the order of the axes
     sizes = [layout.geometry.resolution.get_size(n) for n in names]
     edges = [float(layout.geometry.bounds.size.vector[n]) for n in names]
     numbers = [torch.fft.fftfreq(s, 1 / s, dtype=torch.float64) * max(edges) / e for s, e in zip(sizes, edges)]

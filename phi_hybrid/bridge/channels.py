@@ -63,6 +63,12 @@ class _Leaf:
         return [a for a in self.axes if a.kind == "spatial"]
 
     @property
+    def alphabetical(self) -> list[int]:
+        """Positions of the spatial axes, in the order in which a network sees them."""
+        names = [a.name for a in self.spatial]
+        return [names.index(name) for name in sorted(names)]
+
+    @property
     def channels(self) -> int:
         return math.prod([a.size for a in self.axes if a.kind == "channel"])  # a list, for torch.compile
 
@@ -138,6 +144,8 @@ class ChannelMap:
             tensor = leaf.faces.to_cells(tensor, axis, self.resolution[leaf.faces.dim])
         if not leaf.spatial:
             tensor = tensor.reshape(*tensor.shape[:n], *[1] * len(self.resolution), leaf.channels)
+        else:
+            tensor = tensor.permute(*range(n), *(n + i for i in leaf.alphabetical), *range(n + len(leaf.spatial), tensor.ndim))
         tensor = tensor.reshape(*tensor.shape[: n + len(self.resolution)], leaf.channels)
         tensor = tensor.expand(*batch_sizes, *self.resolution.values(), leaf.channels)
         return tensor.reshape(-1, *self.resolution.values(), leaf.channels).movedim(-1, 1)
@@ -148,9 +156,11 @@ class ChannelMap:
             return values.new_zeros(*batch_sizes, *channel_sizes)
         values = values.movedim(1, -1).reshape(*batch_sizes, *self.resolution.values(), *channel_sizes)
         if leaf.faces:
-            axis = len(batch_sizes) + [a.name for a in leaf.spatial].index(leaf.faces.dim)
+            axis = len(batch_sizes) + list(self.resolution).index(leaf.faces.dim)
             values = leaf.faces.from_cells(values, axis)
-        return values
+        n = len(batch_sizes)
+        declared = sorted(range(len(leaf.spatial)), key=leaf.alphabetical.__getitem__)
+        return values.permute(*range(n), *(n + i for i in declared), *range(n + len(declared), values.ndim))
 
 
 def to_channels(*values: Any) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """PhiFlow state ↔ flat tuple of torch tensors plus a hashable layout.
 
-The order of dimensions is fixed: batch, dual, instance, spatial, channel, each alphabetically. PhiML's own order of
+The order of dimensions is fixed: batch, dual, instance, spatial, channel. Spatial dims keep the order in which the grid
+declares them, since PhiFlow pairs them by position with cell sizes; all others are alphabetical. PhiML's own order of
 flattened dimensions changes between processes. A staggered field gives one tensor per component, whatever its
 boundaries, so that faces are never stacked or padded.
 """
@@ -263,9 +264,9 @@ def difference(a: Layout, b: Layout) -> str:
 
 
 def sorted_axes(axes: Iterable[Axis]) -> list[Axis]:
-    """The canonical order."""
+    """The canonical order: by kind, then by name; spatial axes stay as they are declared."""
     order = list(_KINDS)
-    return sorted(axes, key=lambda a: (order.index(a.kind), a.name))
+    return sorted(axes, key=lambda a: (order.index(a.kind), "" if a.kind == "spatial" else a.name))
 
 
 def _describe(state: Any, natives: list) -> Layout:
@@ -291,7 +292,7 @@ def _describe_field(state: Field, natives: list) -> FieldLayout:
             f"only fields on uniform grids can be flattened, got a field on {type(state.geometry).__name__}; "
             "pass its values as a Tensor and close over the geometry"
         )
-    values = _describe_tensor(state.values, natives)
+    values = _describe_tensor(state.values, natives, state.geometry.resolution.names)
     return FieldLayout(values, domain_key(state.geometry, state.boundary), state.geometry, state.boundary)
 
 
@@ -301,14 +302,14 @@ def domain_key(geometry: UniformGrid, boundary: extrapolation.Extrapolation) -> 
     if bounds.lower.shape.batch or bounds.upper.shape.batch:
         raise StateError(f"bounds with batch dims {bounds.shape.batch} are not supported: use one domain per state")
     size, low, up = geometry.resolution.get_size, bounds.lower.vector, bounds.upper.vector
-    box = tuple((n, size(n), float(low[n]), float(up[n])) for n in sorted(geometry.resolution.names))
+    box = tuple((n, size(n), float(low[n]), float(up[n])) for n in geometry.resolution.names)
     try:
         return box, json.dumps(_compat.boundary_to_dict(boundary), sort_keys=True)
     except (ValueError, NotImplementedError) as error:
         raise StateError(f"a field with this boundary cannot be flattened: {error}") from error
 
 
-def _describe_tensor(tensor: Tensor, natives: list) -> TensorLayout:
+def _describe_tensor(tensor: Tensor, natives: list, order: Sequence[str] = ()) -> TensorLayout:
     if _compat.is_sparse(tensor) or tensor.dtype.kind is object:
         raise StateError(
             f"tensor of shape {tensor.shape} is sparse or holds Python objects; pass dense numeric tensors"
@@ -318,14 +319,14 @@ def _describe_tensor(tensor: Tensor, natives: list) -> TensorLayout:
     with math.precision(precision):  # PhiML casts natives to the global precision otherwise
         if len(split) == 1:
             parts = math.unstack(tensor, split)
-            return TensorLayout(tuple(_append(part, natives) for part in parts), _axis(split))
-        return TensorLayout((_append(tensor, natives),))
+            return TensorLayout(tuple(_append(part, natives, order) for part in parts), _axis(split))
+        return TensorLayout((_append(tensor, natives, order),))
 
 
-def _append(tensor: Tensor, natives: list) -> tuple[Axis, ...]:
+def _append(tensor: Tensor, natives: list, order: Sequence[str]) -> tuple[Axis, ...]:
     if not tensor.shape.is_uniform:
         raise StateError(f"tensor of non-uniform shape {tensor.shape}; split it into a tuple of uniform tensors")
-    axes = sorted_axes([_axis(dim) for dim in tensor.shape])
+    axes = sorted_axes([_axis(dim) for dim in tensor.shape.only(order, reorder=True) & tensor.shape.without(order)])
     natives.append(tensor.native([a.phi_name for a in axes]) if axes else tensor.native())
     return tuple(axes)
 
