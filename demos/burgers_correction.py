@@ -79,7 +79,7 @@ def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ph.Trajector
     return data.split(case.trajectories)
 
 
-def run(case: Case, seed: int, device: str) -> tuple[ph.Evaluation, dict, ph.Trajectories, dict]:
+def run(case: Case, seed: int, device: str) -> tuple[ph.evaluation.Evaluation, dict, ph.Trajectories, dict]:
     training, test = reference_data(case, seed)
     torch.manual_seed(seed)
     network = res_net(2 * case.dim, case.dim, list(case.filters), in_spatial=case.dim, periodic=True)
@@ -94,7 +94,7 @@ def run(case: Case, seed: int, device: str) -> tuple[ph.Evaluation, dict, ph.Tra
 
 
 def figures(
-    case: Case, evaluation: ph.Evaluation, solvers: dict, test: ph.Trajectories, histories: dict, out: Any
+    case: Case, evaluation: ph.evaluation.Evaluation, solvers: dict, test: ph.Trajectories, histories: dict, out: Any
 ) -> None:
     trajectories = {"reference": test.trajectory}
     for name in ("source", "unrolled_16"):

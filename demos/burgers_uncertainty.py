@@ -28,9 +28,9 @@ from phiml.nn import res_net
 from scipy.stats import spearmanr
 
 import phi_hybrid as ph
-from phi_hybrid import calibration
+from phi_hybrid.evaluation import calibration
+from phi_hybrid.evaluation.table import Table
 from phi_hybrid.pde import burgers
-from phi_hybrid.table import Table
 
 MEMBERS, LEVELS, EARLY = 8, (0.5, 0.9), 50
 

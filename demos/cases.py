@@ -164,7 +164,7 @@ KS = Case(
     batch=16,
     sigmas=(1e-4, 1e-3, 1e-2),
     rate=1e-3,
-    coupling=ph.Parallel(),
+    coupling=ph.coupling.Parallel(),
 )
 
 # --- wake of a cylinder, 256×128 → 64×32 cells ---

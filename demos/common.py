@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import phi_hybrid as ph
-from phi_hybrid.table import Spread, Table
+from phi_hybrid.evaluation.table import Spread, Table
 
 
 def arguments(description: str, name: str) -> argparse.ArgumentParser:

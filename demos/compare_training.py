@@ -24,8 +24,9 @@ from cases import CASES, Case, Data, burgers_schemes
 from common import arguments, require_device, save_figures, write_metrics
 
 import phi_hybrid as ph
-from phi_hybrid import Table, gradient
-from phi_hybrid.objective import Objective
+from phi_hybrid import Table
+from phi_hybrid.training import gradient
+from phi_hybrid.training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def objectives(case: Case, updates: int) -> dict[str, Objective]:
     few, many = case.unrolled
     return {
         "one_step": ph.Unrolled(1),
-        "pushforward": ph.Pushforward(few),
+        "pushforward": ph.training.Pushforward(few),
         f"nog_{few}": ph.Unrolled(few, gradient=gradient.Detached()),
         f"unrolled_{few}": ph.Unrolled(few),
         f"unrolled_{many}": ph.Curriculum({0: ph.Unrolled(few), 2 * updates // 3: ph.Unrolled(many)}),
@@ -125,9 +126,9 @@ class Comparison:
         self.runs["noise"] = levels[best]
         noisy_start = self.pretrained(self.untrained, noisy(best))
         self.runs["noise_unrolled"] = self.train(many, objectives(case, case.updates)[many], noisy_start)
-        calm = ph.precompute_corrections(self.source, self.data.training, iterations=case.precomputing)
+        calm = ph.training.precompute_corrections(self.source, self.data.training, iterations=case.precomputing)
         self.runs["pre"] = self.train("pre", ph.Unrolled(1), data=calm)
-        alone = ph.HybridSolver(self.source, copy.deepcopy(self.untrained.network), ph.Replacement())
+        alone = ph.HybridSolver(self.source, copy.deepcopy(self.untrained.network), ph.coupling.Replacement())
         self.runs["replacement"] = self.train("replacement", ph.Unrolled(1), self.pretrained(alone, ph.Unrolled(1)))
         return self.runs
 

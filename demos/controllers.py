@@ -15,7 +15,7 @@ from phi.math import batch, wrap
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
-from phi_hybrid.losses import Losses
+from phi_hybrid.training.losses import Losses
 
 States = tuple[torch.Tensor, ...]
 """Native, `(trajectory, time, …)`: components of the force, whatever else the state holds, and last what has a target."""
@@ -49,7 +49,7 @@ def policy(case: Any, width: int = 128) -> torch.nn.Sequential:
 
 def controlled(case: Any, physics: Callable, policy: Callable) -> ph.HybridSolver:
     """Physics under a controller that sees state, target and remaining time; without scales, all is of order 1."""
-    solver = ph.HybridSolver(physics, Controller(case, policy), coupling=ph.Forcing(0), sees=(1, 2))
+    solver = ph.HybridSolver(physics, Controller(case, policy), coupling=ph.coupling.Forcing(0), sees=(1, 2))
     solver.set_scales(torch.ones(1), torch.ones(1))
     return solver
 

@@ -22,9 +22,9 @@ from scipy.optimize import Bounds, minimize
 from scipy.stats.qmc import Sobol
 
 import phi_hybrid as ph
+from phi_hybrid.evaluation.table import Table
+from phi_hybrid.inverse.steady import steady_state
 from phi_hybrid.pde.penalized_flow import Channel, polar_radius
-from phi_hybrid.steady import steady_state
-from phi_hybrid.table import Table
 
 LARGEST = np.array([0.5, 1.0, 0.4, 0.4, 0.2, 0.2])
 """Bounds of the coefficients |a_k|."""

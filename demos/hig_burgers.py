@@ -25,7 +25,7 @@ from phi.field import Field
 from phiml.nn import conv_net
 
 import phi_hybrid as ph
-from phi_hybrid.data import coarsen
+from phi_hybrid.data import coarsening as coarsen
 from phi_hybrid.optim import HIG, GolubKahan, Smooth, Update
 
 STEPS, LOOKED_AT, HORIZON = 4, 256, 50

@@ -30,9 +30,9 @@ from phi.math.extrapolation import PERIODIC
 from phi.physics import advect, diffuse
 
 import phi_hybrid as ph
+from phi_hybrid.evaluation.table import Table
+from phi_hybrid.inverse.flow import local_inverse
 from phi_hybrid.optim import GaussNewton, GaussNewtonCG, HalfInverse, Inverse, TrustRegion
-from phi_hybrid.pde.inverse_flow import local_inverse
-from phi_hybrid.table import Table
 
 CELLS, DT = 128, 1 / 32
 MEAN_SQUARE = 2 / CELLS
@@ -107,7 +107,7 @@ def repeated(function: Callable[[Field], Field], u: Field, steps: int) -> Field:
 class Found:
     """A search that has come to its end, or to where it fails."""
 
-    result: ph.Reconstruction
+    result: ph.inverse.Reconstruction
     seconds: float  # of the CPU
     losses: np.ndarray  # mean square over cells, times and samples
     errors: np.ndarray  # ‖x − x*‖/‖x*‖, (iteration, sample)

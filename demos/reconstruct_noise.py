@@ -25,8 +25,8 @@ from reconstruct_burgers import BLOCK, MEAN_SQUARE, Found, Search, search, sine
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import flatten, unflatten
+from phi_hybrid.evaluation.table import Table
 from phi_hybrid.optim import GaussNewton, HalfInverse
-from phi_hybrid.table import Table
 
 TIMES: Sequence[tuple[int, ...]] = ((8,), (16,), (8, 16, 24))
 LEVELS = (0.0, 0.01, 0.1)

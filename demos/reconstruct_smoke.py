@@ -51,7 +51,9 @@ def plumes() -> tuple[Field, Field]:
     return still["velocity"], smoke.inflow_at(places, 3.0, 1 / 3, still["smoke"])
 
 
-def search(physics: ph.PhysicsBlock, iterations: int, settings: dict[str, Any]) -> tuple[ph.Reconstruction, float]:
+def search(
+    physics: ph.PhysicsBlock, iterations: int, settings: dict[str, Any]
+) -> tuple[ph.inverse.Reconstruction, float]:
     """What was found, and the CPU seconds of it."""
     air, inflow = plumes()
     target = physics(air, inflow).plume[-1]
@@ -59,12 +61,12 @@ def search(physics: ph.PhysicsBlock, iterations: int, settings: dict[str, Any]) 
     return ph.reconstruct(physics, target, air, inflow, iterations=iterations, **settings), time.process_time() - began
 
 
-def total(result: ph.Reconstruction) -> list[float]:
+def total(result: ph.inverse.Reconstruction) -> list[float]:
     """Losses, summed over the plumes as in the book."""
     return [len(PLACES) * loss for loss in result.losses]
 
 
-def curves(found: dict[str, tuple[ph.Reconstruction, float]]) -> Figure:
+def curves(found: dict[str, tuple[ph.inverse.Reconstruction, float]]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
     for name, (result, seconds) in found.items():
         losses = total(result)

@@ -14,12 +14,12 @@ from inversion import distance_to
 from phi.math import batch, wrap
 
 import phi_hybrid as ph
+from phi_hybrid.inverse.flow import carried, navier_stokes_back
+from phi_hybrid.inverse.motion import estimate_flow, solenoidal_waves
 from phi_hybrid.optim import Chain, Gradient, Inverse, Link
 from phi_hybrid.optim.rules import Function, Pullback
 from phi_hybrid.optim.vectors import Tensors
 from phi_hybrid.pde import heat, navier_stokes
-from phi_hybrid.pde.inverse_flow import carried, navier_stokes_back
-from phi_hybrid.pde.motion import estimate_flow, solenoidal_waves
 
 CELLS, STEPS, DT = 64, 8, 0.25
 CHUNK = 16

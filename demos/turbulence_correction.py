@@ -23,7 +23,7 @@ from phi.torch.flow import PERIODIC, advect, math
 from phiml.nn import res_net
 
 import phi_hybrid as ph
-from phi_hybrid.pde import diagnostics
+from phi_hybrid.evaluation import quantities as diagnostics
 from phi_hybrid.pde import navier_stokes as ns
 
 VISCOSITY, DRAG, DT = 2e-3, 0.1, 0.05

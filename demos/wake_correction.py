@@ -25,7 +25,7 @@ from phi.torch.flow import advect
 from phiml.nn import res_net
 
 import phi_hybrid as ph
-from phi_hybrid.pde import diagnostics
+from phi_hybrid.evaluation import quantities as diagnostics
 from phi_hybrid.pde.navier_stokes import Wake, numerical_viscosity
 
 FLOW, DT = Wake(), 1.0

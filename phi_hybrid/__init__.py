@@ -1,48 +1,29 @@
 """phi_hybrid: write the physics in ΦFlow, train through it at native PyTorch speed."""
 
-from phi_hybrid import bridge, calibration, gradient, linear_solve, losses, metrics, optim, pde, quantities
+from phi_hybrid import bridge, inverse, linear_solve, optim, pde
 from phi_hybrid._version import __version__
-from phi_hybrid.capture import PhysicsBlock, capture
-from phi_hybrid.coupling import Additive, Before, Forcing, Multiplicative, Parallel, Parameter, Replacement
 from phi_hybrid.data import Trajectories
-from phi_hybrid.ensemble import Ensemble
 from phi_hybrid.errors import CaptureError, DataError, NonFiniteError, SolveError, StateError
-from phi_hybrid.evaluate import Evaluation, evaluate
-from phi_hybrid.hybrid import HybridSolver
-from phi_hybrid.linear_solve import linear_solves
-from phi_hybrid.noise import Noise, Ramp
-from phi_hybrid.objective import Curriculum, Diverted, Pushforward, Unrolled
-from phi_hybrid.precompute import precompute_corrections
-from phi_hybrid.reconstruct import Reconstruction, reconstruct
-from phi_hybrid.table import Spread, Table
-from phi_hybrid.train import Trainer
-from phi_hybrid.unroll import rollout
+from phi_hybrid.evaluation import calibration, evaluate, metrics, quantities
+from phi_hybrid.hybrid import Ensemble, HybridSolver, coupling
+from phi_hybrid.hybrid.coupling import Additive
+from phi_hybrid.inverse import reconstruct
+from phi_hybrid.steps import repeat, rollout
+from phi_hybrid.tracing import PhysicsBlock, capture
+from phi_hybrid.training import Curriculum, Noise, Trainer, Unrolled, gradient, losses
 
 __all__ = [
     "Additive",
-    "Before",
     "CaptureError",
     "Curriculum",
     "DataError",
-    "Diverted",
     "Ensemble",
-    "Evaluation",
-    "Forcing",
     "HybridSolver",
-    "Multiplicative",
     "Noise",
     "NonFiniteError",
-    "Parallel",
-    "Parameter",
     "PhysicsBlock",
-    "Pushforward",
-    "Ramp",
-    "Reconstruction",
-    "Replacement",
     "SolveError",
-    "Spread",
     "StateError",
-    "Table",
     "Trainer",
     "Trajectories",
     "Unrolled",
@@ -50,18 +31,19 @@ __all__ = [
     "bridge",
     "calibration",
     "capture",
+    "coupling",
     "evaluate",
     "gradient",
+    "inverse",
     "linear_solve",
-    "linear_solves",
     "losses",
     "metrics",
     "optim",
     "pde",
     "plot",
-    "precompute_corrections",
     "quantities",
     "reconstruct",
+    "repeat",
     "rollout",
 ]
 

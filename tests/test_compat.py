@@ -251,7 +251,7 @@ def test_implicit_diffusion_on_faces_solves_for_each_component(kind: str, solves
     with math.precision(64):
         box = Box(**{n: cells[n] * spacing[n] for n in "xy"})
         u = StaggeredGrid(Noise(batch(b=2)), STAGGERED[kind], box, **cells)
-        with ph.linear_solves() if solves else math.precision(64):
+        with ph.linear_solve.linear_solves() if solves else math.precision(64):
             found = diffuse.implicit(u, 0.1, 0.5, Solve("CG", 1e-13, 1e-13))
         assert found.boundary == u.boundary
         for name in "xy":

@@ -8,11 +8,12 @@ follows its neighbour.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import (
@@ -22,8 +23,8 @@ from phi_hybrid.bridge.layout import (
     Layout,
     TreeLayout,
     batch_names,
+    batch_sizes,
     flatten,
-    position_of,
     unflatten,
     with_batch,
 )
@@ -51,32 +52,64 @@ class _Faces:
         return torch.cat([faces, values.narrow(axis, cells - 1, 1)], axis) if self.upper_stored else faces
 
 
-@dataclass(frozen=True)
 class _Leaf:
-    """One native tensor of a state."""
+    """One native tensor of a state as channels of a network that works on `resolution`."""
 
-    axes: tuple[Axis, ...]
-    faces: _Faces | None
+    def __init__(self, axes: tuple[Axis, ...], faces: _Faces | None) -> None:
+        self.axes, self.faces = axes, faces
+        self.spatial = [a.name for a in axes if a.kind == "spatial"]
+        self.channel_sizes = [a.size for a in axes if a.kind == "channel"]
+        self.channels = math.prod(self.channel_sizes)
+        self.resolution = {a.name: a.size for a in axes if a.kind == "spatial"}
+        if faces:
+            self.resolution[faces.dim] += 1 - faces.lower_stored - faces.upper_stored
+        self.resolution = dict(sorted(self.resolution.items()))
+        self.declared = [list(self.resolution).index(name) for name in self.spatial]
+        self.alphabetical = [self.spatial.index(name) for name in self.resolution]
 
-    @property
-    def spatial(self) -> list[Axis]:
-        return [a for a in self.axes if a.kind == "spatial"]
-
-    @property
-    def alphabetical(self) -> list[int]:
-        """Positions of the spatial axes, in the order in which a network sees them."""
-        names = [a.name for a in self.spatial]
-        return [names.index(name) for name in sorted(names)]
-
-    @property
-    def channels(self) -> int:
-        return math.prod([a.size for a in self.axes if a.kind == "channel"])  # a list, for torch.compile
-
-    def resolution(self) -> dict[str, int]:
-        sizes = {a.name: a.size for a in self.spatial}
+    def to_channels(
+        self, tensor: torch.Tensor, batch: Mapping[str, int], resolution: Mapping[str, int]
+    ) -> torch.Tensor:
+        """Native tensor → `(batch, channel, *spatial)`, all batch dims in one, spatial dims in alphabetical order."""
+        n, names = len(batch), {a.name for a in self.axes}
+        for position, name in enumerate(batch):
+            if name not in names:
+                tensor = tensor.unsqueeze(position)
         if self.faces:
-            sizes[self.faces.dim] += 1 - self.faces.lower_stored - self.faces.upper_stored
-        return sizes
+            axis = n + self.spatial.index(self.faces.dim)
+            tensor = self.faces.to_cells(tensor, axis, self.resolution[self.faces.dim])
+        space = list(self.resolution.values()) or [1] * len(resolution)
+        if self.alphabetical != sorted(self.alphabetical):
+            order = [*range(n), *(n + i for i in self.alphabetical), *range(n + len(space), tensor.ndim)]
+            tensor = tensor.permute(order)
+        tensor = tensor.reshape(*tensor.shape[:n], *space, self.channels).expand(*batch.values(), *space, self.channels)
+        tensor = tensor.reshape(-1, *space, self.channels).movedim(-1, 1)
+        if space != list(resolution.values()):
+            tensor = (
+                _resampled(tensor, list(resolution.values()))
+                if self.spatial
+                else tensor.expand(*tensor.shape[:2], *resolution.values())
+            )
+        return tensor
+
+    def from_channels(self, values: torch.Tensor, batch: Sequence[int]) -> torch.Tensor:
+        """`(batch, channel, *spatial)` → native tensor."""
+        if not self.spatial:
+            return values.new_zeros(*batch, *self.channel_sizes)
+        n = len(batch)
+        values = values.movedim(1, -1).reshape(*batch, *self.resolution.values(), *self.channel_sizes)
+        if self.faces:
+            values = self.faces.from_cells(values, n + list(self.resolution).index(self.faces.dim))
+        if self.declared != sorted(self.declared):
+            order = [*range(n), *(n + i for i in self.declared), *range(n + len(self.spatial), values.ndim)]
+            values = values.permute(order)
+        return values
+
+
+def _resampled(channels: torch.Tensor, resolution: list[int]) -> torch.Tensor:
+    """Cell means on a coarser grid, the value of the surrounding cell on a finer one."""
+    pool = (None, adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[len(resolution)]
+    return pool(channels, resolution)
 
 
 class ChannelMap:
@@ -86,28 +119,43 @@ class ChannelMap:
         layout: of a state, or of a tuple of states, inputs and parameters; values without spatial dims (a Reynolds
             number, a time) become constant channels.
         batch: names of the batch dims of the channels, if there are more than the layout's own.
+        resolution: grid of the channels, dim → cells; fields on other grids are resampled to it, by cell means. By
+            default the one grid of all.
 
     Raises:
-        StateError: if resolutions differ or a tensor has instance or dual dims.
+        StateError: if resolutions differ and none is given, or a tensor has instance or dual dims.
     """
 
-    def __init__(self, layout: Layout, batch: Iterable[str] = ()) -> None:
+    def __init__(self, layout: Layout, batch: Iterable[str] = (), resolution: Mapping[str, int] | None = None) -> None:
         self.layout = layout
         self.batch = sorted({*batch_names(layout), *batch})
         self._leaves = list(_leaves(layout))
-        resolutions = {tuple(sorted(leaf.resolution().items())) for leaf in self._leaves if leaf.spatial}
-        if len(resolutions) != 1:
+        if resolution is None:
+            found = {tuple(leaf.resolution.items()) for leaf in self._leaves if leaf.spatial}
+            if len(found) != 1:
+                raise StateError(
+                    f"channels need one grid resolution, got {sorted(found) or 'no spatial dims'}; resample the fields to "
+                    "one grid first, or correct only parts of one resolution: HybridSolver(…, corrects=[…])"
+                )
+            resolution = found.pop()
+        self.resolution = dict(resolution)
+        if strangers := [
+            leaf.spatial for leaf in self._leaves if leaf.spatial and set(leaf.spatial) != {*self.resolution}
+        ]:
             raise StateError(
-                f"channels need one grid resolution, got {sorted(resolutions) or 'no spatial dims'}; resample the "
-                "fields to the grid of the state first"
+                f"fields over dims {strangers[0]} cannot be channels beside fields over {[*self.resolution]}"
             )
-        self.resolution = dict(resolutions.pop())
         self.channels = sum(leaf.channels for leaf in self._leaves)
 
-    def to_channels(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Native tensors → `(batch, channel, *spatial)`; all batch dims are flattened into one, spatial dims x, y, z."""
-        sizes = self.batch_sizes(tensors)
-        return torch.cat([self._leaf_to_channels(leaf, t, sizes) for leaf, t in zip(self._leaves, tensors)], 1)
+    def to_channels(self, tensors: Sequence[torch.Tensor], sizes: Mapping[str, int] | None = None) -> torch.Tensor:
+        """Native tensors → `(batch, channel, *spatial)`; all batch dims are flattened into one, spatial dims x, y, z.
+
+        Args:
+            tensors: of this layout.
+            sizes: of the batch dims, if they are known.
+        """
+        sizes = self.batch_sizes(tensors) if sizes is None else sizes
+        return torch.cat([leaf.to_channels(t, sizes, self.resolution) for leaf, t in zip(self._leaves, tensors)], 1)
 
     def from_channels(self, channels: torch.Tensor, batch_sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:
         """`(batch, channel, *spatial)` → native tensors with the batch dims of this map; leaves that have no spatial
@@ -116,51 +164,21 @@ class ChannelMap:
         if tuple(channels.shape) != expected:
             raise StateError(
                 f"the network returned {tuple(channels.shape)} but this state needs (batch, channel, *spatial) = "
-                f"{expected}; give it {self.channels} output channels and 'same' padding"
+                f"{expected}; give it {self.channels} output channels ({self.describe()}) and 'same' padding"
             )
-        result, start = [], 0
-        for leaf in self._leaves:
-            values = channels.narrow(1, start, leaf.channels)
-            start += leaf.channels
-            result.append(self._leaf_from_channels(leaf, values, batch_sizes))
-        return tuple(result)
+        parts = channels.split([leaf.channels for leaf in self._leaves], 1)
+        return tuple([leaf.from_channels(part, batch_sizes) for leaf, part in zip(self._leaves, parts)])
 
-    def batch_sizes(self, tensors: Sequence[torch.Tensor]) -> list[int]:
+    def batch_sizes(self, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
         """Sizes of the batch dims, found on whichever tensors carry them."""
-        sizes = {name: 1 for name in self.batch}
-        for leaf, tensor in zip(self._leaves, tensors):
-            for axis, size in zip(leaf.axes, tensor.shape):
-                if axis.kind == "batch" and size != 1:
-                    sizes[axis.name] = size
-        return list(sizes.values())
+        return dict.fromkeys(self.batch, 1) | batch_sizes(tensors, self.layout)
 
-    def _leaf_to_channels(self, leaf: _Leaf, tensor: torch.Tensor, batch_sizes: list[int]) -> torch.Tensor:
-        for position, name in enumerate(self.batch):
-            if position_of(name, leaf.axes) is None:
-                tensor = tensor.unsqueeze(position)
-        n = len(self.batch)
-        if leaf.faces:
-            axis = n + [a.name for a in leaf.spatial].index(leaf.faces.dim)
-            tensor = leaf.faces.to_cells(tensor, axis, self.resolution[leaf.faces.dim])
-        if not leaf.spatial:
-            tensor = tensor.reshape(*tensor.shape[:n], *[1] * len(self.resolution), leaf.channels)
-        else:
-            tensor = tensor.permute(*range(n), *(n + i for i in leaf.alphabetical), *range(n + len(leaf.spatial), tensor.ndim))
-        tensor = tensor.reshape(*tensor.shape[: n + len(self.resolution)], leaf.channels)
-        tensor = tensor.expand(*batch_sizes, *self.resolution.values(), leaf.channels)
-        return tensor.reshape(-1, *self.resolution.values(), leaf.channels).movedim(-1, 1)
-
-    def _leaf_from_channels(self, leaf: _Leaf, values: torch.Tensor, batch_sizes: Sequence[int]) -> torch.Tensor:
-        channel_sizes = [a.size for a in leaf.axes if a.kind == "channel"]
-        if not leaf.spatial:
-            return values.new_zeros(*batch_sizes, *channel_sizes)
-        values = values.movedim(1, -1).reshape(*batch_sizes, *self.resolution.values(), *channel_sizes)
-        if leaf.faces:
-            axis = len(batch_sizes) + list(self.resolution).index(leaf.faces.dim)
-            values = leaf.faces.from_cells(values, axis)
-        n = len(batch_sizes)
-        declared = sorted(range(len(leaf.spatial)), key=leaf.alphabetical.__getitem__)
-        return values.permute(*range(n), *(n + i for i in declared), *range(n + len(declared), values.ndim))
+    def describe(self) -> str:
+        """Channels of every part, e.g. `velocity 2, smoke 1`."""
+        children = getattr(self.layout, "children", (self.layout,))
+        names = getattr(self.layout, "keys", None) or range(len(children))
+        counts = [sum(leaf.channels for leaf in _leaves(child)) for child in children]
+        return ", ".join(f"{name} {count}" for name, count in zip(names, counts) if count)
 
 
 def to_channels(*values: Any) -> torch.Tensor:
@@ -171,7 +189,7 @@ def to_channels(*values: Any) -> torch.Tensor:
             dims become constant channels.
 
     Returns:
-        `(batch, channel, *spatial)`; all batch dims in one (alphabetical), vector components in the order x, y, z.
+        `(batch, channel, *spatial)`; all batch dims in one (alphabetical), components in the order of their vector.
     """
     tensors, layout = flatten(values)
     require_tensors(layout, "values")
@@ -190,7 +208,7 @@ def from_channels(channels: torch.Tensor, like: Any) -> Any:
     """
     tensors, layout = flatten(like)
     channel_map = ChannelMap(layout)
-    natives = channel_map.from_channels(channels, channel_map.batch_sizes(tensors))
+    natives = channel_map.from_channels(channels, list(channel_map.batch_sizes(tensors).values()))
     return unflatten(with_batch(layout, *channel_map.batch), natives)
 
 

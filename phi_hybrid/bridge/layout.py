@@ -9,9 +9,11 @@ boundaries, so that faces are never stacked or padded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Number
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -54,8 +56,31 @@ class Axis:
         return f"{self.name}={','.join(self.labels) if self.labels else self.size or 'any'}"
 
 
+class Layout:
+    """What is needed besides the tensors to rebuild a state: hashable, comparable, picklable, free of data."""
+
+    leaves: tuple[tuple[Axis, ...], ...] = ()
+    """Axes of every tensor, in the order in which `flatten` returns them."""
+    boundary_kinds: tuple[tuple[str, str], ...] = ()
+    """Side → kind of boundary for every field, e.g. `('x-', 'periodic')`; all constant values are of one kind."""
+
+    def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
+        """The state that takes its tensors from `natives`."""
+        raise NotImplementedError
+
+    def map_axes(self, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> Layout:
+        """The layout with `f` applied to the axes of every tensor in it."""
+        return self
+
+    def difference(self, other: Layout) -> str:
+        """What tells two layouts apart, in words."""
+        if type(self) is not type(other):
+            return f"{type(self).__name__} and {type(other).__name__}"
+        return f"dims {describe_leaves(self)} and {describe_leaves(other)}"
+
+
 @dataclass(frozen=True)
-class TensorLayout:
+class TensorLayout(Layout):
     """A PhiML tensor: one native tensor per entry of the dimension `split`, or a single one."""
 
     parts: tuple[tuple[Axis, ...], ...]
@@ -69,9 +94,12 @@ class TensorLayout:
         tensors = [_assemble(next(natives), axes) for axes in self.parts]
         return tensors[0] if self.split is None else math.stack(tensors, self.split.shape(len(tensors)))
 
+    def map_axes(self, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> TensorLayout:
+        return replace(self, parts=tuple(tuple(sorted_axes(f(axes))) for axes in self.parts))
+
 
 @dataclass(frozen=True)
-class FieldLayout:
+class FieldLayout(Layout):
     """A field on a uniform grid. `key` stands for the domain and the boundary in comparisons."""
 
     values: TensorLayout
@@ -81,44 +109,77 @@ class FieldLayout:
 
     @property
     def leaves(self) -> tuple[tuple[Axis, ...], ...]:
-        return self.values.leaves
+        return self.values.parts
+
+    @cached_property
+    def boundary_kinds(self) -> tuple[tuple[str, str], ...]:
+        description = _compat.boundary_to_dict(self.boundary)
+        sides = [n + side for n in sorted(self.geometry.resolution.names) for side in "-+"]
+        return tuple((side, _boundary_kind(description, side)) for side in sides)
 
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Field:
         return _compat.assemble_field(self.geometry, self.values.unflatten(natives), self.boundary)
 
+    def map_axes(self, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> FieldLayout:
+        return replace(self, values=self.values.map_axes(f))
+
+    def difference(self, other: Layout) -> str:
+        if isinstance(other, FieldLayout) and self.key[1] != other.key[1]:
+            return f"boundary {self.boundary} and {other.boundary}"
+        if isinstance(other, FieldLayout) and self.key[0] != other.key[0]:
+            return f"domain {self.key[0]} and {other.key[0]} (dim, cells, lower, upper)"
+        return super().difference(other)
+
 
 @dataclass(frozen=True)
-class ConstantLayout:
+class ConstantLayout(Layout):
     """A Python value (number, string, None): part of the layout, not of the tensors."""
 
     value: Any
     type: type
 
-    leaves: tuple = ()
-
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
         return self.value
 
+    def difference(self, other: Layout) -> str:
+        return f"{self.value!r} and {getattr(other, 'value', other)!r}"
+
 
 @dataclass(frozen=True)
-class TreeLayout:
+class TreeLayout(Layout):
     """A tuple, list or dict of states."""
 
     type: type
     keys: tuple | None
     children: tuple[Layout, ...]
+    keywords: tuple[str, ...] = ()
+    """Names of the last children, where the tuple holds the arguments of a call."""
 
-    @property
+    @cached_property
     def leaves(self) -> tuple[tuple[Axis, ...], ...]:
         return tuple(leaf for child in self.children for leaf in child.leaves)
+
+    @cached_property
+    def boundary_kinds(self) -> tuple[tuple[str, str], ...]:
+        return tuple(entry for child in self.children for entry in child.boundary_kinds)
 
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
         values = [child.unflatten(natives) for child in self.children]
         return dict(zip(self.keys, values)) if self.keys is not None else self.type(values)
 
+    def map_axes(self, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> TreeLayout:
+        return replace(self, children=tuple(child.map_axes(f) for child in self.children))
 
-Layout = TensorLayout | FieldLayout | ConstantLayout | TreeLayout
-"""What is needed besides the tensors to rebuild a state: hashable, comparable, picklable, free of data."""
+    def difference(self, other: Layout) -> str:
+        if not isinstance(other, TreeLayout):
+            return super().difference(other)
+        own, its = ((t.type, t.keys, t.keywords, len(t.children)) for t in (self, other))
+        if own != its:
+            shown = (f"{t.type.__name__} of {t.keys or t.keywords or len(t.children)}" for t in (self, other))
+            return " and ".join(shown)
+        names = self.keys or [None] * len(self.children)
+        parts = [(n, a.difference(b)) for n, a, b in zip(names, self.children, other.children) if a != b]
+        return "; ".join(text if name is None else f"{name}: {text}" for name, text in parts)
 
 
 def flatten(state: Any) -> tuple[tuple[torch.Tensor, ...], Layout]:
@@ -170,25 +231,14 @@ def describe_leaves(layout: Layout) -> str:
     return ", ".join("(" + ", ".join(map(str, axes)) + ")" for axes in layout.leaves) or "no tensors"
 
 
-def map_axes(layout: Layout, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> Layout:
-    """The layout with `f` applied to the axes of every tensor in it."""
-    if isinstance(layout, TensorLayout):
-        return replace(layout, parts=tuple(tuple(sorted_axes(f(axes))) for axes in layout.parts))
-    if isinstance(layout, FieldLayout):
-        return replace(layout, values=map_axes(layout.values, f))
-    if isinstance(layout, TreeLayout):
-        return replace(layout, children=tuple(map_axes(child, f) for child in layout.children))
-    return layout
-
-
 def with_batch(layout: Layout, *names: str) -> Layout:
     """The layout with batch axes added where they are missing."""
-    return map_axes(layout, lambda axes: [*axes, *(Axis("batch", n) for n in names if n not in {a.name for a in axes})])
+    return layout.map_axes(lambda axes: [*axes, *(Axis("batch", n) for n in names if n not in {a.name for a in axes})])
 
 
 def without(layout: Layout, *names: str) -> Layout:
     """The layout without the axes of these names."""
-    return map_axes(layout, lambda axes: [a for a in axes if a.name not in names])
+    return layout.map_axes(lambda axes: [a for a in axes if a.name not in names])
 
 
 def batch_names(*layouts: Layout) -> list[str]:
@@ -201,20 +251,46 @@ def position_of(name: str, axes: tuple[Axis, ...]) -> int | None:
     return next((i for i, a in enumerate(axes) if a.name == name), None)
 
 
-def tuple_of(*layouts: Layout) -> TreeLayout:
-    """Layout of a tuple of states."""
-    return TreeLayout(tuple, None, layouts)
+def tuple_of(*layouts: Layout, keywords: tuple[str, ...] = ()) -> TreeLayout:
+    """Layout of a tuple of states, or of the arguments of a call, the last of them by keyword."""
+    return TreeLayout(tuple, None, layouts, keywords)
 
 
-def expand(tensors: Sequence[torch.Tensor], source: Layout, target: Layout) -> tuple[torch.Tensor, ...]:
-    """Inserts the batch axes that `target` has and `source` lacks, with size 1."""
+def repeat(
+    tensors: Sequence[torch.Tensor], source: Layout, target: Layout, sizes: Mapping[str, int] = MappingProxyType({})
+) -> tuple[torch.Tensor, ...]:
+    """Tensors of `source` with the batch axes that `target` has besides, of these sizes, or else of size 1."""
     result = []
     for tensor, old, new in zip(tensors, source.leaves, target.leaves):
-        for position, axis in enumerate(new):
-            if position_of(axis.name, old) is None:
-                tensor = tensor.unsqueeze(position)
+        if old is not new and old != new:
+            names = {a.name for a in old}
+            for position, axis in enumerate(new):
+                if axis.name not in names:
+                    tensor = tensor.unsqueeze(position)
+            shape = [sizes.get(a.name, s) if a.kind == "batch" else s for a, s in zip(new, tensor.shape)]
+            tensor = tensor.expand(shape).contiguous()
         result.append(tensor)
     return tuple(result)
+
+
+def batch_sizes(tensors: Sequence[torch.Tensor], layout: Layout) -> dict[str, int]:
+    """Sizes of the batch dims, found on whichever tensors carry them; canonical order.
+
+    Raises:
+        StateError: for two sizes of one dim, neither of which is 1.
+    """
+    sizes = dict.fromkeys(batch_names(layout), 1)
+    for tensor, axes in zip(tensors, layout.leaves):
+        for axis, size in zip(axes, tensor.shape):
+            if axis.kind != "batch" or size == sizes[axis.name]:
+                continue
+            if 1 not in (size, sizes[axis.name]):
+                raise StateError(
+                    f"batch dim '{axis.name}' has sizes {sizes[axis.name]} and {size}: pass equal numbers of entries, or "
+                    "leave the dim out to repeat a value along it"
+                )
+            sizes[axis.name] = max(size, sizes[axis.name])
+    return sizes
 
 
 def stack(
@@ -226,17 +302,6 @@ def stack(
     return tuple(torch.stack(leaf, p) for leaf, p in zip(zip(*frames), positions)), stacked
 
 
-def boundary_kinds(layout: Layout) -> tuple[tuple[str, str], ...]:
-    """Side → kind of boundary for every field, e.g. `('x-', 'periodic')`; all constant values are of one kind."""
-    if isinstance(layout, TreeLayout):
-        return tuple(entry for child in layout.children for entry in boundary_kinds(child))
-    if not isinstance(layout, FieldLayout):
-        return ()
-    description = _compat.boundary_to_dict(layout.boundary)
-    sides = [n + side for n in sorted(layout.geometry.resolution.names) for side in "-+"]
-    return tuple((side, _boundary_kind(description, side)) for side in sides)
-
-
 def _boundary_kind(description: dict, side: str) -> str:
     if "sides" in description:
         return _boundary_kind(description["sides"].get(side, description["sides"].get(side[:-1])), side)
@@ -244,23 +309,6 @@ def _boundary_kind(description: dict, side: str) -> str:
         parts = (_boundary_kind(description[k], side) for k in ("normal", "tangential"))
         return " normal, ".join(parts) + " tangential"
     return description.get("primitive", "constant")
-
-
-def difference(a: Layout, b: Layout) -> str:
-    """What tells two layouts apart, in words."""
-    if type(a) is not type(b):
-        return f"{type(a).__name__} and {type(b).__name__}"
-    if isinstance(a, TreeLayout):
-        if (a.type, a.keys, len(a.children)) != (b.type, b.keys, len(b.children)):
-            return (
-                f"{a.type.__name__} of {a.keys or len(a.children)} and {b.type.__name__} of {b.keys or len(b.children)}"
-            )
-        return "; ".join(difference(x, y) for x, y in zip(a.children, b.children) if x != y)
-    if isinstance(a, FieldLayout) and a.key[1] != b.key[1]:
-        return f"boundary {a.boundary} and {b.boundary}"
-    if isinstance(a, FieldLayout) and a.key[0] != b.key[0]:
-        return f"domain {a.key[0]} and {b.key[0]} (dim, cells, lower, upper)"
-    return f"dims {describe_leaves(a)} and {describe_leaves(b)}"
 
 
 def sorted_axes(axes: Iterable[Axis]) -> list[Axis]:

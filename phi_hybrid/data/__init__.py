@@ -1,7 +1,8 @@
-"""Floor 3: trajectories of a reference solver, coarsened, stored and cut into windows."""
+"""Floor 5: trajectories of a reference solver, coarsened, stored and cut into windows."""
 
-from phi_hybrid.data.coarsen import coarsen
-from phi_hybrid.data.trajectories import Trajectories
-from phi_hybrid.data.windows import Batch, Windows
+from phi_hybrid.data.batch import Batch
+from phi_hybrid.data.coarsening import coarsen
+from phi_hybrid.data.store import replacing
+from phi_hybrid.data.trajectories import Trajectories, Windows
 
-__all__ = ["Batch", "Trajectories", "Windows", "coarsen"]
+__all__ = ["Batch", "Trajectories", "Windows", "coarsen", "replacing"]

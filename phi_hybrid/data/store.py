@@ -145,7 +145,8 @@ def to_dict(layout: Layout) -> dict:
     """JSON description of a layout."""
     if isinstance(layout, TreeLayout):
         keys = None if layout.keys is None else list(layout.keys)
-        return {"tree": layout.type.__name__, "keys": keys, "children": [to_dict(c) for c in layout.children]}
+        description = {"tree": layout.type.__name__, "keys": keys, "children": [to_dict(c) for c in layout.children]}
+        return description | ({"keywords": list(layout.keywords)} if layout.keywords else {})
     if isinstance(layout, FieldLayout):
         (*box,), _ = layout.key
         return {"field": to_dict(layout.values), "box": box, "boundary": _compat.boundary_to_dict(layout.boundary)}
@@ -160,7 +161,8 @@ def from_dict(description: dict) -> Layout:
     if "tree" in description:
         keys = None if description["keys"] is None else tuple(description["keys"])
         type_ = {"tuple": tuple, "list": list, "dict": dict}[description["tree"]]
-        return TreeLayout(type_, keys, tuple(from_dict(c) for c in description["children"]))
+        children = tuple(from_dict(c) for c in description["children"])
+        return TreeLayout(type_, keys, children, tuple(description.get("keywords", ())))
     if "field" in description:
         resolution = spatial(**{name: size for name, size, _, _ in description["box"]})
         geometry = UniformGrid(resolution, Box(**{name: (low, up) for name, _, low, up in description["box"]}))
@@ -179,3 +181,45 @@ def _axis_to_list(axis: Axis) -> list:
 def _axis_from_list(entries: list) -> Axis:
     kind, name, size, labels = entries
     return Axis(kind, name, size, None if labels is None else tuple(labels))
+
+
+# --- tensors larger than memory, a piece at a time ---
+
+PIECE = 2**20
+"""Values looked at in one go."""
+
+
+def pieces(tensor: torch.Tensor, within: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+    """Slices of at most `PIECE` values, in order; with each the indices of its first entry along the leading axes.
+
+    Entry `[k, …]` of a slice that comes with `(i, j)` is `tensor[i, j + k, …]`.
+    """
+    if tensor.ndim == 0:
+        yield within, tensor
+        return
+    per_row = max(1, tensor[:1].numel())
+    if per_row > PIECE and tensor.ndim > 1:
+        for row, entries in enumerate(tensor):
+            yield from pieces(entries, (*within, row))
+    else:
+        count = max(1, PIECE // per_row)
+        yield from (((*within, count * n), piece) for n, piece in enumerate(tensor.split(count)))
+
+
+def require_finite(tensor: torch.Tensor, name: str) -> None:
+    """Raises DataError with the place of the first NaN or infinity in a tensor `(trajectory, …)`."""
+    for (*outer, first), piece in pieces(tensor):
+        if not torch.isfinite(piece).all():
+            row, *inner = (~torch.isfinite(piece)).nonzero()[0].tolist()
+            trajectory, *rest = (*outer, first + row, *inner)
+            raise DataError(
+                f"{name} holds NaN or infinity, first in trajectory {trajectory} at index {rest} of (time, …); drop this "
+                "trajectory or generate it with a smaller time step"
+            )
+
+
+def standard_deviation(tensor: torch.Tensor) -> float:
+    """√(Σ (u − ⟨u⟩)² / (N − 1)) over all values, in float64; NaN for a single one."""
+    mean = sum(piece.double().sum() for _, piece in pieces(tensor)) / tensor.numel()
+    squares = sum((piece.double() - mean).square().sum() for _, piece in pieces(tensor))
+    return float((squares / (tensor.numel() - 1)).sqrt())

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
+from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import (
     Layout,
     TreeLayout,
-    batch_names,
+    describe_leaves,
     flatten,
-    position_of,
     tuple_of,
     unflatten,
     with_batch,
     without,
 )
 from phi_hybrid.data import store
-from phi_hybrid.data.coarsen import coarsen as coarsen_by
-from phi_hybrid.data.pieces import require_finite, standard_deviation
-from phi_hybrid.data.windows import BATCH, Batch, Windows
-from phi_hybrid.errors import DataError, SolveError, StateError
-from phi_hybrid.unroll import TIME, Inputs, all_finite, as_step, bind
+from phi_hybrid.data.batch import Batch, DataLayout
+from phi_hybrid.data.generation import generate
+from phi_hybrid.data.store import require_finite, standard_deviation
+from phi_hybrid.errors import DataError, StateError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trajectories:
     """States of a reference solver at equally spaced times, with the inputs of its steps.
 
@@ -45,18 +44,23 @@ class Trajectories:
     state_layout: Layout
     input_layout: TreeLayout
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    checked: bool = field(default=False, compare=False)
+    """Whether values are known to be finite, as in parts of checked data."""
 
     def __post_init__(self) -> None:
+        if self.checked:
+            return
         for name, tensors in (("state", self.states), ("input", self.inputs)):
             for number, tensor in enumerate(tensors):
                 require_finite(tensor, f"{name} tensor {number}")
+        object.__setattr__(self, "checked", True)
 
     @staticmethod
     def generate(
         step: Callable,
         initial_states: Any,
         steps: int,
-        inputs: tuple = (),
+        inputs: tuple | Mapping[str, Any] = (),
         *,
         coarsen: int | Callable[[Any], Any] = 1,
         every: int = 1,
@@ -70,7 +74,8 @@ class Trajectories:
             step: `state, *inputs -> state` on the fine grid; captured steps are much faster.
             initial_states: `(trajectory, x, y, vector)`, any batch dims; all trajectories are computed at once.
             steps: number of stored steps; `steps + 1` states are kept.
-            inputs: extra arguments of the step, constant or with a batch dim `time` of at least `steps` entries.
+            inputs: extra arguments of the step, in a tuple or by name, constant or with a batch dim `time` of at least
+                `steps` entries.
             coarsen: fine cells per coarse cell along each dim (faces are averaged as fluxes, see
                 `phi_hybrid.data.coarsen`), or a function of a state, called with every input that has a grid, too.
             every: solver steps per stored step; an input with `time` holds for all of them.
@@ -82,42 +87,8 @@ class Trajectories:
             DataError: if the reference diverges or a solve in it fails, naming the step.
             StateError: for bad arguments.
         """
-        if steps < 1 or every < 1:
-            raise StateError(f"steps = {steps}, every = {every}: both must be at least 1")
-        if not isinstance(inputs, tuple):
-            raise StateError(f"inputs must be a tuple of arguments, got {type(inputs).__name__}; write inputs=(force,)")
-        reduce = coarsen if callable(coarsen) else partial(coarsen_by, factor=coarsen)
-        if TIME in batch_names(flatten(initial_states)[1]):
-            raise StateError(f"the initial state has a dim '{TIME}'; pick a frame, e.g. state.time[0]")
-        reference = as_step(step)
-        reference.check_arguments((initial_states, *inputs))
-        arguments = Inputs(*flatten(inputs))
-        arguments.check_length(steps)
-        with torch.no_grad():
-            bound = bind(reference, *flatten(initial_states), arguments)
-            names = batch_names(bound.layout, arguments.frame_layout)
-            sizes = _batch_sizes(names, (*bound.state, *arguments.tensors), tuple_of(bound.layout, arguments.layout))
-            fine, frames = bound.state, []
-            for n in tqdm(range(steps + 1), desc="reference", disable=not progress, unit="step"):
-                for _ in range(every if n > 0 else 0):
-                    try:
-                        fine = bound.step(*fine, *arguments.at(n - 1))
-                    except SolveError as error:
-                        raise DataError(f"the reference solver failed in stored step {n}: {error}") from error
-                if not all_finite(fine):
-                    leading = [_lead(t, axes, names, sizes) for t, axes in zip(fine, bound.layout.leaves)]
-                    raise DataError(_divergence(leading, n))
-                tensors, layout = flatten(reduce(unflatten(bound.layout, fine)))
-                frames.append([_lead(t, axes, names, sizes) for t, axes in zip(tensors, layout.leaves)])
-            stored, stored_layout = flatten(tuple(reduce(i) if _has_grid(i) else i for i in inputs))
-            stored = tuple(_lead(t, axes, names, sizes) for t, axes in zip(stored, stored_layout.leaves))
-        data = Trajectories(
-            tuple(torch.stack(leaf, 1) for leaf in zip(*frames)),
-            tuple(t.contiguous() for t in stored),
-            without(layout, *names),
-            without(stored_layout, *names),
-            dict(metadata or {}),
-        )
+        data = generate(step, initial_states, steps, inputs, coarsen, every, progress)
+        data = Trajectories(*data, dict(metadata or {}))
         if path is not None:
             data.save(path)
         return data
@@ -131,7 +102,12 @@ class Trajectories:
         """Number of steps of each trajectory; it holds one more state."""
         return self.states[0].shape[1] - 1
 
-    @property
+    @cached_property
+    def layouts(self) -> DataLayout:
+        """Layouts of states and inputs."""
+        return DataLayout(self.state_layout, self.input_layout)
+
+    @cached_property
     def scale(self) -> tuple[float, ...]:
         """Standard deviation of each state tensor over all trajectories, times and points (1 where nothing varies)."""
         deviations = [standard_deviation(t) if t.is_floating_point() else 1.0 for t in self.states]
@@ -180,12 +156,12 @@ class Trajectories:
 
     def cut(self, trajectories: slice | list[int], start: int, steps: int) -> Batch:
         """The same window of several trajectories as a batch."""
-        inputs = []
-        for tensor, axes in zip(self.inputs, self.input_layout.leaves):
-            varies = position_of(TIME, axes) is not None
-            inputs.append(tensor[trajectories, start : start + steps] if varies else tensor[trajectories])
-        states = tuple(t[trajectories, start : start + steps + 1] for t in self.states)
-        return Batch(states, tuple(inputs), self.state_layout, self.input_layout, self._cached_scale())
+        inputs = [
+            t[trajectories, start : start + steps] if varies else t[trajectories]
+            for t, varies in zip(self.inputs, self.layouts.varies)
+        ]
+        states = [t[trajectories, start : start + steps + 1] for t in self.states]
+        return Batch(tuple(states), tuple(inputs), self.layouts, self.scale)
 
     def whole(self) -> Batch:
         """All trajectories from first to last state as one batch."""
@@ -195,7 +171,7 @@ class Trajectories:
     def trajectory(self) -> Any:
         """All states as PhiFlow state `(trajectory, time, x, y, vector)`."""
         tensors = tuple(t.transpose(0, 1) for t in self.states)  # canonical: 'time' stands before 'trajectory'
-        return unflatten(with_batch(self.state_layout, TIME, BATCH), tensors)
+        return unflatten(with_batch(self.state_layout, TIME, TRAJECTORY), tensors)
 
     @property
     def initial_state(self) -> Any:
@@ -228,39 +204,87 @@ class Trajectories:
         """
         return Trajectories(*store.read(path, lazy))
 
-    def _cached_scale(self) -> tuple[float, ...]:
-        if "_scale" not in self.__dict__:
-            object.__setattr__(self, "_scale", self.scale)
-        return self.__dict__["_scale"]
+    def with_inputs(self, *inputs: Any, **keywords: Any) -> Trajectories:
+        """The same states with other inputs of the steps, e.g. a guess for an unknown coefficient that is then trained.
+
+        Args:
+            *inputs: all inputs of the step after the state, in its order: fields on the grid of the data, tensors or
+                numbers; constant, or with a batch dim `time` of `steps` entries; the same for all trajectories, or one
+                each along a batch dim `trajectory`.
+            **keywords: inputs by name, for steps that take them by name only.
+
+        Raises:
+            StateError: for other batch dims, or sizes that do not fit.
+            DataError: if values are not finite.
+        """
+        tensors, layout = flatten((*inputs, *keywords.values()))
+        layout = tuple_of(*layout.children, keywords=tuple(keywords))
+        expected = {TIME: self.steps, TRAJECTORY: len(self)}
+        leading = []
+        for tensor, axes in zip(tensors, layout.leaves):
+            batch = {a.name: size for a, size in zip(axes, tensor.shape) if a.kind == "batch"}
+            if wrong := {name: size for name, size in batch.items() if expected.get(name) != size}:
+                raise StateError(
+                    f"an input has batch dims {wrong}, but this data has {TRAJECTORY} = {len(self)} and {TIME} = "
+                    f"{self.steps} steps: give an input these dims, or none"
+                )
+            order = [list(batch).index(n) for n in (TRAJECTORY, TIME) if n in batch]
+            tensor = tensor.permute(*order, *range(len(batch), tensor.ndim))
+            tensor = tensor if TRAJECTORY in batch else tensor.expand(len(self), *tensor.shape)
+            leading.append(tensor.contiguous())
+        return Trajectories(self.states, tuple(leading), self.state_layout, without(layout, TRAJECTORY), self.metadata)
+
+    def __repr__(self) -> str:
+        size = sum(t.numel() * t.element_size() for t in (*self.states, *self.inputs)) / 2**20
+        return (
+            f"Trajectories({len(self)} of {self.steps} steps; state {describe_leaves(self.state_layout)}; inputs "
+            f"{describe_leaves(self.input_layout)}; {size:.1f} MiB{'; ' + ', '.join(self.metadata) if self.metadata else ''})"
+        )
 
 
-def _batch_sizes(names: list[str], tensors: tuple[torch.Tensor, ...], layout: Layout) -> list[int]:
-    sizes = dict.fromkeys(names, 1)
-    for tensor, axes in zip(tensors, layout.leaves):
-        sizes.update({a.name: s for a, s in zip(axes, tensor.shape) if a.name in sizes})
-    return list(sizes.values())
+class Windows(Dataset):
+    """All windows of `steps` steps in a set of trajectories, for a torch `DataLoader` with `collate_fn=windows.collate`.
 
+    Raises:
+        DataError: if the trajectories are shorter than a window.
+    """
 
-def _lead(tensor: torch.Tensor, axes: tuple, names: list[str], sizes: list[int]) -> torch.Tensor:
-    """Merges all batch axes but `time` into a leading one; `time` follows."""
-    order = sorted({*names, *([TIME] if position_of(TIME, axes) is not None else [])})
-    for position, name in enumerate(order):
-        if position_of(name, axes) is None:
-            tensor = tensor.unsqueeze(position)
-    if TIME in order:
-        tensor = tensor.movedim(order.index(TIME), len(names))
-    tensor = tensor.expand(*sizes, *tensor.shape[len(names) :])
-    return tensor.flatten(0, len(names) - 1) if names else tensor.unsqueeze(0)
+    def __init__(self, data: Trajectories, steps: int) -> None:
+        if not 1 <= steps <= data.steps:
+            raise DataError(
+                f"windows of {steps} steps do not fit in trajectories of {data.steps}; use 1 … {data.steps}"
+            )
+        self.data = data
+        self.steps = steps
+        self.per_trajectory = data.steps - steps + 1
+        self.count = len(data) * self.per_trajectory
 
+    def __len__(self) -> int:
+        return self.count
 
-def _has_grid(value: Any) -> bool:
-    return any(a.kind == "spatial" for axes in flatten(value)[1].leaves for a in axes)
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The windows of these indices as one batch."""
+        chosen = torch.as_tensor(indices)
+        trajectory, start = chosen // self.per_trajectory, chosen % self.per_trajectory
+        times, layouts = start[:, None] + torch.arange(self.steps + 1), self.data.layouts
+        states = [t[trajectory[:, None], times] for t in self.data.states]
+        inputs = [
+            t[trajectory[:, None], times[:, :-1]] if varies else t[trajectory]
+            for t, varies in zip(self.data.inputs, layouts.varies)
+        ]
+        return Batch(tuple(states), tuple(inputs), layouts, self.data.scale)
 
+    def __getitem__(self, index: int) -> Batch:
+        """Window `index` as a batch of one, counted from the end if negative."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        trajectory, start = divmod(index % len(self), self.per_trajectory)
+        return self.data.cut(slice(trajectory, trajectory + 1), start, self.steps)
 
-def _divergence(state: list[torch.Tensor], step: int) -> str:
-    failed = sum((~torch.isfinite(t)).flatten(1).sum(1) for t in state)
-    return (
-        f"the reference solver became non-finite in stored step {step}, {int(failed.sum())} values, first in trajectory "
-        f"{int(failed.nonzero()[0])} ({int((failed > 0).sum())} of {len(failed)} failed); reduce its time step, or use a "
-        "more stable scheme"
-    )
+    def collate(self, windows: Sequence[Batch]) -> Batch:
+        """Joins windows to one batch."""
+        return replace(
+            windows[0],
+            states=tuple(map(torch.cat, zip(*(w.states for w in windows)))),
+            inputs=tuple(map(torch.cat, zip(*(w.inputs for w in windows)))),
+        )

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from phi_hybrid.linear_solve.fast_diagonalization import SpectralSolver, spectral_solver
-from phi_hybrid.linear_solve.separable import axis_operators
+from phi_hybrid.linear_solve.fast_diagonalization import SpectralSolver, axis_operators, spectral_solver
 from phi_hybrid.linear_solve.solution import Solution, symmetric_balance
 from phi_hybrid.linear_solve.system import Csr, System
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from phi_hybrid.errors import StateError
-from phi_hybrid.optim.cost import GIB, available
-from phi_hybrid.optim.engines import Engine, Gram, ParameterGram
+from phi_hybrid.optim.engines import GIB, Engine, Gram, ParameterGram, available
+from phi_hybrid.optim.filters import Filter, Smooth
 from phi_hybrid.optim.golub_kahan import GolubKahan
 from phi_hybrid.optim.jacobian import Jacobian
-from phi_hybrid.optim.spectrum import Filter, Smooth
 from phi_hybrid.optim.structured import Structured
 
 

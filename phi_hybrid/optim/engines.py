@@ -9,15 +9,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
+import scipy.linalg
 import torch
 
-from phi_hybrid.optim import eigen
-from phi_hybrid.optim.cost import Cost, estimate
+from phi_hybrid.errors import NonFiniteError
+from phi_hybrid.optim.filters import Filter
 from phi_hybrid.optim.jacobian import Jacobian
-from phi_hybrid.optim.spectrum import Filter
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class Gram:
     def cost(self, jacobian: Jacobian) -> Cost:
         rows, columns = jacobian.rows, jacobian.columns
         groups, held = -(-columns // self.columns), min(columns, self.columns)
-        bytes = max(eigen.bytes_of(rows, jacobian.outputs.device), 8 * (rows * (rows + held) + 2 * self.chunk * held))
-        flops = rows**2 * columns + eigen.flops_of(rows)
+        bytes = max(eigh_bytes(rows, jacobian.outputs.device), 8 * (rows * (rows + held) + 2 * self.chunk * held))
+        flops = rows**2 * columns + eigh_flops(rows)
         return estimate(jacobian, bytes, groups * rows / self.chunk, groups * rows, flops, min(self.chunk, rows))
 
 
@@ -128,7 +129,7 @@ class ParameterGram:
             gram.addmm_(rows.mT, rows)
             gradient.addmv_(rows.mT, own[part])
         gram, gradient = jacobian.processes.summed(gram), jacobian.processes.summed(gradient)
-        squares, vectors = eigen.eigh(gram.mul_(scale))
+        squares, vectors = eigh(gram.mul_(scale))
         squares = _above_rounding(squares)
         weights = filter(squares, kappa)
         flat = vectors @ (weights * (vectors.mT @ gradient))
@@ -137,8 +138,8 @@ class ParameterGram:
 
     def cost(self, jacobian: Jacobian) -> Cost:
         rows, columns = jacobian.rows, jacobian.columns
-        bytes = eigen.bytes_of(columns, jacobian.outputs.device) + 16 * min(self.chunk, rows) * columns
-        flops = 2 * rows * columns**2 + eigen.flops_of(columns)
+        bytes = eigh_bytes(columns, jacobian.outputs.device) + 16 * min(self.chunk, rows) * columns
+        flops = 2 * rows * columns**2 + eigh_flops(columns)
         return estimate(jacobian, bytes, rows / self.chunk, rows, flops, min(self.chunk, rows))
 
 
@@ -146,7 +147,7 @@ def from_gram(
     gram: torch.Tensor, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float
 ) -> Update:
     """Jᵀ·f(scale·K)·g from the eigenvectors of the lower triangle of K, which is overwritten."""
-    squares, vectors = eigen.eigh(gram.mul_(scale))
+    squares, vectors = eigh(gram.mul_(scale))
     squares = _above_rounding(squares)
     weights = filter(squares, kappa)
     direction = jacobian.transposed_times(vectors @ (weights * (vectors.mT @ cotangent.double())))
@@ -170,3 +171,104 @@ def _above_rounding(squares: torch.Tensor) -> torch.Tensor:
 def _shaped(flat: torch.Tensor, jacobian: Jacobian) -> list[torch.Tensor]:
     parts = flat.split([p.numel() for p in jacobian.parameters])
     return [part.view_as(p).to(p) for part, p in zip(parts, jacobian.parameters)]
+
+
+# --- what an update will take ---
+
+GIB, MIB = 2**30, 2**20
+_NODE_SECONDS = 2e-5
+"""Of one operation of a backward pass."""
+_FLOPS = {"cpu": 1e10, "cuda": 5e12}
+"""Floating-point operations in double precision per second, on a CPU of a single thread. Orders of magnitude."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimate of an update's needs.
+
+    Args:
+        bytes: memory besides the graph.
+        seconds: time; good to a factor of a few.
+    """
+
+    bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.bytes / MIB:.1f} MiB, about {self.seconds:.1g} s an update"
+
+
+def estimate(jacobian: Jacobian, bytes: float, calls: float, passes: float, flops: float, at_once: int = 0) -> Cost:
+    """Cost from counts, the same for the same counts on one device.
+
+    Args:
+        jacobian: its graph is what backward passes go through.
+        bytes: memory.
+        calls: how often autograd is called, one call for several passes.
+        passes: backward passes.
+        flops: of linear algebra.
+        at_once: backward passes that are made side by side, each with some of the layers' outputs.
+    """
+    device = jacobian.outputs.device.type
+    rate = _FLOPS.get(device, _FLOPS["cuda"]) * (torch.get_num_threads() if device == "cpu" else 1)
+    arithmetic = passes * 4 * jacobian.columns * jacobian.samples
+    states = [z.numel() * z.element_size() for layer in jacobian.layers.values() for z in layer.outputs]
+    bytes += 3 * at_once * max(states, default=0)
+    calls = max(calls, 2)  # one product at least, and the update itself
+    return Cost(int(bytes), calls * _nodes(jacobian.outputs) * _NODE_SECONDS + (arithmetic + flops) / rate)
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that the device has, on a GPU those that are free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63
+
+
+def _nodes(outputs: torch.Tensor) -> int:
+    """Number of operations in the graph of the outputs."""
+    seen, stack = set(), [outputs.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+    return len(seen)
+
+
+# --- eigenvectors of large symmetric matrices ---
+
+_SMALL = 1024
+
+
+def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ascending eigenvalues and eigenvectors of the lower triangle of a matrix in double precision, which is overwritten.
+
+    Large ones on the CPU go to LAPACK's `dsyevr`, which works within the matrix and one array for the vectors; torch's
+    `dsyevd` takes three more.
+
+    Raises:
+        NonFiniteError: if the matrix has entries that are not finite.
+    """
+    if not torch.isfinite(matrix.sum()):
+        raise NonFiniteError("the Jacobian of the outputs is not finite", 0)
+    if len(matrix) <= _SMALL or matrix.device.type != "cpu":
+        return torch.linalg.eigh(matrix)
+    values, vectors = scipy.linalg.eigh(
+        matrix.numpy().T,  # column by column; the lower triangle becomes the upper one
+        lower=False,
+        driver="evr",
+        overwrite_a=True,
+        check_finite=False,
+    )
+    return torch.from_numpy(values), torch.from_numpy(vectors)
+
+
+def eigh_bytes(size: int, device: torch.device) -> int:
+    """Memory for the matrix, its eigenvectors and workspace."""
+    return 8 * size**2 * (2 if size > _SMALL and device.type == "cpu" else 5)
+
+
+def eigh_flops(size: int) -> float:
+    """Equivalent number of operations of a matrix product, as measured."""
+    return 5.0 * size**3

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from phi_hybrid.errors import StateError
-from phi_hybrid.optim.cost import Cost, estimate
-from phi_hybrid.optim.engines import Update
+from phi_hybrid.optim.engines import Cost, Update, estimate
+from phi_hybrid.optim.filters import Filter, Smooth
 from phi_hybrid.optim.jacobian import Jacobian
-from phi_hybrid.optim.spectrum import Filter, Smooth
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from phi_hybrid.errors import NonFiniteError, StateError
 from phi_hybrid.optim.automatic import Automatic, engine_for
 from phi_hybrid.optim.closure import Closure, flattened, loss_gradient
 from phi_hybrid.optim.engines import Engine, Update
-from phi_hybrid.optim.jacobian import Jacobian
+from phi_hybrid.optim.filters import Cutoff, Filter, Smooth
+from phi_hybrid.optim.jacobian import Jacobian, Processes
 from phi_hybrid.optim.layers import recorded
-from phi_hybrid.optim.processes import Processes
-from phi_hybrid.optim.spectrum import Cutoff, Filter, Smooth
 from phi_hybrid.optim.structured import Structured
 
 _COUPLED = (

@@ -11,8 +11,8 @@ from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.optim.automatic import Automatic
 from phi_hybrid.optim.closure import Closure
 from phi_hybrid.optim.engines import Engine, Update
+from phi_hybrid.optim.filters import Cutoff
 from phi_hybrid.optim.hig import HIG
-from phi_hybrid.optim.spectrum import Cutoff
 
 
 class LevenbergMarquardt(torch.optim.Optimizer):

@@ -2,11 +2,8 @@
 
 from phi_hybrid.pde import (
     burgers,
-    diagnostics,
     heat,
-    inverse_flow,
     kuramoto_sivashinsky,
-    motion,
     navier_stokes,
     oscillators,
     penalized_flow,
@@ -17,11 +14,8 @@ from phi_hybrid.pde import (
 
 __all__ = [
     "burgers",
-    "diagnostics",
     "heat",
-    "inverse_flow",
     "kuramoto_sivashinsky",
-    "motion",
     "navier_stokes",
     "oscillators",
     "penalized_flow",

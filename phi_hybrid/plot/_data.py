@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from phi.field import Field
 
-from ._quantity import Quantity, measure, space_names
+from phi_hybrid.plot._quantity import Quantity, measure, space_names
 
 Trajectories = Field | Mapping[str, Field]
 

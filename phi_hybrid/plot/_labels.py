@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from ._style import FAINT, HALO
+from phi_hybrid.plot._style import FAINT, HALO
 
 
 class LineEnd(NamedTuple):

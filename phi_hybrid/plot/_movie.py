@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ._style import INK, NON_FINITE, colour_map
+from phi_hybrid.plot._style import INK, NON_FINITE, colour_map
 
 _FINE, _PLAIN = 56, 24  # shades per colour map
 

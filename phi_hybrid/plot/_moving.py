@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._data import Series
-from ._movie import Scene
-from ._panels import image, image_aspect, outer_labels, panel_grid
-from ._scale import line_limits
-from ._style import HALO, line_styles, open_axes
-from .rollout import differences, remarks, scales
+from phi_hybrid.plot._data import Series
+from phi_hybrid.plot._movie import Scene
+from phi_hybrid.plot._panels import image, image_aspect, outer_labels, panel_grid
+from phi_hybrid.plot._scale import line_limits
+from phi_hybrid.plot._style import HALO, line_styles, open_axes
+from phi_hybrid.plot.snapshots import differences, remarks, scales
 
 
 def moving_images(series: list[Series], reference: str | None, dt: float) -> Scene:

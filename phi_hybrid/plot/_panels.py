@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from ._quantity import Quantity
-from ._scale import Scale
-from ._style import HALO, INK, colour_map
+from phi_hybrid.plot._quantity import Quantity
+from phi_hybrid.plot._scale import Scale
+from phi_hybrid.plot._style import HALO, INK, colour_map
 
 _GAP, _LEFT, _BOTTOM, _TOP, _TITLE = 0.09, 0.78, 0.42, 0.24, 0.27  # inches
 

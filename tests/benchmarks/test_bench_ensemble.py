@@ -16,8 +16,8 @@ from phi.torch.flow import advect
 from phiml.nn import res_net
 
 import phi_hybrid as ph
+from phi_hybrid.hybrid.ensemble import alike
 from phi_hybrid.pde import burgers
-from phi_hybrid.stacked import alike
 
 MEMBERS, STEPS = 8, 20
 FASTER = {1: 1.4, 16: 0.9}

@@ -20,7 +20,7 @@ from hig_oscillators import LINEAR, make_task
 import phi_hybrid as ph
 from phi_hybrid.optim import HIG, Automatic, Closure, Dense, GolubKahan, Gram, ParameterGram, Smooth, Structured
 from phi_hybrid.optim.engines import Engine
-from phi_hybrid.optim.spectrum import Cutoff, Filter
+from phi_hybrid.optim.filters import Cutoff, Filter
 from phi_hybrid.pde import poisson
 
 FASTER, LESS_MEMORY = 4.0, 1 / 3

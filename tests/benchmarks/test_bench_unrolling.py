@@ -20,8 +20,8 @@ from phi.torch.flow import PERIODIC, Noise, StaggeredGrid, batch
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
-from phi_hybrid.gradient import Checkpointed, Full
 from phi_hybrid.pde.burgers import burgers_step
+from phi_hybrid.training.gradient import Checkpointed, Full
 
 HORIZONS, LONGEST, ROUNDS = (4, 8, 16, 32, 64), 64, 7
 CHECKPOINTED_TIME, CHECKPOINTED_MEMORY, NON_LINEAR = 1.7, 0.35, 0.1

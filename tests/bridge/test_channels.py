@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from phi.torch.flow import batch, channel, instance, math, spatial
-from state_cases import (
+from cases.states import (
     DTYPE,
     MORE_BOUNDARIES,
     RESOLUTION,
@@ -18,6 +17,7 @@ from state_cases import (
     random_leaves,
     stored_faces,
 )
+from phi.torch.flow import batch, channel, instance, math, spatial
 
 from phi_hybrid.bridge import ChannelMap, flatten, from_channels, to_channels, unflatten
 from phi_hybrid.errors import StateError

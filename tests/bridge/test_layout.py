@@ -13,6 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases.states import (
+    BOUNDARIES,
+    DTYPE,
+    MORE_BOUNDARIES,
+    PLACEMENTS,
+    field_of,
+    leaves_of,
+    names,
+    random_field,
+    random_leaves,
+)
 from phi.torch.flow import (
     PERIODIC,
     Box,
@@ -30,17 +41,6 @@ from phi.torch.flow import (
     math,
     spatial,
     vec,
-)
-from state_cases import (
-    BOUNDARIES,
-    DTYPE,
-    MORE_BOUNDARIES,
-    PLACEMENTS,
-    field_of,
-    leaves_of,
-    names,
-    random_field,
-    random_leaves,
 )
 
 from phi_hybrid.bridge import flatten, layout, unflatten
@@ -245,7 +245,7 @@ _PRINT_ORDER = """
 import sys, torch
 sys.path[:0] = [{here!r}]
 from phi.torch.flow import batch, channel, math, spatial
-from state_cases import random_field
+from cases.states import random_field
 from phi_hybrid.bridge import flatten
 u = random_field("staggered", "closed", 3, time=2, b=3, sample=2)
 s = random_field("vector", "inflow", 2, zeta=2, alpha=3)
@@ -257,8 +257,8 @@ print([round(t.double().flatten()[:50].dot(torch.arange(50.0).double()).item(), 
 
 
 def test_order_is_the_same_in_every_process() -> None:
-    here = os.path.dirname(__file__)
-    root = os.path.dirname(os.path.dirname(here))
+    here = os.path.dirname(os.path.dirname(__file__))
+    root = os.path.dirname(here)
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     script = _PRINT_ORDER.format(here=here)
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases.small import BOUNDARIES, component_values, faces, line, noise, same, stored_faces
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, StaggeredGrid, batch, channel, field, math, spatial
-from small_cases import BOUNDARIES, component_values, faces, line, noise, same, stored_faces
 
 import phi_hybrid as ph
-from phi_hybrid.data import coarsen
+from phi_hybrid.data import coarsening as coarsen
 
 FINE = {"x": 6, "y": 8, "z": 4}
 

@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from cases.small import equal, faces, forced_step, line, noise, same, scalar
 from phi.torch.flow import batch, math
-from small_cases import equal, faces, forced_step, line, noise, same, scalar
 
 import phi_hybrid as ph
-from phi_hybrid.data import pieces
+from phi_hybrid.data import store as pieces
 
 SHAPES = [(5,), (1, 1), (7, 3), (2, 9, 4), (3, 5, 2, 6), (4, 1, 30)]
 

@@ -11,12 +11,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from cases.small import component_values, equal, faces, forced_step, line, noise, same, scalar, step
 from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, Field, StaggeredGrid, batch, extrapolation, math, vec
-from small_cases import component_values, equal, faces, forced_step, line, noise, same, scalar, step
 from torch.utils.data import DataLoader
 
 import phi_hybrid as ph
-from phi_hybrid.data import Windows, coarsen
+from phi_hybrid.data import Windows
+from phi_hybrid.data import coarsening as coarsen
 
 STEPS = 5
 

@@ -13,6 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases.small import SmallNet
+from cases.solve_steps import around, box, flow, moving, part, pushed, several, smoothed, squared, with_pressure
+from cases.solves import (
+    BOUNDARIES,
+    METHODS,
+    components,
+    diffuse_implicitly,
+    noise,
+    obstacles,
+    on_faces,
+    project,
+    relative_error,
+    scalar,
+    stacked,
+    velocity,
+)
 from phi.torch.flow import (
     PERIODIC,
     Box,
@@ -29,22 +45,6 @@ from phi.torch.flow import (
     spatial,
     wrap,
 )
-from small_cases import SmallNet
-from solve_cases import (
-    BOUNDARIES,
-    METHODS,
-    components,
-    diffuse_implicitly,
-    noise,
-    obstacles,
-    on_faces,
-    project,
-    relative_error,
-    scalar,
-    stacked,
-    velocity,
-)
-from solve_steps import around, box, flow, moving, part, pushed, several, smoothed, squared, with_pressure
 
 import phi_hybrid as ph
 from phi_hybrid.linear_solve import ConjugateGradient, LinearSolve, Method

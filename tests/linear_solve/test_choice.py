@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cases.solves import CPU, METHODS, SMALL, box_matrix, obstacles, system, system_in, velocity, with_obstacle
 from phi.torch.flow import fluid, math
-from solve_cases import CPU, METHODS, SMALL, box_matrix, obstacles, system, system_in, velocity, with_obstacle
 
 import phi_hybrid as ph
-from phi_hybrid.linear_solve import ConjugateGradient, FastDiagonalization, Method, SparseFactorization, choice
-from phi_hybrid.linear_solve.choice import build_solver, methods_for
+from phi_hybrid.linear_solve import ConjugateGradient, FastDiagonalization, Method, SparseFactorization
+from phi_hybrid.linear_solve import operator as choice
 from phi_hybrid.linear_solve.conjugate_gradient import KrylovSolver
 from phi_hybrid.linear_solve.factorization import FactoredSolver
 from phi_hybrid.linear_solve.fast_diagonalization import ExactSolver
+from phi_hybrid.linear_solve.operator import build_solver, methods_for
 from phi_hybrid.linear_solve.system import System
 
 SOLVERS = {"fast": ExactSolver, "factored": FactoredSolver, "iterative": KrylovSolver}

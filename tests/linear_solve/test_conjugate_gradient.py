@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cases.solves import AXES, CPU, boundary, box_matrix, noise, relative_error, system, system_in, with_obstacle
 from phi.torch.flow import Box, Obstacle, Sphere, StaggeredGrid, batch, fluid, math
-from solve_cases import AXES, CPU, boundary, box_matrix, noise, relative_error, system, system_in, with_obstacle
 
 from phi_hybrid.linear_solve import ConjugateGradient, SparseFactorization
 from phi_hybrid.linear_solve.conjugate_gradient import KrylovSolver

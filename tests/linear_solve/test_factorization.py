@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from solve_cases import CPU, box_matrix, noise, relative_error, system, with_obstacle
+from cases.solves import CPU, box_matrix, noise, relative_error, system, with_obstacle
 
 from phi_hybrid.linear_solve import SparseFactorization
 from phi_hybrid.linear_solve.factorization import FactoredSolver

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from solve_cases import (
+from cases.solves import (
     AXES,
     CPU,
     axis_matrix,
@@ -21,8 +21,7 @@ from solve_cases import (
 )
 
 from phi_hybrid.linear_solve import FastDiagonalization, transforms
-from phi_hybrid.linear_solve.fast_diagonalization import ExactSolver, SpectralSolver, spectral_solver
-from phi_hybrid.linear_solve.separable import axis_operators
+from phi_hybrid.linear_solve.fast_diagonalization import ExactSolver, SpectralSolver, axis_operators, spectral_solver
 
 SHAPES = {1: (7,), 2: (6, 5), 3: (4, 5, 3)}
 BOXES = [*product(AXES), *product(AXES, AXES), *zip(AXES, AXES[1:] + AXES[:1], AXES[2:] + AXES[:2])]

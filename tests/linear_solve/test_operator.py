@@ -10,7 +10,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from solve_cases import METHODS, axis_matrix, box_matrix, noise, relative_error, sum_over_axes, system, with_obstacle
+from cases.solves import METHODS, axis_matrix, box_matrix, noise, relative_error, sum_over_axes, system, with_obstacle
 
 import phi_hybrid as ph
 from phi_hybrid.linear_solve import ConjugateGradient, LinearSolve, Method, linear_solve, operator

@@ -11,6 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases.solves import (
+    BOUNDARIES,
+    CELLS,
+    METHODS,
+    OBSTACLES,
+    SIZE,
+    Projection,
+    axis_matrix,
+    components,
+    diffuse_implicitly,
+    divergence,
+    fluid_cells,
+    noise,
+    obstacles,
+    part_of,
+    project,
+    relative_error,
+    scalar,
+    stacked,
+    velocity,
+)
 from phi.torch.flow import (
     PERIODIC,
     ZERO_GRADIENT,
@@ -32,30 +53,8 @@ from phi.torch.flow import (
 )
 from phiml.backend.torch import TORCH
 from phiml.math import _functional, _optimize
-from solve_cases import (
-    BOUNDARIES,
-    CELLS,
-    METHODS,
-    OBSTACLES,
-    SIZE,
-    Projection,
-    axis_matrix,
-    components,
-    diffuse_implicitly,
-    divergence,
-    fluid_cells,
-    noise,
-    obstacles,
-    part_of,
-    project,
-    relative_error,
-    scalar,
-    stacked,
-    velocity,
-)
 
 import phi_hybrid as ph
-from phi_hybrid.capture import PlainStep
 from phi_hybrid.linear_solve import (
     ConjugateGradient,
     FastDiagonalization,
@@ -65,12 +64,13 @@ from phi_hybrid.linear_solve import (
     SparseFactorization,
     solves,
 )
+from phi_hybrid.steps.plain import PlainStep
 
 TIGHT = Solve("CG", 1e-13, 1e-13, max_iterations=2000)
 
 
 def projected(v: Field, *args: Any, method: Method | None = None, **kwargs: Any) -> tuple[Field, Field]:
-    with math.precision(v.values.dtype.precision), ph.linear_solves(method):
+    with math.precision(v.values.dtype.precision), ph.linear_solve.linear_solves(method):
         return fluid.make_incompressible(v, *args, **kwargs)
 
 
@@ -254,7 +254,7 @@ DIFFUSION = [
 @pytest.mark.parametrize(("kind", "placement", "names"), DIFFUSION)
 def test_implicit_diffusion_equals_a_dense_solve(kind: str, placement: str, names: str) -> None:
     u = scalar(kind, names) if placement == "scalar" else velocity(kind, names, staggered=placement == "staggered")
-    with math.precision(64), ph.linear_solves():
+    with math.precision(64), ph.linear_solve.linear_solves():
         found = diffuse.implicit(u, 0.3, 0.7)
     assert found.boundary == u.boundary
     assert error_of(found, diffuse_implicitly(u, 0.3, 0.7)) < 1e-9
@@ -263,7 +263,7 @@ def test_implicit_diffusion_equals_a_dense_solve(kind: str, placement: str, name
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("kind", BOUNDARIES)
 def test_methods_agree_on_implicit_diffusion(kind: str, method: Method) -> None:
-    with math.precision(64), ph.linear_solves(method):
+    with math.precision(64), ph.linear_solve.linear_solves(method):
         found = diffuse.implicit(scalar(kind), 0.3, 0.7)
     assert error_of(found, diffuse_implicitly(scalar(kind), 0.3, 0.7)) < 1e-9
 
@@ -274,14 +274,14 @@ def test_viscosity_that_varies(viscosity: str) -> None:
     with math.precision(64):
         wave = CenteredGrid(lambda x: 0.2 + 0.1 * math.sin(x.vector["x"]), ZERO_GRADIENT, u.bounds, u.resolution)
         nu = {"vector": vec(x=0.1, y=0.3), "field": wave}[viscosity]
-        with ph.linear_solves():
+        with ph.linear_solve.linear_solves():
             found = diffuse.implicit(u, nu, 0.7)
     assert error_of(found, diffuse_implicitly(u, nu, 0.7)) < 1e-9
 
 
 def test_long_diffusion_is_no_singular_system() -> None:
     """1 is small against ν·dt/dx², but the mean stays."""
-    with math.precision(64), ph.linear_solves():
+    with math.precision(64), ph.linear_solve.linear_solves():
         u = 1.0 + scalar("open")
         found = diffuse.implicit(u, 1.0, 1e6)
     mean = components(u)[0].mean((1, 2), keepdim=True)
@@ -297,7 +297,7 @@ def test_functions_with_arguments(compiled: bool) -> None:
     y = noise(3, 8)
     matrix = (2.0 + 2 * 0.5) * np.eye(8) - 0.5 * (np.roll(np.eye(8), 1, 0) + np.roll(np.eye(8), -1, 0))
     function = math.jit_compile_linear(helmholtz) if compiled else helmholtz
-    with math.precision(64), ph.linear_solves():
+    with math.precision(64), ph.linear_solve.linear_solves():
         rhs = wrap(y, batch("b"), spatial("x"))
         x = math.solve_linear(function, rhs, Solve(x0=0 * rhs), 2.0, strength=0.5).native("b,x")
     assert relative_error(x, np.linalg.solve(matrix, y.numpy().T).T) < 1e-12
@@ -306,7 +306,7 @@ def test_functions_with_arguments(compiled: bool) -> None:
 def test_matrices() -> None:
     matrix, y = noise(5, 5) + 5 * torch.eye(5), noise(3, 5)
     expected = torch.linalg.solve(matrix, y.T).T
-    with math.precision(64), ph.linear_solves():
+    with math.precision(64), ph.linear_solve.linear_solves():
         rhs = wrap(y, batch("b"), channel("x"))
         x = math.solve_linear(wrap(matrix, channel("x"), dual("x")), rhs, Solve(x0=rhs))
         native = math.solve_linear(matrix, y[0], Solve(x0=y[0]))
@@ -316,7 +316,7 @@ def test_matrices() -> None:
 
 def test_other_backends_are_left_alone() -> None:
     matrix, y = noise(5, 5).numpy() + 5 * np.eye(5), noise(3, 5).numpy()
-    with math.NUMPY, math.precision(64), ph.linear_solves(FastDiagonalization()):  # which would not apply
+    with math.NUMPY, math.precision(64), ph.linear_solve.linear_solves(FastDiagonalization()):  # which would not apply
         rhs = wrap(y, batch("b"), channel("x"))
         x = math.solve_linear(wrap(matrix, channel("x"), dual("x")), rhs, Solve("scipy-direct", x0=0 * rhs))
         assert x.default_backend.name == "numpy"
@@ -329,7 +329,7 @@ def poisson(u: Tensor) -> Tensor:
 
 def test_singular_systems_of_other_backends_are_left_alone() -> None:
     y = noise(2, 7).numpy()
-    with math.NUMPY, math.precision(64), ph.linear_solves():
+    with math.NUMPY, math.precision(64), ph.linear_solve.linear_solves():
         rhs = wrap(y - y.mean(1, keepdims=True), batch("b"), spatial("x"))
         solve = Solve("scipy-direct", x0=0 * rhs, rank_deficiency=1)
         x = math.solve_linear(math.jit_compile_linear(poisson), rhs, solve).numpy("b,x")
@@ -337,7 +337,7 @@ def test_singular_systems_of_other_backends_are_left_alone() -> None:
 
 
 def test_preprocessing_of_the_right_hand_side() -> None:
-    with math.precision(64), ph.linear_solves():
+    with math.precision(64), ph.linear_solve.linear_solves():
         rhs = wrap(noise(2, 8), batch("b"), spatial("x"))
         x = math.solve_linear(helmholtz, rhs, Solve(x0=0 * rhs), 2.0)
         doubled = math.solve_linear(helmholtz, rhs, Solve(x0=0 * rhs).with_preprocessing(lambda y: 2 * y), 2.0)
@@ -349,7 +349,7 @@ def test_unbalanced_right_hand_sides(method: Method) -> None:
     """Are refused where the user says that the matrix is regular; else PhiFlow finds out that it is not."""
     y = noise(2, 7)
     inverse = np.linalg.pinv(axis_matrix("walls", 7), rcond=1e-12)
-    with math.precision(64), ph.linear_solves(method):
+    with math.precision(64), ph.linear_solve.linear_solves(method):
         rhs = wrap(y, batch("b"), spatial("x"))
         with pytest.raises(ph.SolveError, match="has no solution.*rank_deficiency=1"):
             math.solve_linear(poisson, rhs, Solve(x0=0 * rhs, rank_deficiency=0))
@@ -399,7 +399,7 @@ def test_gradients_equal_those_of_phiflow(kind: str, obstacle: str) -> None:
             loss = sum((c**3).sum() for c in components(u)) + (components(p)[0] ** 2).sum()
             return torch.autograd.grad(loss, leaves)
 
-    found, expected = gradient(ph.linear_solves()), gradient(math.precision(64))
+    found, expected = gradient(ph.linear_solve.linear_solves()), gradient(math.precision(64))
     assert max(float(g.abs().max()) for g in expected) > 0.1
     assert relative_error(stacked(found), stacked(expected)) < 1e-9
 
@@ -420,7 +420,7 @@ def test_gradients_with_respect_to_the_matrix(how: str, placement: str) -> None:
         return sum((c**2).sum() for c in components(step(u, wrap(nu))))
 
     nu = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    with math.precision(64), ph.linear_solves():
+    with math.precision(64), ph.linear_solve.linear_solves():
         (found,) = torch.autograd.grad(energy(nu), nu)
         with torch.no_grad():
             by_differences = (energy(nu + 1e-5) - energy(nu - 1e-5)) / 2e-5
@@ -430,7 +430,7 @@ def test_gradients_with_respect_to_the_matrix(how: str, placement: str) -> None:
 
 def test_tangents_with_respect_to_the_matrix_are_not_lost() -> None:
     u, nu = scalar("open"), torch.tensor(0.3, dtype=torch.float64)
-    with math.precision(64), torch.autograd.forward_ad.dual_level(), ph.linear_solves():
+    with math.precision(64), torch.autograd.forward_ad.dual_level(), ph.linear_solve.linear_solves():
         with pytest.raises(NotImplementedError):
             viscous(u, wrap(torch.autograd.forward_ad.make_dual(nu, torch.ones_like(nu))))
 
@@ -442,14 +442,14 @@ def test_backward_after_the_block_and_inside_another() -> None:
         leaves = [c.requires_grad_() for c in v.values._natives()]
         u, _ = projected(v, obstacles("one"))
         loss = sum((c**3).sum() for c in components(u))
-        with math.precision(64), ph.linear_solves(FastDiagonalization()) if inside else math.precision(64):
+        with math.precision(64), ph.linear_solve.linear_solves(FastDiagonalization()) if inside else math.precision(64):
             gradients.append(stacked(torch.autograd.grad(loss, leaves)))
     assert np.array_equal(*gradients) and np.abs(gradients[0]).max() > 0.1
 
 
 def test_matrices_that_differ_along_the_batch_stay_with_phiflow() -> None:
     u = scalar("open")
-    with math.precision(64), ph.linear_solves():
+    with math.precision(64), ph.linear_solve.linear_solves():
         found = diffuse.implicit(u, wrap(torch.tensor([0.1, 0.3], dtype=torch.float64), batch("b")), 0.7, TIGHT)
     for number, nu in enumerate((0.1, 0.3)):
         expected = diffuse_implicitly(u.b[number : number + 1], nu, 0.7)
@@ -483,7 +483,7 @@ def test_a_method_that_does_not_apply() -> None:
 def test_outside_of_the_block_phiflow_solves() -> None:
     v = velocity("closed")
     with math.precision(64):
-        with ph.linear_solves(FastDiagonalization()):
+        with ph.linear_solve.linear_solves(FastDiagonalization()):
             pass
         with math.SolveTape() as solves_seen:
             fluid.make_incompressible(v, obstacles("one"), TIGHT)
@@ -492,8 +492,8 @@ def test_outside_of_the_block_phiflow_solves() -> None:
 
 def test_inner_blocks_prevail() -> None:
     v, body = velocity("closed"), obstacles("one")
-    with math.precision(64), ph.linear_solves(FastDiagonalization()):
-        with ph.linear_solves(SparseFactorization()):
+    with math.precision(64), ph.linear_solve.linear_solves(FastDiagonalization()):
+        with ph.linear_solve.linear_solves(SparseFactorization()):
             fluid.make_incompressible(v, body)
         with pytest.raises(ph.SolveError):
             fluid.make_incompressible(v, body)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from cases.solves import box_matrix, noise, relative_error, scalar, system, system_in, velocity, with_obstacle
 from phi.torch.flow import CenteredGrid, Solve, batch, channel, diffuse, dual, fluid, math, wrap
-from solve_cases import box_matrix, noise, relative_error, scalar, system, system_in, velocity, with_obstacle
 
 import phi_hybrid as ph
 from phi_hybrid._compat import MatrixStandIn
@@ -40,7 +40,7 @@ def test_solve_with_unknowns_in_another_order(columns: str) -> None:
     matrix = noise(6, 6).numpy() + 6 * np.eye(6)
     rhs = noise(3, 6)
     stored = matrix.reshape(2, 3, 2, 3).transpose(0, 1, *(2 + "xy".index(n) for n in columns)).copy()
-    with math.precision(64), ph.linear_solves():
+    with math.precision(64), ph.linear_solve.linear_solves():
         y = wrap(rhs.reshape(3, 2, 3), batch("b"), channel("x,y"))
         x0 = math.zeros(batch(b=3), channel(**{n: {"x": 2, "y": 3}[n] for n in columns}))
         x = math.solve_linear(wrap(stored, channel("x,y"), dual(",".join(columns))), y, Solve(x0=x0))

@@ -7,7 +7,7 @@ import pytest
 import scipy.fft
 import scipy.sparse
 import torch
-from solve_cases import AXES, CPU, axis_matrix, noise
+from cases.solves import AXES, CPU, axis_matrix, noise
 
 from phi_hybrid.linear_solve import transforms
 from phi_hybrid.linear_solve.transforms import (

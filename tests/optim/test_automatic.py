@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hig_cases import Task
+from cases.hig import Task
 from torch import nn
 
 import phi_hybrid as ph
 from phi_hybrid.optim import HIG, Automatic, Closure, Dense, GolubKahan, Gram, ParameterGram, Smooth, Structured
 from phi_hybrid.optim.closure import flattened
+from phi_hybrid.optim.filters import Cutoff
 from phi_hybrid.optim.jacobian import Jacobian
 from phi_hybrid.optim.layers import recorded
-from phi_hybrid.optim.spectrum import Cutoff
 
 torch.set_num_threads(1)
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from small_cases import noise
-from update_cases import SAMPLES, bent
+from cases.small import noise
+from cases.updates import SAMPLES, bent
 
 import phi_hybrid as ph
 from phi_hybrid.optim import Blend, Chain, Damped, GaussNewton, Gradient, LinearInverse, Link

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hig_cases import Task, network
-from small_cases import faces, forced_step, noise
-from update_cases import captured, close, square
+from cases.hig import Task, network
+from cases.small import faces, forced_step, noise
+from cases.updates import captured, close, square
 
 import phi_hybrid as ph
 from phi_hybrid.optim import HIG, Closure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hig_cases import Task, relative
+from cases.hig import Task, relative
 from phi.math import batch, zeros
 
 import phi_hybrid as ph

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hig_cases import Task, network, relative, update_by_hand
+from cases.hig import Task, network, relative, update_by_hand
+from cases.small import SmallNet, forced_step, line
 from phi import math
-from small_cases import SmallNet, forced_step, line
 
 import phi_hybrid as ph
 from phi_hybrid.optim import HIG, Automatic, Closure, Cutoff, Dense, GolubKahan, Gram, ParameterGram, Smooth, Structured
 from phi_hybrid.pde import poisson
 from phi_hybrid.pde.oscillators import Oscillators
-from phi_hybrid.train import _epoch_order
+from phi_hybrid.training.trainer import _epoch_order
 
 torch.set_num_threads(1)
 ENGINES = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_cases import noise
-from update_cases import captured, close, square
+from cases.small import noise
+from cases.updates import captured, close, square
 
 import phi_hybrid as ph
 from phi_hybrid.optim.chain import Chain, Link

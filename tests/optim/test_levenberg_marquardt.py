@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hig_cases import Task, relative, update_by_hand
+from cases.hig import Task, relative, update_by_hand
 
 import phi_hybrid as ph
 from phi_hybrid.optim import HIG, Closure, LevenbergMarquardt

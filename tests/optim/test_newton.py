@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from small_cases import noise
-from update_cases import bent, captured, close, square
+from cases.small import noise
+from cases.updates import bent, captured, close, square
 
 import phi_hybrid as ph
 from phi_hybrid.optim.chain import Chain, Link

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_worker import ENGINES, trained
+from cases.parallel import ENGINES, trained
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def parallel(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.T
     path = os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])
     workers = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(here / "parallel_worker.py"), str(rank), "2", str(folder)],
+            [sys.executable, "-W", "ignore", str(here / "cases.parallel.py"), str(rank), "2", str(folder)],
             env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_cases import noise
-from update_cases import bent, captured, close, jacobians, per_sample, square
+from cases.small import noise
+from cases.updates import bent, captured, close, jacobians, per_sample, square
 
 import phi_hybrid as ph
 from phi_hybrid.optim import Cutoff, Smooth

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_cases import SmallNet, forced_step, line
+from cases.small import SmallNet, forced_step, line
 from torch import nn
 
 import phi_hybrid as ph
@@ -105,7 +105,7 @@ def test_frozen_weights_with_trained_biases() -> None:
     assert (directions[0] - directions[1]).norm() < 1e-9 * directions[0].norm()
 
 
-@pytest.mark.parametrize("coupling", [ph.Additive(), ph.Forcing()])
+@pytest.mark.parametrize("coupling", [ph.Additive(), ph.coupling.Forcing()])
 def test_unrolled_hybrid_solver(coupling: Any) -> None:
     """Layers are called in every unrolled step; physics stands between the calls."""
     data = ph.Trajectories.generate(

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from cases.small import component_values, equal
 from phi.torch.flow import (
     PERIODIC,
     Box,
@@ -23,7 +24,6 @@ from phi.torch.flow import (
     spatial,
     wrap,
 )
-from small_cases import component_values, equal
 
 import phi_hybrid as ph
 from phi_hybrid.pde import burgers

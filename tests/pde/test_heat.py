@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from derivative_checks import check_derivatives, check_vmap
+from cases.derivatives import check_derivatives, check_vmap
+from cases.small import component_values, faces, line, noise, same
 from phi.torch.flow import (
     PERIODIC,
     ZERO_GRADIENT,
@@ -24,7 +25,6 @@ from phi.torch.flow import (
     vec,
     wrap,
 )
-from small_cases import component_values, faces, line, noise, same
 
 import phi_hybrid as ph
 from phi_hybrid.pde import heat

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases.small import component_values, noise, same
 from phi.torch.flow import (
     PERIODIC,
     ZERO_GRADIENT,
@@ -27,11 +28,10 @@ from phi.torch.flow import (
     wrap,
 )
 from scipy.integrate import solve_ivp
-from small_cases import component_values, noise, same
 
 import phi_hybrid as ph
-from phi_hybrid.capture import PlainStep
 from phi_hybrid.pde import kuramoto_sivashinsky as ks
+from phi_hybrid.steps.plain import PlainStep
 
 torch.set_num_threads(1)
 

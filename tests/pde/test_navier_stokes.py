@@ -10,9 +10,9 @@ import torch
 from phi.torch.flow import Field, advect, batch, math, wrap
 
 import phi_hybrid as ph
-from phi_hybrid.data.coarsen import coarsen as coarsen_by
+from phi_hybrid.data.coarsening import coarsen as coarsen_by
+from phi_hybrid.evaluation.quantities import largest_divergence
 from phi_hybrid.pde import navier_stokes as ns
-from phi_hybrid.pde.diagnostics import largest_divergence
 
 torch.set_num_threads(1)
 
@@ -66,7 +66,7 @@ def test_laminar_kolmogorov_flow_is_stationary(scheme: str) -> None:
         k2 = (2 - 2 * np.cos(2 * 2 * np.pi / cells)) / (2 * np.pi / cells) ** 2
         balanced = grid.with_values(force.values * dt / (1 - (1 - dt * viscosity * k2) * (1 - dt * drag)))
         flow = ns.navier_stokes_step(dt, 1, SCHEMES[scheme], force, drag)
-        with ph.linear_solves():
+        with ph.linear_solve.linear_solves():
             after = flow(balanced, viscosity)
     assert abs(faces(balanced)[0]).max() > 1
     for a, b in zip(faces(after), faces(balanced)):

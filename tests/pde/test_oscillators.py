@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from derivative_checks import check_derivatives, check_vmap
+from cases.derivatives import check_derivatives, check_vmap
+from cases.small import noise, same
 from phi.torch.flow import Tensor, batch, channel, instance, math, wrap
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
-from small_cases import noise, same
 
 import phi_hybrid as ph
 from phi_hybrid.pde.oscillators import Oscillators, nonlinear_oscillators

@@ -12,8 +12,8 @@ from phi.torch.flow import math
 from scipy.integrate import solve_ivp
 
 import phi_hybrid as ph
+from phi_hybrid.inverse.steady import steady_state
 from phi_hybrid.pde.penalized_flow import Channel, polar_radius
-from phi_hybrid.steady import steady_state
 
 torch.set_num_threads(1)
 SHAPE = torch.tensor([0.1, 0.3, -0.1, 0.05], dtype=torch.float64)

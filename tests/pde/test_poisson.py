@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from derivative_checks import check_derivatives, check_vmap
+from cases.derivatives import check_derivatives, check_vmap
+from cases.small import noise, same
 from phi.math.extrapolation import ZERO
 from phi.torch.flow import (
     PERIODIC,
@@ -27,7 +28,6 @@ from phi.torch.flow import (
     wrap,
 )
 from phi.torch.flow import Noise as PhiNoise
-from small_cases import noise, same
 
 import phi_hybrid as ph
 from phi_hybrid.pde import poisson
@@ -108,7 +108,7 @@ def test_eigenfunctions() -> None:
         u = grid.with_values(wrap(torch.as_tensor(np.outer(sine[k - 1], sine[m - 1])), spatial("x,y")))
         expected = (eigenvalue[k - 1] + eigenvalue[m - 1]) * u.values.numpy("x,y")
         np.testing.assert_allclose(poisson.laplace(u).values.numpy("x,y"), expected, rtol=0, atol=1e-12)
-        with ph.linear_solves():
+        with ph.linear_solve.linear_solves():
             np.testing.assert_allclose(
                 poisson.solve(u.with_values(u.values * (eigenvalue[k - 1] + eigenvalue[m - 1]))).values.numpy("x,y"),
                 u.values.numpy("x,y"),
@@ -125,7 +125,7 @@ def test_captured_equals_eager() -> None:
     assert same(ph.capture(poisson.laplace)(u), poisson.laplace(u))
     block = ph.capture(poisson.solve)
     assert not list(block.parameters())
-    with ph.linear_solves():
+    with ph.linear_solve.linear_solves():
         torch.testing.assert_close(
             torch.tensor(rows(block(u))), torch.tensor(rows(poisson.solve(u))), rtol=0, atol=1e-13
         )

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from derivative_checks import check_derivatives, check_vmap
+from cases.derivatives import check_derivatives, check_vmap
+from cases.small import noise, same
 from phi.torch.flow import Tensor, batch, channel, math, spatial, wrap
 from scipy.linalg import expm
-from small_cases import noise, same
 
 import phi_hybrid as ph
 from phi_hybrid.pde.quantum import Well, components, infidelity, wave_function

@@ -3,11 +3,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from cases.plots import line, plane
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, batch, spatial, tensor
 from PIL import Image
-from plot_cases import line, plane
 
-from phi_hybrid.plot import animate
+from phi_hybrid.plot import animation as animate
 
 
 def test_gif_has_one_image_per_frame_and_plays_at_the_given_rate(tmp_path):

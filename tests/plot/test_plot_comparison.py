@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import phi_hybrid as ph
-from phi_hybrid.plot import comparison
-from phi_hybrid.table import Spread, Table
+from phi_hybrid.evaluation.table import Spread, Table
+from phi_hybrid.plot import bars as comparison
 
 INF = math.inf
 TABLE = Table(

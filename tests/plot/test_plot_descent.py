@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from cases.plots import line
 from matplotlib.figure import Figure
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, batch, math, spatial, tensor, vec
-from plot_cases import line
 
 from phi_hybrid import plot
 

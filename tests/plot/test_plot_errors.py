@@ -4,8 +4,8 @@ import torch
 from matplotlib.figure import Figure
 from phi.torch.flow import batch, tensor
 
-from phi_hybrid.plot import errors
-from phi_hybrid.plot.errors import as_samples, statistics
+from phi_hybrid.plot import error_curves as errors
+from phi_hybrid.plot.error_curves import as_samples, statistics
 
 VALUES = np.random.default_rng(1).lognormal(size=(9, 6))
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from phi_hybrid.plot import history
-from phi_hybrid.plot.history import running_median
+from phi_hybrid.plot import training_history as history
+from phi_hybrid.plot.training_history import running_median
 
 RUN = {"update": [1, 2, 3, 4, 5], "loss": [5.0, 4.0, 50.0, 2.0, 1.0], "lr": [1e-3] * 5, "gradient_norm": [1.0] * 5}
 

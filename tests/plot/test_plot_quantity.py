@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from cases.plots import frames_of, plane, vector_of
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, StaggeredGrid, batch, math, spatial, tensor
 from phiml.math import extrapolation
-from plot_cases import frames_of, plane, vector_of
 
 from phi_hybrid.plot._quantity import centred, is_periodic, measure
 

@@ -1,10 +1,10 @@
 import matplotlib as mpl
 import numpy as np
 import pytest
+from cases.plots import line, plane
 from phi.torch.flow import CenteredGrid
-from plot_cases import line, plane
 
-from phi_hybrid.plot import rollout
+from phi_hybrid.plot import snapshots as rollout
 
 
 def images(figure):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from plot_cases import line, plane
+from cases.plots import line, plane
 
-from phi_hybrid.plot import spacetime
+from phi_hybrid.plot import spacetime_diagram as spacetime
 
 
 def test_x_runs_to_the_right_and_time_upwards():

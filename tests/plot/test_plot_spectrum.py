@@ -2,10 +2,11 @@ import warnings
 
 import numpy as np
 import pytest
+from cases.plots import frames_of, line, vector_of
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, StaggeredGrid, batch, channel, math, spatial, tensor
-from plot_cases import frames_of, line, vector_of
 
-from phi_hybrid.plot import energy_spectrum, spectrum
+from phi_hybrid.plot import energy_spectrum
+from phi_hybrid.plot import spectra as spectrum
 
 
 def noise(names, sizes, box, components):

@@ -1,0 +1,10 @@
+"""Names of the batch dims that the package adds to states."""
+
+TIME = "time"
+"""Runs over solver steps."""
+TRAJECTORY = "trajectory"
+"""Runs over trajectories, or over the windows of a batch."""
+MEMBER = "member"
+"""Runs over the members of an ensemble."""
+ITERATION = "iteration"
+"""Runs over the iterates of an inverse problem."""

@@ -1,0 +1,224 @@
+"""Mean and spread of an ensemble, and whether the spread can be trusted.
+
+Members are states with a batch dim `member`, e.g. `ensemble.rollout(u0, 100)`; the truth is one without, e.g. a reference
+trajectory. A calibrated ensemble is one whose members and truth could be exchanged for each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from phi.math import Tensor, batch, spatial, sqrt, wrap
+from scipy.special import stdtrit
+
+from phi_hybrid.bridge.dims import MEMBER
+from phi_hybrid.bridge.layout import Layout, flatten, position_of, unflatten, without
+from phi_hybrid.errors import StateError
+from phi_hybrid.steps.time_loop import all_finite
+
+Dims = Sequence[str]
+
+Leaf = tuple[torch.Tensor, torch.Tensor, list[str]]
+"""Members with their dim first, truth, and the names of the other dims."""
+
+
+def mean(members: Any) -> Any:
+    """ū = ⟨uᵢ⟩ over the members: a state without the dim `member`."""
+    return _reduced(members, lambda u: u.mean(0))
+
+
+def spread(members: Any) -> Any:
+    """s = √(Σᵢ (uᵢ − ū)²/(M − 1)), the standard deviation over M members: a state without the dim `member`."""
+    return _reduced(members, lambda u: u.std(0))
+
+
+def rescale(members: Any, factor: float) -> Any:
+    """ū + a·(uᵢ − ū), members with another spread about the same mean; `covering_scale` finds a.
+
+    Args:
+        members: `(member, …)`.
+        factor: a ≥ 0.
+
+    Raises:
+        StateError: for a factor that is negative or not finite.
+    """
+    if not (math.isfinite(factor) and factor >= 0):
+        raise StateError(f"factor = {factor}: a spread is scaled by a finite number ≥ 0, e.g. by covering_scale(…)")
+    tensors, layout = _members(members, least=1)
+    scaled = []
+    for tensor, axes in zip(tensors, layout.leaves):
+        middle = tensor.mean(position_of(MEMBER, axes), keepdim=True)
+        scaled.append(middle + factor * (tensor - middle))
+    return unflatten(layout, scaled)
+
+
+def covering_scale(members: Any, truth: Any, level: float = 0.9) -> float:
+    """The scale a of the spread for which the intervals of `coverage` hold this share of the truth: `level` exactly.
+
+    The simplest recalibration, of one number, with `rescale` (split conformal prediction, Lei et al. 2018, doi
+    10.1080/01621459.2017.1307116). Fit it to validation data, never to those that are reported; coverages of other levels
+    tell whether the errors are distributed as the spread says. 1/`spread_skill` sets the mean squares right instead, which
+    a few large errors rule.
+
+    Raises:
+        StateError: also if so much of the truth lies where the spread is zero, e.g. in the common initial state.
+    """
+    ratios = []
+    for u, true, _ in _leaves(members, truth):
+        error = (true - u.mean(0)).abs().double()
+        ratios.append(torch.where(error > 0, error / _reach(u, level), 0).flatten())
+    pooled = torch.cat(ratios)
+    scale = float(pooled.kthvalue(math.ceil(level * len(pooled))).values)
+    if not math.isfinite(scale):
+        raise StateError(
+            f"no scale covers {level:.0%} of the truth, because the spread is zero at too many values: leave the initial state "
+            "out, trajectory.time[1:], and give members that differ"
+        )
+    return scale
+
+
+def skill(members: Any, truth: Any, along: Dims = ()) -> Tensor:
+    """√⟨(ū − u*)²⟩, the root mean square error of the mean of the members, `(*along)`."""
+    return sqrt(_mean(_leaves(members, truth, least=1), lambda u, true: (u.mean(0) - true).square(), along))
+
+
+def expected_skill(members: Any, along: Dims = ()) -> Tensor:
+    """√⟨(1 + 1/M)·s²⟩, the error that the spread announces, `(*along)`.
+
+    The factor is due to the mean of M members only: of a calibrated ensemble it is √(1 + 1/M) s away from the truth
+    (Fortin et al. 2014, doi 10.1175/JHM-D-14-0008.1).
+    """
+    tensors, layout = _members(members)
+    leaves = [_leaf(tensor, tensor, axes) for tensor, axes in zip(tensors, layout.leaves)]
+    return sqrt(_mean(leaves, lambda u, _: (1 + 1 / len(u)) * u.var(0), along))
+
+
+def spread_skill(members: Any, truth: Any, along: Dims = ()) -> Tensor:
+    """Spread–skill ratio √⟨(1 + 1/M)·s²⟩ / √⟨(ū − u*)²⟩, `(*along)`: 1 if calibrated, below 1 if overconfident.
+
+    Args:
+        members: state `(member, time, trajectory, x, vector)`.
+        truth: the same without `member`.
+        along: dims to keep, e.g. `('time',)`; the means are over all others.
+
+    Raises:
+        StateError: if there are fewer than two members, values that are not finite, states of two kinds, or a dim is unknown.
+    """
+    return expected_skill(members, along) / skill(members, truth, along)
+
+
+def crps(members: Any, truth: Any, along: Dims = ()) -> Tensor:
+    """Continuous ranked probability score ⟨|uᵢ − u*|⟩ − Σᵢⱼ |uᵢ − uⱼ| / (2M(M − 1)), a mean, `(*along)`; smaller is better.
+
+    The energy form of Gneiting & Raftery 2007 (doi 10.1198/016214506000001437), fair to small ensembles (Ferro 2014, doi
+    10.1002/qj.2270): its expectation does not depend on M. In units of the state; of one member it is the mean absolute
+    error. Arguments as for `spread_skill`.
+    """
+    return _mean(_leaves(members, truth, least=1), _crps, along)
+
+
+def _crps(members: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    count = len(members)
+    error = (members - truth).abs().mean(0)
+    if count == 1:
+        return error
+    weights = 2 * torch.arange(count, dtype=members.dtype, device=members.device) - count + 1
+    distances = torch.tensordot(weights, members.sort(0).values, 1)  # Σ over pairs i < j of |uᵢ − uⱼ|
+    return error - distances / (count * (count - 1))
+
+
+def coverage(members: Any, truth: Any, level: float, along: Dims = ()) -> Tensor:
+    """Share of the truth inside the central prediction intervals ū ± t·s·√(1 + 1/M), `(*along)`: `level` if calibrated.
+
+    t is Student's quantile of M − 1 degrees of freedom, so that the intervals hold for any number of members if these are
+    normally distributed. Other arguments as for `spread_skill`.
+
+    Args:
+        level: nominal share, between 0 and 1, e.g. 0.9.
+    """
+
+    def inside(u: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        return ((true - u.mean(0)).abs() <= _reach(u, level)).to(u.dtype)
+
+    return _mean(_leaves(members, truth), inside, along)
+
+
+def _reach(members: torch.Tensor, level: float) -> torch.Tensor:
+    """Half the width of the prediction interval."""
+    if not 0 < level < 1:
+        raise StateError(f"level = {level}: the nominal share of an interval is between 0 and 1, e.g. 0.9")
+    count = len(members)
+    return float(stdtrit(count - 1, (1 + level) / 2)) * math.sqrt(1 + 1 / count) * members.std(0)
+
+
+def rank_histogram(members: Any, truth: Any) -> Tensor:
+    """Share of the truth with 0, 1, …, M members below it, `(rank,)`: flat if calibrated, high at both ends if
+    overconfident (Hamill 2001). Ties count half below. Arguments as for `spread_skill`."""
+    leaves = _leaves(members, truth, least=1)
+    count = len(leaves[0][0])
+    counts = torch.zeros(count + 1, dtype=torch.float64)
+    for own, true, _ in leaves:
+        ranks = (own < true).sum(0) + (own == true).sum(0) // 2
+        counts += torch.bincount(ranks.flatten().cpu(), minlength=count + 1)
+    return wrap(counts / counts.sum(), spatial("rank"))
+
+
+def _reduced(members: Any, reduce: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    tensors, layout = _members(members, least=1)
+    found = [reduce(t.movedim(position_of(MEMBER, axes), 0)) for t, axes in zip(tensors, layout.leaves)]
+    return unflatten(without(layout, MEMBER), found)
+
+
+def _members(members: Any, least: int = 2) -> tuple[tuple[torch.Tensor, ...], Layout]:
+    tensors, layout = flatten(members)
+    sizes = [None if p is None else t.shape[p] for t, p in zip(tensors, _positions(layout))]
+    if not sizes or None in sizes or min(sizes) < least:
+        raise StateError(
+            f"expected members along a batch dim '{MEMBER}' of at least {least}, got sizes {sizes}: pass what "
+            "ensemble.rollout(…) returned"
+        )
+    return tensors, layout
+
+
+def _positions(layout: Layout) -> list[int | None]:
+    return [position_of(MEMBER, axes) for axes in layout.leaves]
+
+
+def _leaves(members: Any, truth: Any, least: int = 2) -> list[Leaf]:
+    own, layout = _members(members, least)
+    true, true_layout = flatten(truth)
+    if without(layout, MEMBER) != true_layout:
+        raise StateError(
+            f"members and truth differ in kind: {without(layout, MEMBER).difference(true_layout)}. They take the same "
+            f"dims but for '{MEMBER}'"
+        )
+    if not all_finite((*own, *true)):
+        raise StateError(
+            "members or truth hold NaN or infinity, to which no score applies: leave failed members and trajectories out, "
+            "or end before they fail, e.g. members.time[:50]"
+        )
+    return [_leaf(u, t.to(u), axes) for u, t, axes in zip(own, true, layout.leaves)]
+
+
+def _leaf(members: torch.Tensor, truth: torch.Tensor, axes: tuple) -> Leaf:
+    return members.movedim(position_of(MEMBER, axes), 0), truth, [a.name for a in axes if a.name != MEMBER]
+
+
+def _mean(leaves: Sequence[Leaf], score: Callable, along: Dims) -> Tensor:
+    """Mean of a score over all values that differ in other dims than those kept."""
+    along = tuple(along)
+    total, count = 0.0, 0
+    for members, truth, names in leaves:
+        unknown = [name for name in along if name not in names]
+        if unknown:
+            raise StateError(f"along = {along}: there is no dim {unknown}, only {names}")
+        values = score(members.double(), truth.double())
+        others = [i for i, name in enumerate(names) if name not in along]
+        values = values.sum(others) if others else values
+        total, count = total + values, count + members[0].numel() // values.numel()
+    kept = [name for name in leaves[0][2] if name in along]
+    result = (total / count).permute([kept.index(name) for name in along])
+    return wrap(result, batch(*along)) if along else wrap(result)

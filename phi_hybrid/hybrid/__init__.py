@@ -1,0 +1,8 @@
+"""Floor 5: physics with a network, and ensembles of such solvers."""
+
+from phi_hybrid.hybrid import coupling
+from phi_hybrid.hybrid.ensemble import Ensemble
+from phi_hybrid.hybrid.solver import HybridSolver
+from phi_hybrid.hybrid.step import Gate, HybridStep, StepRecord
+
+__all__ = ["Ensemble", "Gate", "HybridSolver", "HybridStep", "StepRecord", "coupling"]

@@ -1,0 +1,171 @@
+"""A PhiFlow step corrected by a network, itself a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from phi_hybrid.bridge.channels import require_tensors
+from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten
+from phi_hybrid.errors import StateError
+from phi_hybrid.hybrid.coupling import Additive, Combination, Coupling, as_coupling
+from phi_hybrid.hybrid.step import Features, HybridStep
+from phi_hybrid.steps import Step, as_step, rollout
+from phi_hybrid.steps.face import Tensors
+
+
+class HybridSolver(Step):
+    """Physics with a network: u⁺ = K(u, P(u, f), σ_out · C([P(u, f), f, features] / σ_in)).
+
+    With additive coupling K, u⁺ = P(u) + σ·C (Um et al. 2020, arXiv 2007.00016). Other couplings place the network
+    before or beside the physics, or let it set an input of the step, see `phi_hybrid.coupling`. A solver is a step like
+    the one it wraps: call it with PhiFlow states, roll it out, capture nothing again, wrap it in another solver. The
+    scales σ are buffers, one per channel, 1 until `set_scales` or a `Trainer` estimates them from data.
+
+    Args:
+        physics: `state, *inputs -> state`; a `PhysicsBlock` from `capture`, or plain PhiFlow code (slow).
+        network: torch module `(batch, channel_in, *spatial) -> (batch, channel_out, *spatial)`, in float32 or float64
+            independently of the physics. `channel_out` is the number of channels of what the coupling changes (the
+            state, usually), `channel_in` that of state, inputs seen and features together. Staggered components keep
+            their own faces.
+        coupling: how output and physics make the new state: `Additive()`, `Parallel(Additive())`, `Forcing(0)`, …, or a
+            function `(state before, state after the physics, output) -> state` of native tensors.
+        sees: which inputs (0 for the first after the state) the network sees; all by default.
+        corrects: names (of a dict) or numbers (of a tuple) of the parts of the state that the network corrects, e.g.
+            `["velocity"]`; all by default. It works on their grid; parts on other grids are seen there as cell means.
+        features: constant fields or parameters that the network sees besides, e.g. masks or coordinates `(x, y)`.
+        project: PhiFlow function `state -> state` or block applied to the new state, e.g. a captured
+            `lambda v: fluid.make_incompressible(v)[0]` that removes the divergence of the correction.
+
+    Raises:
+        StateError: on the first call, if resolutions or channel numbers do not fit; later, for a state whose boundaries
+            are of another kind than those of the data that the scales come from.
+    """
+
+    input_scale: torch.Tensor
+    output_scale: torch.Tensor
+
+    def __init__(
+        self,
+        physics: Callable,
+        network: torch.nn.Module,
+        coupling: Coupling | Combination = Additive(),
+        *,
+        sees: Sequence[int] | None = None,
+        corrects: Sequence[str | int] | None = None,
+        features: Sequence[Any] = (),
+        project: Callable | None = None,
+    ) -> None:
+        super().__init__()
+        self.physics = as_step(physics)
+        self.network = network
+        self.coupling = as_coupling(coupling)
+        self.project = None if project is None else as_step(project)
+        self.sees = None if sees is None else tuple(sees)
+        self.corrects = None if corrects is None else tuple(corrects)
+        tensors, self._features_layout = flatten(tuple(features))
+        require_tensors(self._features_layout, "features")
+        self._features = len(tensors)
+        for number, tensor in enumerate(tensors):
+            self.register_buffer(f"feature{number}", tensor, persistent=False)
+        self.register_buffer("input_scale", torch.ones(1))
+        self.register_buffer("output_scale", torch.ones(1))
+        self.register_buffer("scaled", torch.tensor(False))
+        self.boundaries: tuple[tuple[str, str], ...] = ()
+
+    def rollout(self, state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
+        """Trajectory u₀ … u_steps with a batch dim `time` of size `steps + 1`; see `phi_hybrid.rollout`."""
+        return rollout(self, state, steps, *inputs, check=check, **keywords)
+
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return self.physics.arguments(args, keywords)
+
+    def make(self, layout: TreeLayout, tensors: Tensors) -> HybridStep:
+        self.check_boundaries(layout.children[0])
+        return HybridStep(
+            self.physics,
+            self.scaled_network,
+            self.coupling,
+            Features(self._features_layout, self.feature_tensors),
+            self.project,
+            layout,
+            tensors,
+            self.sees,
+            self.corrects,
+        )
+
+    def scaled_network(self, channels: torch.Tensor) -> torch.Tensor:
+        """σ_out · C(x / σ_in) of channels `(batch, channel, *spatial)`, in their precision."""
+        dtype = next((p.dtype for p in self.network.parameters()), channels.dtype)
+        inputs = channels / _per_channel(self.input_scale, channels)
+        output = self.network(inputs.to(dtype)).to(channels.dtype)
+        return output * _per_channel(self.output_scale, output)
+
+    def feature_tensors(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        """Native tensors of the features in the precision of the state."""
+        return [getattr(self, f"feature{n}").to(dtype) for n in range(self._features)]
+
+    @torch.no_grad()
+    def set_scales(
+        self,
+        input_scale: torch.Tensor,
+        output_scale: torch.Tensor,
+        boundaries: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Sets σ per channel, `(channel,)`; channels that do not vary keep 1.
+
+        Args:
+            input_scale: of state, inputs and features, in this order.
+            output_scale: of the correction.
+            boundaries: kind of boundary per side of the training states; states of another kind are refused from now
+                on, since the network has never seen any.
+
+        Raises:
+            StateError: for negative or non-finite scales.
+        """
+        scales = {"input_scale": input_scale, "output_scale": output_scale}
+        for name, scale in scales.items():
+            if not torch.isfinite(scale).all() or (scale < 0).any():
+                raise StateError(f"{name} = {scale.tolist()}: scales must be finite and not negative")
+        for name, scale in scales.items():
+            setattr(self, name, torch.where(scale > 0, scale, torch.ones_like(scale)).to(getattr(self, name)))
+        self.scaled.fill_(True)
+        self.boundaries = tuple((side, kind) for side, kind in boundaries)
+        self.remember(())  # steps known so far may have boundaries that are refused from now on
+
+    def check_boundaries(self, state: Layout) -> None:
+        """Raises StateError if the boundaries are of another kind than those of the training data."""
+        if self.boundaries and state.boundary_kinds != self.boundaries:
+            raise StateError(
+                f"this solver was trained on states with boundaries {dict(self.boundaries)} but this one has {dict(state.boundary_kinds)}. Give the "
+                "state the boundary of the data, train on such states, or wrap the network anew, "
+                "HybridSolver(physics, solver.network), to try it all the same"
+            )
+
+    def get_extra_state(self) -> list[list[str]]:
+        """Kinds of boundaries of the training data, saved with the scales."""
+        return [list(entry) for entry in self.boundaries]
+
+    def set_extra_state(self, state: Sequence[Sequence[str]]) -> None:
+        self.boundaries = tuple((side, kind) for side, kind in state)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        for name in ("input_scale", "output_scale"):  # of a size not known before the first data
+            if prefix + name in state_dict:
+                setattr(self, name, torch.ones_like(state_dict[prefix + name], device=getattr(self, name).device))
+        if (text := state_dict.pop(prefix + "boundaries", None)) is not None:  # JSON in a tensor until version 0.1
+            state_dict[prefix + "_extra_state"] = json.loads(bytes(text.tolist()) or "[]")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.remember(())
+
+
+def _per_channel(scale: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+    if scale.numel() not in (1, channels.shape[1]):
+        raise StateError(
+            f"the solver has scales for {scale.numel()} channels but this state has {channels.shape[1]}; estimate them "
+            "from data of this kind"
+        )
+    return scale.to(channels.dtype).view(1, -1, *[1] * (channels.ndim - 2))

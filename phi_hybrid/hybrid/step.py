@@ -1,0 +1,267 @@
+"""A hybrid solver's step, bound to one layout and the shapes of its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+
+from phi_hybrid.bridge.channels import ChannelMap
+from phi_hybrid.bridge.layout import (
+    Layout,
+    TreeLayout,
+    batch_names,
+    batch_sizes,
+    repeat,
+    tuple_of,
+    with_batch,
+)
+from phi_hybrid.errors import StateError
+from phi_hybrid.hybrid.coupling import Coupling
+from phi_hybrid.steps import Step
+from phi_hybrid.steps.face import Tensors, signature_of
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+"""`(batch, channel_in, *spatial) -> (batch, channel_out, *spatial)`, scaled."""
+
+Gate = Callable[[torch.Tensor], torch.Tensor]
+"""Identity in value that changes what flows back."""
+
+
+@lru_cache(maxsize=64)
+def _channel_map(
+    layout: Layout, batch: tuple[str, ...], resolution: tuple[tuple[str, int], ...] | None = None
+) -> ChannelMap:
+    return ChannelMap(layout, batch, None if resolution is None else dict(resolution))
+
+
+class StepRecord(NamedTuple):
+    """One hybrid step: the new state, and what it was made of."""
+
+    state: Tensors
+    uncorrected: Tensors
+    """What the physics returned; empty if the coupling calls none."""
+    seen: torch.Tensor
+    """What the network saw, unscaled, `(batch, channel, *spatial)`."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Constant fields and parameters that a network sees besides state and inputs."""
+
+    layout: TreeLayout
+    tensors: Callable[[torch.dtype], Sequence[torch.Tensor]]
+    """Their values in the precision of the state."""
+
+
+class HybridStep:
+    """Physics and network, put together by a coupling; the maps between tensors and channels are made once, here.
+
+    What the physics and the coupling get has all batch dims of state, inputs and features, so that no tensor has to be
+    broadcast later: state and changed inputs are repeated along those they lack.
+
+    Args:
+        physics: the step that is corrected.
+        network: with its scales.
+        coupling: how both make the new state.
+        features: what the network sees besides.
+        projection: applied to the new state, if any.
+        layout: of state and inputs.
+        tensors: whose shapes, precision and device the step is for.
+        sees: numbers of the inputs that the network sees, all by default.
+        corrects: names (of a dict) or numbers (of a tuple) of the parts of the state that are corrected, all by default.
+    """
+
+    def __init__(
+        self,
+        physics: Step,
+        network: Network,
+        coupling: Coupling,
+        features: Features,
+        projection: Step | None,
+        layout: TreeLayout,
+        tensors: Tensors,
+        sees: Sequence[int] | None = None,
+        corrects: Sequence[str | int] | None = None,
+    ) -> None:
+        self.layout, self.signature = layout, signature_of(tensors)
+        self.coupling, self._network, self._features, self._projection = coupling, network, features, projection
+        every = tuple_of(layout, features.layout)
+        batch = batch_names(every)
+        self._sizes = batch_sizes((*tensors, *features.tensors(tensors[0].dtype)), every)
+        changed = _changed(coupling.changes, layout)
+        self._wide = tuple_of(
+            *(with_batch(c, *batch) if n in {0, *changed} else c for n, c in enumerate(layout.children)),
+            keywords=layout.keywords,
+        )
+        self._widens = self._wide != layout
+        wide = repeat(tensors, layout, self._wide, self._sizes)
+        self._physics = physics.native_for(self._wide, wide)
+        self.output_layout = with_batch(self._physics.output_layout, *batch)
+        self._output_widens = self._physics.output_layout != self.output_layout
+        self._slices = _slices([len(child.leaves) for child in self._wide.children])
+        self._make_maps(_seen_inputs(sees, len(layout.children) - 1), corrects)
+
+    def __call__(self, *tensors: torch.Tensor) -> Tensors:
+        return self.record(tensors).state
+
+    def record(self, tensors: Tensors, gate: Gate | None = None) -> StepRecord:
+        """One step.
+
+        Args:
+            tensors: state and inputs.
+            gate: applied to the state that the network sees, e.g. to stop its gradient.
+        """
+        record = self.respond(tensors, None, gate)
+        if self._projection is None:
+            return record
+        native = self._projection.native_for(tuple_of(self.output_layout), record.state)
+        return record._replace(state=native(*record.state))
+
+    def respond(self, tensors: Tensors, output: torch.Tensor | None, gate: Gate | None = None) -> StepRecord:
+        """One step before it is projected, with `output`, `(batch, channel, *spatial)`, in place of the network's."""
+        if self._widens:
+            tensors = repeat(tensors, self.layout, self._wide, self._sizes)
+        coupling, after = self.coupling, ()
+        arguments = [tensors[part] for part in self._slices]
+        before = arguments[0]
+        if coupling.sees_result:
+            after = self._result(tensors)
+        viewed = after or before
+        viewed = [gate(t) for t in viewed] if gate else viewed
+        given = [t for n in self._seen for t in arguments[n + 1]]
+        features = self._features.tensors(before[0].dtype)
+        seen = self._input_map.to_channels([*viewed, *given, *features], self._sizes)
+        channels = self._outputs(seen) if output is None else output
+        flat = self._output_map.from_channels(channels, [*self._sizes.values()])
+        outputs = [flat[part] for part in self._output_slices]
+        if coupling.calls_physics and not coupling.sees_result:
+            chosen = [self._chosen(before), *arguments[1:]]
+            state, *inputs = coupling.prepare(chosen, outputs)
+            after = self._result([*self._merged(before, state), *(t for part in inputs for t in part)])
+        state = coupling.finish(self._chosen(before), self._chosen(after), outputs)
+        return StepRecord(self._merged(after or before, state), after, seen)
+
+    def no_output(self) -> torch.Tensor:
+        """Zeros of the shape that the network returns, `(batch, channel, *spatial)`."""
+        _, dtype, device = self.signature[0]
+        shape = (math.prod(self._sizes.values()), self._output_map.channels, *self._output_map.resolution.values())
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    def to_channels(self, state: Tensors) -> list[torch.Tensor]:
+        """A state of this step's result as channels, part by part."""
+        return [m.to_channels(state[part], self._sizes) for m, part in zip(self._part_maps, self._part_slices)]
+
+    def owned_share(self) -> torch.Tensor:
+        """Share of the cells whose face a correction of the state reaches, `(channel,)`: 1 but for fixed faces."""
+        shares = []
+        for part in self._part_maps:
+            one, zero = (
+                part.to_channels(part.from_channels(torch.full(shape, value), [1] * len(part.batch)))
+                for shape in [(1, part.channels, *part.resolution.values())]
+                for value in (1.0, 0.0)
+            )
+            shares.append((one - zero).mean([0, *range(2, one.ndim)]))
+        return torch.cat(shares)
+
+    def _outputs(self, seen: torch.Tensor) -> torch.Tensor:
+        try:
+            return self._network(seen)
+        except RuntimeError as error:
+            if "channels" not in str(error):
+                raise
+            raise StateError(
+                f"the network cannot take {seen.shape[1]} input channels: {self._input_map.describe()} ({error}). Give its "
+                f"first layer as many, or choose the inputs it sees with sees=(…); it works on (batch, channel, "
+                f"{', '.join(self._input_map.resolution)}). Python numbers are not seen: pass phi.math.wrap(number)"
+            ) from error
+
+    def _result(self, arguments: Sequence[torch.Tensor]) -> Tensors:
+        """What the physics returns, with all batch dims."""
+        after = self._physics(*arguments)
+        return repeat(after, self._physics.output_layout, self.output_layout) if self._output_widens else after
+
+    def _make_maps(self, seen: tuple[int, ...], corrects: Sequence[str | int] | None) -> None:
+        state, *inputs = self._wide.children
+        batch, parts = tuple(self._sizes), parts_of(self.output_layout)
+        names = _chosen_parts(corrects, parts)
+        corrected = TreeLayout(dict, tuple(names), tuple(parts[name] for name in names))
+        changed = {
+            f"input {n - 1}" if n else "state": self._wide.children[n] if n else corrected
+            for n in self.coupling.changes
+        }
+        self._output_map = _channel_map(TreeLayout(dict, tuple(changed), tuple(changed.values())), batch)
+        self._output_slices = _slices([len(c.leaves) for c in changed.values()])
+        self._seen = seen
+        viewed = parts_of(self.output_layout if self.coupling.sees_result else state)
+        given = {f"input {i}": inputs[i] for i in seen}
+        features = {f"feature {i}": child for i, child in enumerate(self._features.layout.children)}
+        named = {**viewed, **given, **features}
+        layout = TreeLayout(dict, tuple(named), tuple(named.values()))
+        self._input_map = _channel_map(layout, batch, tuple(self._output_map.resolution.items()))
+        self._part_maps = [_channel_map(part, batch) for part in parts.values()]
+        self._part_slices = _slices([len(part.leaves) for part in parts.values()])
+        chosen = [s for name, s in zip(parts, self._part_slices) if name in names]
+        every = range(len(self.output_layout.leaves))
+        self._corrected = None if len(names) == len(parts) else [i for s in chosen for i in every[s]]
+
+    def _chosen(self, state: Tensors) -> Tensors:
+        """The tensors of the parts that are corrected."""
+        return state if self._corrected is None or not state else tuple([state[i] for i in self._corrected])
+
+    def _merged(self, state: Tensors, chosen: Tensors) -> Tensors:
+        """The state with its corrected parts replaced."""
+        if self._corrected is None:
+            return tuple(chosen)
+        new = dict(zip(self._corrected, chosen))
+        return tuple([new.get(i, t) for i, t in enumerate(state)])
+
+
+def parts_of(state: Layout) -> dict[str | int, Layout]:
+    """Name (of a dict) or number (of a tuple) → layout of the parts of a state; `state` if it is a single one."""
+    if not isinstance(state, TreeLayout):
+        return {"state": state}
+    return dict(zip(state.keys or range(len(state.children)), state.children))
+
+
+def _chosen_parts(corrects: Sequence[str | int] | None, parts: dict[str | int, Layout]) -> list[str | int]:
+    """Names of the parts that are corrected, in the order of the state."""
+    if corrects is None:
+        return list(parts)
+    if unknown := [name for name in corrects if name not in parts]:
+        raise StateError(f"corrects = {tuple(corrects)!r}: the state has no part {unknown[0]!r}, only {list(parts)}")
+    return [name for name in parts if name in corrects]
+
+
+def _seen_inputs(sees: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    seen = tuple(range(count)) if sees is None else tuple(sees)
+    if any(not 0 <= i < count for i in seen):
+        raise StateError(f"sees = {sees} but the step has only {count} inputs; count from 0")
+    return seen
+
+
+def _changed(changes: Sequence[int], layout: TreeLayout) -> Sequence[int]:
+    """Arguments that the network changes, checked to be there and to have a grid."""
+    for number in changes:
+        if number >= len(layout.children):
+            raise StateError(
+                f"the coupling changes input {number - 1} but the step has only {len(layout.children) - 1} inputs; count "
+                "from 0"
+            )
+        leaves = layout.children[number].leaves
+        if number and not (leaves and all(any(a.kind == "spatial" for a in axes) for axes in leaves)):
+            raise StateError(
+                f"the coupling changes input {number - 1}, which has no grid: a network returns fields. Pass it as a "
+                "field or tensor on the grid of the state, e.g. CenteredGrid(nu, …) or math.expand(nu, state.resolution)"
+            )
+    return changes
+
+
+def _slices(counts: Sequence[int]) -> list[slice]:
+    ends = list(accumulate(counts))
+    return [slice(end - count, end) for end, count in zip(ends, counts)]

@@ -1,0 +1,77 @@
+"""Animations of trajectories as GIF or MP4."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from phi.field import Field
+
+from phi_hybrid.plot._data import Trajectories, as_mapping, check_reference, frame_count, pick_frames, read
+from phi_hybrid.plot._movie import write_gif, write_mp4
+from phi_hybrid.plot._moving import moving_images, moving_lines
+from phi_hybrid.plot._style import styled
+
+
+@styled
+def animate(
+    trajectories: Trajectories,
+    path: str | os.PathLike,
+    *,
+    reference: str | None = None,
+    dt: float = 1.0,
+    quantity: str | Callable[[Field], Field] | None = None,
+    example: int = 0,
+    fps: float = 20,
+    stride: int = 1,
+    max_frames: int = 200,
+    dpi: float = 80,
+    max_bytes: int = 3 << 19,
+) -> Path:
+    """Write an animation of one or several solvers, with the differences to a reference below them.
+
+    2D: one panel per solver. 1D: all solvers as lines in one panel. The file appears under its name only when it is
+    complete. A GIF that would exceed `max_bytes` gets fewer shades, then fewer frames at the same playing time.
+
+    Args:
+        trajectories: Field (time, x[, y[, z]][, vector]), or a mapping name → Field.
+        path: Target, ending in `.gif` or, where ffmpeg is installed, `.mp4`. Its folder must exist.
+        reference: Name of the trajectory that differences are taken to and that sets the colour scale.
+        dt: Time between two frames of the trajectory.
+        quantity: As in `rollout`.
+        example: Entry of each batch dim other than `time`.
+        fps: Shown frames per second.
+        stride: Every how many frames of the trajectory one is shown.
+        max_frames: Longer animations are thinned to about this many frames at the same playing time.
+        dpi: Pixels per inch.
+        max_bytes: Size that a GIF should stay below.
+
+    Returns:
+        The path of the written file.
+
+    Raises:
+        ValueError: For another suffix, a missing ffmpeg or a stride below 1, and as in `rollout`.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".gif", ".mp4"):
+        raise ValueError(f"cannot write {path.name!r}: unsupported suffix {suffix!r}, expected .gif or .mp4")
+    if stride < 1 or max_frames < 1 or fps <= 0:
+        raise ValueError(f"stride={stride}, max_frames={max_frames}, fps={fps}: all must be positive")
+    fields = as_mapping(trajectories)
+    check_reference(list(fields), reference)
+    count = frame_count(fields)
+    thinning = -(-len(range(0, count, stride)) // max_frames)
+    series = read(fields, pick_frames(range(0, count, stride * thinning), count), quantity, example)
+    scene = (moving_lines if len(series[0].shown.axes) == 1 else moving_images)(series, reference, dt)
+    frames, rate = len(series[0].frames), fps / thinning
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".animate-") as folder:
+        partial = Path(folder) / f"partial{suffix}"
+        if suffix == ".gif":
+            write_gif(partial, scene, frames, rate, dpi, max_bytes)
+        else:
+            write_mp4(partial, scene, frames, rate, dpi)
+        os.replace(partial, path)
+    return path

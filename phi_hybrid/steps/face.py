@@ -1,0 +1,275 @@
+"""A step and its two faces: PhiFlow states outside, torch tensors inside."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from phi_hybrid.bridge.layout import (
+    Layout,
+    TreeLayout,
+    batch_names,
+    batch_sizes,
+    describe_leaves,
+    flatten,
+    matches,
+    repeat,
+    tuple_of,
+    unflatten,
+    with_batch,
+)
+from phi_hybrid.errors import StateError
+
+Tensors = tuple[torch.Tensor, ...]
+
+MAX_KNOWN = 16
+"""Signatures that a step keeps; the one met first makes room."""
+
+
+def signature_of(tensors: Sequence[torch.Tensor]) -> list[tuple]:
+    """Shape, precision and device of every tensor."""
+    return [(t.shape, t.dtype, t.device) for t in tensors]
+
+
+class NativeStep(Protocol):
+    """A step on torch tensors of one signature: `(*state, *inputs) -> state`."""
+
+    layout: TreeLayout
+    """Of the arguments, a tuple of state and inputs."""
+    output_layout: Layout
+    signature: list[tuple]
+    """As of `signature_of`."""
+
+    def __call__(self, *tensors: torch.Tensor) -> Tensors: ...
+
+
+class Step(torch.nn.Module):
+    """`state, *inputs -> state` as a torch module, called like the PhiFlow function behind it.
+
+    Subclasses say how arguments are checked (`arguments`) and how one signature is computed (`make`). What they make is
+    kept here and found again by layout, shapes, precision and device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: Sequence[NativeStep] = ()
+        self._flattened: list[TreeLayout] = []
+
+    def make(self, layout: TreeLayout, tensors: Tensors) -> NativeStep:
+        """The native step for arguments of this layout and signature."""
+        raise NotImplementedError
+
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """The arguments of a call, by position where that is possible; the same for every way to write it.
+
+        Raises:
+            StateError: for missing, superfluous or unknown ones.
+        """
+        return tuple(args), dict(keywords)
+
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        """One step on PhiFlow states: `state, *inputs -> state`."""
+        tensors, layout = self.flatten_call(args, keywords)
+        native = self.native_for(layout, tensors)
+        return unflatten(native.output_layout, native(*tensors))
+
+    def bind(self, *args: Any, **keywords: Any) -> BoundStep:
+        """This step for one layout: domain, boundaries, dims and Python numbers of these arguments, for good.
+
+        Args:
+            *args: state and inputs as in a call, e.g. fields of shape `(batch, x, y, vector)`.
+            **keywords: inputs by name.
+
+        Returns:
+            `BoundStep` with `flatten`, `native` and `unflatten`, a module for `torch.func`, `torch.compile`, DDP.
+        """
+        tensors, layout = self.flatten_call(args, keywords)
+        return BoundStep(self, self.native_for(layout, tensors))
+
+    def flatten(self, *args: Any, **keywords: Any) -> Tensors:
+        """State and inputs as torch tensors, in the order that `native` takes them."""
+        tensors, layout = self.flatten_call(args, keywords)
+        if layout not in self._flattened:
+            self._flattened = [layout, *self._flattened][:MAX_KNOWN]
+        return tensors
+
+    def native(self, *tensors: torch.Tensor) -> Tensors:
+        """One step on torch tensors, `(*state, *inputs) -> state`, for a step that knows a single layout.
+
+        Raises:
+            StateError: if it knows none or several; `bind` chooses one.
+        """
+        return self.native_for(self._single_layout(), tensors)(*tensors)
+
+    def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """PhiFlow state from the tensors that `native` returned, likewise."""
+        layout = self._single_layout()
+        outputs = [native.output_layout for native in self.known if native.layout == layout]
+        return unflatten_result(outputs[0] if outputs else tuple_of(), tensors)
+
+    def flatten_call(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[Tensors, TreeLayout]:
+        """Tensors and layout of the arguments of a call, checked."""
+        args, keywords = self.arguments(args, keywords)
+        tensors, layout = flatten((*args, *keywords.values()))
+        layout = tuple_of(*layout.children, keywords=tuple(keywords))
+        check_tensors(tensors, layout)
+        return tensors, layout
+
+    def native_for(self, layout: TreeLayout, tensors: Sequence[torch.Tensor]) -> NativeStep:
+        """The native step for this layout and the signature of these tensors, made if need be."""
+        signature = [(t.shape, t.dtype, t.device) for t in tensors]
+        for native in self.known:
+            if native.signature == signature and (native.layout is layout or native.layout == layout):
+                return native
+        self.check_call(layout)
+        if not matches(layout, tensors):
+            raise StateError(
+                f"tensors of shapes {[tuple(t.shape) for t in tensors]} do not fit the arguments that this step is bound "
+                f"to, {describe_leaves(layout)}. Bind such arguments, or use torch.vmap for further batch axes"
+            )
+        check_tensors(tensors, layout)
+        native = self.make(layout, tuple(tensors))
+        self.remember([native, *self.known][:MAX_KNOWN])
+        return native
+
+    def remember(self, known: Sequence[NativeStep]) -> None:
+        """Keeps these native steps, the latest first, and no others."""
+        self.known = tuple(known)
+
+    def check_call(self, layout: TreeLayout) -> None:
+        """Raises StateError unless arguments of this layout can be passed."""
+        positional = len(layout.children) - len(layout.keywords)
+        self.arguments(layout.children[:positional], dict(zip(layout.keywords, layout.children[positional:])))
+
+    def _single_layout(self) -> TreeLayout:
+        layouts = list(dict.fromkeys([*self._flattened, *(native.layout for native in self.known)]))
+        if len(layouts) != 1:
+            known = "; ".join(describe_leaves(layout) for layout in layouts) or "none"
+            raise StateError(
+                f"tensors do not tell their layout, and this step knows {len(layouts)} layouts ({known}). Bind one for "
+                "good: bound = step.bind(state, *inputs); bound.native(*bound.flatten(state, *inputs))"
+            )
+        return layouts[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "known": ()}
+
+
+class BoundStep(torch.nn.Module):
+    """A step bound to one layout: `bound.unflatten(bound.native(*bound.flatten(state, *inputs)))` is one step.
+
+    Made by `step.bind(state, *inputs)`. The module computes `native`, so that DDP, `torch.compile` and
+    `torch.func.functional_call` can be put around it; its parameters are those of the step.
+
+    Attributes:
+        layout: of state and inputs.
+        output_layout: of the state that is returned.
+    """
+
+    def __init__(self, step: Step, native: NativeStep) -> None:
+        super().__init__()
+        self.step = step
+        self.layout, self.output_layout = native.layout, native.output_layout
+        bound = [torch.empty(shape, device="meta") for shape, _, _ in native.signature]
+        self._batch_sizes = batch_sizes(bound, native.layout)
+        self._latest = [native]  # in a list, or torch would take a graph for a part of this module, too
+
+    def flatten(self, *args: Any, **keywords: Any) -> Tensors:
+        """State and inputs as torch tensors; those that lack batch dims of this layout are repeated along them.
+
+        Args:
+            *args: as in a call of the step, or the state alone, whose tensors come first.
+            **keywords: inputs by name.
+
+        Raises:
+            StateError: for arguments of another layout: domain, boundary, dims, or numbers.
+        """
+        if len(args) == 1 and not keywords:
+            (tensors, layout), expected = flatten(args), tuple_of(self.layout.children[0])
+        else:
+            (tensors, layout), expected = self.step.flatten_call(args, keywords), self.layout
+        if layout == expected:
+            return tensors
+        if with_batch(layout, *batch_names(expected)) != expected:
+            raise StateError(
+                f"these arguments are not those that the step is bound to: {layout.difference(expected)}. Bind the step "
+                "to them: step.bind(state, *inputs)"
+            )
+        return repeat(tensors, layout, expected, self._batch_sizes | batch_sizes(tensors, layout))
+
+    def native(self, *tensors: torch.Tensor) -> Tensors:
+        """One step on torch tensors, `(*state, *inputs) -> state`, differentiable.
+
+        Args:
+            *tensors: as `flatten` returns them; batch sizes, precision and device may be others.
+
+        Raises:
+            StateError: if their number or shapes do not fit the layout.
+        """
+        if not self._latest or self._latest[0].signature != signature_of(tensors):
+            self._latest = [self.step.native_for(self.layout, tensors)]
+        return self._latest[0](*tensors)
+
+    def forward(self, *tensors: torch.Tensor) -> Tensors:
+        """The same as `native`."""
+        return self.native(*tensors)
+
+    def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """PhiFlow state from the tensors that `native` returned."""
+        return unflatten_result(self.output_layout, tensors)
+
+    def __repr__(self) -> str:
+        return f"BoundStep({self.step!r}, {describe_leaves(self.layout)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_latest": []}
+
+
+def unflatten_result(layout: Layout, tensors: Sequence[torch.Tensor]) -> Any:
+    """State from the tensors that a native step returned, checked."""
+    if not matches(layout, tensors):
+        raise StateError(
+            f"tensors of shapes {[tuple(t.shape) for t in tensors]} are no result of this step, whose results are "
+            f"{describe_leaves(layout)}; pass what native() returned"
+        )
+    return unflatten(layout, tensors)
+
+
+def arguments_of(step: Callable, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call of a Python function, by position where that is possible.
+
+    Raises:
+        StateError: for missing, superfluous or unknown ones, before any work is done.
+    """
+    try:
+        signature = inspect.signature(step)
+    except (TypeError, ValueError):
+        return tuple(args), dict(keywords)  # builtins have none
+    try:
+        bound = signature.bind(*args, **keywords)
+    except TypeError as error:
+        given = ", ".join([f"{len(args)} by position", *(f"{name}=…" for name in keywords)])
+        raise StateError(
+            f"the step takes {signature} but got {given}: {error}; pass the state and then every input"
+        ) from None
+    return bound.args, bound.kwargs
+
+
+def check_tensors(tensors: Sequence[torch.Tensor], layout: Layout) -> None:
+    """All arguments of a step have one precision and one device.
+
+    Raises:
+        StateError: naming the clash.
+    """
+    floats = sorted({str(t.dtype) for t in tensors if t.is_floating_point()})
+    if len(floats) > 1:
+        raise StateError(
+            f"arguments of different precision: {', '.join(floats)} in {describe_leaves(layout)}. Convert them, e.g. "
+            "phi.math.to_float within `with phi.math.precision(64):`"
+        )
+    devices = sorted({str(t.device) for t in tensors})
+    if len(devices) > 1:
+        raise StateError(f"arguments on different devices: {', '.join(devices)}. Move them with phi.math.to_device")

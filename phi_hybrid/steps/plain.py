@@ -1,0 +1,108 @@
+"""PhiFlow code as it is, behind the same face as captured code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from phi import math
+
+from phi_hybrid import _compat
+from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten, precision_of, unflatten
+from phi_hybrid.errors import StateError
+from phi_hybrid.linear_solve import Solves
+from phi_hybrid.steps.face import Step, Tensors, arguments_of, signature_of
+
+
+def run(step: Callable, layout: TreeLayout, tensors: Sequence[torch.Tensor]) -> tuple[Tensors, Layout]:
+    """Unflattens the arguments, calls the step, flattens the result.
+
+    Raises:
+        StateError: if nothing comes back.
+    """
+    values = unflatten(layout, tensors)
+    positional = len(values) - len(layout.keywords)
+    result = step(*values[:positional], **dict(zip(layout.keywords, values[positional:])))
+    if result is None:
+        raise StateError(f"the step {name_of(step)} returns None; let it return the new state")
+    return flatten(result)
+
+
+def run_eager(step: Callable, layout: TreeLayout, tensors: Tensors, solves: Solves) -> tuple[Tensors, Layout]:
+    """Plain PhiFlow, but for its linear solves."""
+    with computing_like(tensors), solves.active():
+        return run(step, layout, tensors)
+
+
+@contextlib.contextmanager
+def computing_like(tensors: tuple[torch.Tensor, ...]) -> Iterator[None]:
+    """PhiFlow computes in the precision and on the device of these tensors, with torch."""
+    device = tensors[0].device if tensors else torch.device("cpu")
+    previous = _compat.TORCH.get_default_device()
+    with math.precision(precision_of(tensors)), _compat.TORCH:
+        if device.type != "cpu" or previous.ref != "cpu":
+            ref = f"cuda:{device.index or 0}" if device.type == "cuda" else device.type
+            _compat.TORCH.set_default_device(_compat.TORCH.get_device_by_ref(ref))
+        try:
+            yield
+        finally:
+            _compat.TORCH.set_default_device(previous)
+
+
+@dataclass(frozen=True)
+class _PlainNativeStep:
+    step: Callable
+    layout: TreeLayout
+    output_layout: Layout
+    signature: list[tuple]
+    solves: Solves
+
+    def __call__(self, *tensors: torch.Tensor) -> Tensors:
+        return run_eager(self.step, self.layout, tensors, self.solves)[0]
+
+
+class PlainStep(Step):
+    """Plain PhiFlow code as a module: slow, but able to do all that PhiFlow can."""
+
+    def __init__(self, step: Callable) -> None:
+        super().__init__()
+        self.step = require_callable(step)
+        self.solves = Solves()
+
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return arguments_of(self.step, args, keywords)
+
+    def make(self, layout: TreeLayout, tensors: Tensors) -> _PlainNativeStep:
+        with torch.no_grad():
+            output_layout = run_eager(self.step, layout, tensors, self.solves)[1]
+        return _PlainNativeStep(self.step, layout, output_layout, signature_of(tensors), self.solves)
+
+
+def as_step(step: Callable) -> Step:
+    """Blocks and hybrid solvers as they are, plain PhiFlow code behind the same face."""
+    return step if isinstance(step, Step) else PlainStep(step)
+
+
+known_step: Callable[[Callable], Step] = lru_cache(maxsize=64)(as_step)
+"""Like `as_step`, but plain functions keep what they were bound to before."""
+
+
+def require_callable(step: Any) -> Callable:
+    """The step itself.
+
+    Raises:
+        StateError: for what cannot be a step.
+    """
+    if isinstance(step, type) or not callable(step):
+        raise StateError(f"step = {step!r}: expected a function state, *inputs -> state, a block or a solver")
+    return step
+
+
+def name_of(step: Callable) -> str:
+    """What the step is called, for messages."""
+    inner = getattr(step, "func", step)  # of functools.partial
+    return getattr(inner, "__qualname__", None) or repr(step)

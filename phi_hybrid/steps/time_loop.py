@@ -1,0 +1,151 @@
+"""Time loops: the steps of an unrolled window, and rollouts of PhiFlow states."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+
+from phi_hybrid.bridge.dims import TIME
+from phi_hybrid.bridge.layout import Layout, batch_names, position_of, stack, unflatten
+from phi_hybrid.errors import NonFiniteError, SolveError, StateError
+from phi_hybrid.steps.bound import Inputs, Repeatable, bind, flatten_arguments
+from phi_hybrid.steps.face import Tensors
+from phi_hybrid.steps.plain import as_step
+
+
+def unroll(bound: Repeatable, inputs: Inputs, steps: int, start: int = 0) -> list[Tensors]:
+    """`steps` states after the first, differentiable: uₙ₊₁ = S(uₙ, inputs(n))."""
+    state, states = bound.state, []
+    for n in range(start, start + steps):
+        state = bound.step(*state, *inputs.at(n))
+        states.append(state)
+    return states
+
+
+def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
+    """Repeats a step in evaluation mode, without recording gradients: u₀, u₁, …, u_steps.
+
+    Args:
+        step: `state, *inputs -> state`: PhiFlow code, `PhysicsBlock` or `HybridSolver`.
+        state: u₀, e.g. fields of shape `(batch, x, y, vector)`; no dim `time`.
+        steps: number of steps, at least 0.
+        *inputs: further arguments of the step; those with a batch dim `time` are sliced, entry n for step n.
+        check: whether a non-finite state is an error; otherwise it stays in the trajectory.
+        **keywords: further arguments of the step by name, e.g. `dt=0.1`.
+
+    Returns:
+        State with a batch dim `time` of size `steps + 1`, `(time, batch, x, y, vector)`.
+
+    Raises:
+        NonFiniteError: at the first step whose result holds NaN or infinity; `error.trajectory` has the states before.
+        SolveError: where a linear solve inside a step fails, likewise with `error.step` and `error.trajectory`.
+        StateError: for negative `steps`, missing or too short inputs, inputs of another precision, or a state with a dim
+            `time`.
+    """
+    return _as_trajectory(*_advance(step, state, steps, inputs, keywords, check, keep=True))
+
+
+def repeat(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
+    """The state after so many steps: the last of `rollout`, without the memory for those between.
+
+    Args:
+        step: `state, *inputs -> state`: PhiFlow code, `PhysicsBlock` or `HybridSolver`.
+        state: u₀, e.g. fields of shape `(batch, x, y, vector)`; no dim `time`.
+        steps: number of steps, at least 0.
+        *inputs: further arguments of the step; those with a batch dim `time` are sliced, entry n for step n.
+        check: whether a non-finite state is an error.
+        **keywords: further arguments of the step by name, e.g. `dt=0.1`.
+
+    Returns:
+        u_steps, `(batch, x, y, vector)`.
+
+    Raises:
+        NonFiniteError, SolveError, StateError: as `rollout`; `error.trajectory` has the one state before the failure.
+    """
+    frames, layout = _advance(step, state, steps, inputs, keywords, check, keep=False)
+    return unflatten(layout, frames[-1])
+
+
+def _advance(
+    step: Callable, state: Any, steps: int, inputs: Sequence[Any], keywords: Mapping[str, Any], check: bool, keep: bool
+) -> tuple[list[Tensors], Layout]:
+    """All states, or the last one alone, with their layout."""
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0:
+        raise StateError(f"steps = {steps!r}: a rollout takes a number of steps ≥ 0")
+    step = as_step(step)
+    tensors, layout, arguments = flatten_arguments(step, state, inputs, keywords)
+    if TIME in batch_names(layout):
+        raise StateError(f"the initial state has a dim '{TIME}'; pick a frame, e.g. state.time[0]")
+    arguments.check_length(steps)
+    if check:
+        require_finite(tensors, 0, "the initial state")
+    if steps == 0:
+        return [tensors], layout
+    with torch.no_grad(), evaluation_mode(step):
+        bound = bind(step, tensors, layout, arguments)
+        frames, layout = [bound.state], bound.layout
+        for n in range(steps):
+            try:
+                new = bound.step(*frames[-1], *arguments.at(n))
+            except SolveError as error:
+                raise error.at(n + 1, f"in step {n + 1} of {steps}", _as_trajectory(frames, layout)) from None
+            if check and not all_finite(new):
+                raise NonFiniteError(
+                    f"the state became NaN or infinite in step {n + 1} of {steps}{non_finite_entries(new, layout)}. The "
+                    "states before are in error.trajectory; reduce the time step, train with longer unrolling, or pass "
+                    "check=False",
+                    n + 1,
+                    _as_trajectory(frames, layout),
+                )
+            if not keep:
+                frames.clear()
+            frames.append(new)
+    return frames, layout
+
+
+def _as_trajectory(frames: list[Tensors], layout: Layout) -> Any:
+    tensors, stacked = stack(frames, layout, TIME)
+    return unflatten(stacked, tensors)
+
+
+@contextlib.contextmanager
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """No dropout and no updates of batch statistics inside; every part gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity."""
+    return all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def non_finite_entries(tensors: Sequence[torch.Tensor], layout: Layout) -> str:
+    """Which entries of the batch dims hold NaN or infinity, e.g. ` (member 2; trajectory 0, 5)`."""
+    found = []
+    for name in batch_names(layout):
+        bad: set[int] = set()
+        for tensor, axes in zip(tensors, layout.leaves):
+            position = position_of(name, axes)
+            if position is not None:
+                others = [i for i in range(tensor.ndim) if i != position]
+                bad |= set((~torch.isfinite(tensor)).sum(others).nonzero().flatten().tolist())
+        more = ", …" if len(bad) > 5 else ""
+        found.append(f"{name} {', '.join(map(str, sorted(bad)[:5]))}{more}")
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def require_finite(tensors: Sequence[torch.Tensor], step: int, what: str) -> None:
+    """Raises NonFiniteError if a tensor holds NaN or infinity."""
+    if not all_finite(tensors):
+        bad = sum(int((~torch.isfinite(t)).sum()) for t in tensors)
+        raise NonFiniteError(f"{what} holds {bad} NaN or infinite values; mend or drop it", step)

@@ -1,0 +1,152 @@
+"""`capture`: a PhiFlow step becomes a torch module without parameters."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from phi_hybrid import _compat
+from phi_hybrid.bridge.layout import TreeLayout, describe_leaves
+from phi_hybrid.errors import CaptureError, SolveError, StateError
+from phi_hybrid.linear_solve import Method, Solves
+from phi_hybrid.steps.face import MAX_KNOWN, Step, Tensors, arguments_of
+from phi_hybrid.steps.plain import name_of, require_callable, run_eager
+from phi_hybrid.tracing.graph import CapturedGraph, check_against_eager
+
+
+def capture(
+    step: Callable, *example: Any, compile: bool = False, check: bool = True, solver: Method | None = None
+) -> PhysicsBlock:
+    """Runs a PhiFlow step once under a tracer and keeps its torch graph: same numbers, no PhiFlow overhead.
+
+    Values and reverse-mode derivatives are those of eager PhiFlow to the last bit (CPU, `compile=False`).
+    PhiFlow tensors and fields among the arguments are inputs of the graph. Python numbers are constants of it, and so
+    is everything the step closes over. A new signature (shapes, batch dims, precision, device, boundaries, numbers)
+    is captured by itself when it first occurs.
+
+    Args:
+        step: `state, *inputs -> state`, ordinary PhiFlow code; states are `Field`, `Tensor` or tuples, lists, dicts.
+        *example: state and inputs to capture with, e.g. fields of shape `(batch, x, y, vector)`; none to capture later.
+        compile: whether to compile the graph with inductor (first call takes 5-30 s; equal to rounding, not to the bit).
+        check: whether to compare each new graph with eager PhiFlow on perturbed values.
+        solver: how to solve the linear systems in the step: `linear_solve.FastDiagonalization()`,
+            `SparseFactorization()` or `ConjugateGradient(…)`. By default the structure of the matrix decides.
+
+    Returns:
+        `PhysicsBlock`, called like `step`.
+
+    Raises:
+        CaptureError: if the step takes values out of tensors, branches on them, draws random numbers outside of torch,
+            uses a trainable tensor from outside, or solves with a matrix that depends on its inputs. Names the line and
+            the way out.
+        SolveError: if a linear solve fails for the example. The block raises it whenever a solve misses its tolerance.
+        StateError: if the example does not fit together or the step fails in plain PhiFlow.
+    """
+    block = PhysicsBlock(step, compile=compile, check=check, solver=solver)
+    if example:
+        block.graph_for(*example)
+    return block
+
+
+class PhysicsBlock(Step):
+    """A captured PhiFlow step: `torch.nn.Module` without parameters; see `capture`.
+
+    Called with PhiFlow states it behaves like the step. `bind` gives its face on torch tensors, for autograd,
+    `torch.func`, `torch.compile` and DDP.
+    """
+
+    def __init__(
+        self, step: Callable, *, compile: bool = False, check: bool = True, solver: Method | None = None
+    ) -> None:
+        super().__init__()
+        self.step = require_callable(step)
+        self.compile_graphs = compile
+        self.check = check
+        self.solves = Solves(solver)
+        self.known = torch.nn.ModuleList()
+        self._captures = 0
+
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return arguments_of(self.step, args, keywords)
+
+    def graph_for(self, *args: Any, **keywords: Any) -> CapturedGraph:
+        """The graph for these PhiFlow arguments, captured if need be."""
+        tensors, layout = self.flatten_call(args, keywords)
+        return self.native_for(layout, tensors)
+
+    def remember(self, known: Sequence[CapturedGraph]) -> None:
+        """Keeps these graphs as parts of the module, so that they move between devices with it."""
+        self.known = torch.nn.ModuleList(known)
+
+    def make(self, layout: TreeLayout, tensors: Tensors) -> CapturedGraph:
+        if _compat.functorch_active():  # tracing needs plain tensors; their values do not matter to it
+            with _compat.outside_transformations():
+                tensors = tuple(torch.ones(t.shape, dtype=t.dtype, device=t.device) for t in tensors)
+                return self._capture(layout, tensors)
+        return self._capture(layout, tuple(t.detach() for t in tensors))
+
+    def _capture(self, layout: TreeLayout, tensors: Tensors) -> CapturedGraph:
+        try:
+            with torch.random.fork_rng(enabled=True):
+                run_eager(self.step, layout, tensors, self.solves)
+        except (CaptureError, SolveError, StateError):
+            raise
+        except Exception as error:
+            raise StateError(
+                f"the step fails in plain PhiFlow for arguments of shape {describe_leaves(layout)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        graph = CapturedGraph(self.step, layout, tensors, self.compile_graphs, self.solves)
+        if self.check:
+            check_against_eager(graph, self.step, tensors, self.solves)
+        self._captures += 1
+        if self._captures % MAX_KNOWN == 0:
+            warnings.warn(
+                f"this step was captured {self._captures} times, last for {describe_leaves(layout)}. Python numbers "
+                "among the arguments are constants of the graph: pass what changes from call to call as a tensor "
+                "(phi.math.wrap), and keep batch sizes fixed",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return graph
+
+    def __repr__(self) -> str:
+        return f"PhysicsBlock({name_of(self.step)})"  # not the graphs: it names settings of a training
+
+    def __deepcopy__(self, memo: dict) -> PhysicsBlock:
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__dict__.update({k: v if k == "step" else copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        return clone
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A local function cannot be pickled: the graphs travel, new signatures need the step again."""
+        state = dict(self.__dict__)
+        try:
+            pickle.dumps(self.step)
+        except Exception:
+            state["step"] = LostStep(self.step)
+        return state
+
+
+class LostStep:
+    """Stands for a step that could not be pickled together with its block."""
+
+    def __init__(self, step: Callable) -> None:
+        self.__qualname__ = name_of(step)
+        parameters = inspect.signature(step).parameters.values()
+        plain = [p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else None) for p in parameters]
+        self.__signature__ = inspect.Signature(plain)  # by which calls are still understood
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        raise CaptureError(
+            f"this block was unpickled without its step {self.__qualname__}, a local function, so it knows only the "
+            "signatures captured before. Way out: define the step at module level, or call the block with this signature "
+            "before pickling"
+        )

@@ -1,0 +1,153 @@
+"""Grid interpolation with a forward-mode rule, which torch's own operator lacks."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+
+from phi_hybrid import _compat
+
+_ZEROS, _BORDER = 0, 1
+"""torch's codes of the padding modes that PhiFlow uses besides reflection."""
+
+
+class GridSampler(torch.nn.Module):
+    """`aten.grid_sampler_2d` and `_3d`, bit for bit, except while tangents flow: then gathers, equal to rounding.
+
+    A module without state rather than a function, since graphs that are unpickled keep their submodules as they are.
+    """
+
+    def forward(self, values: torch.Tensor, grid: torch.Tensor, mode: int, padding: int, align: bool) -> torch.Tensor:
+        """Samples `values` `(batch, channel, *spatial)` at the points `grid` `(batch, *points, vector)` in [-1, 1].
+
+        Args:
+            mode: interpolation mode, 0 for linear.
+            padding: 0 zeros, 1 border, 2 reflection.
+            align: whether ±1 are the centres of the outermost values.
+        """
+        if not torch.compiler.is_compiling() and _compat.forward_mode_active():
+            return gather_linear(values, grid, mode, padding, align)
+        sampler = torch.ops.aten.grid_sampler_2d if values.ndim == 4 else torch.ops.aten.grid_sampler_3d
+        return sampler(values, grid, mode, padding, align)
+
+
+def gather_linear(values: torch.Tensor, grid: torch.Tensor, mode: int, padding: int, align: bool) -> torch.Tensor:
+    """Multilinear interpolation in any dimension: Σ over the 2ᵈ corners of weight · value. The last axis comes first."""
+    if mode != 0 or not align or padding not in (_ZEROS, _BORDER):
+        raise NotImplementedError(
+            f"forward-mode derivative of grid_sampler(mode={mode}, padding={padding}, align={align}); "
+            "use zero, constant, zero-gradient or periodic boundaries, or reverse mode"
+        )
+    sizes = values.shape[2:]
+    limits = torch.tensor([s - 1 for s in reversed(sizes)], dtype=grid.dtype, device=grid.device)
+    position = (grid + 1) / 2 * limits
+    if padding == _BORDER:
+        position = torch.minimum(position.clamp_min(0), limits)
+    lower = position.detach().floor()
+    fraction = position - lower
+    flat = values.flatten(2)
+    result = 0.0
+    for corner in product((0, 1), repeat=len(sizes)):
+        offset = torch.tensor(corner, dtype=grid.dtype, device=grid.device)
+        index = lower + offset
+        inside = ((index >= 0) & (index <= limits)).all(-1)
+        weight = torch.where(offset == 1, fraction, 1 - fraction).prod(-1) * inside
+        index = torch.minimum(index.clamp_min(0), limits).long()
+        linear = sum(index[..., d] * _stride(sizes, len(sizes) - 1 - d) for d in range(len(sizes)))
+        gathered = flat.gather(2, linear.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1))
+        result = result + gathered.reshape(*flat.shape[:2], *linear.shape[1:]) * weight.unsqueeze(1)
+    return result
+
+
+def _stride(sizes: torch.Size, axis: int) -> int:
+    stride = 1
+    for size in sizes[axis + 1 :]:
+        stride *= size
+    return stride
+
+
+# --- products with a constant sparse matrix ---
+
+
+@torch.library.custom_op("phi_hybrid::csr_product", mutates_args=())
+def csr_product(
+    columns: torch.Tensor, row_pointers: torch.Tensor, values: torch.Tensor, rows: int, dense: torch.Tensor
+) -> torch.Tensor:
+    """Stands for the product while tracing; `SparseProduct` takes its place in the graph."""
+    return _multiply(columns, row_pointers, values, rows, dense)
+
+
+@csr_product.register_fake
+def _(
+    columns: torch.Tensor, row_pointers: torch.Tensor, values: torch.Tensor, rows: int, dense: torch.Tensor
+) -> torch.Tensor:
+    return dense.new_empty(dense.shape[0], rows, dense.shape[2], dense.shape[3])
+
+
+class SparseProduct(torch.nn.Module):
+    """y = A·x for A in compressed-row form, bit for bit as PhiFlow computes it; by gathers under transformations.
+
+    Shapes: `columns` and `values` `(batch, entry)` and `(batch, entry, channel)`, `row_pointers` `(batch, row + 1)`,
+    `dense` `(batch, column, channel, rhs)`, result `(batch, row, channel, rhs)`.
+    """
+
+    def forward(
+        self, columns: torch.Tensor, row_pointers: torch.Tensor, values: torch.Tensor, rows: int, dense: torch.Tensor
+    ) -> torch.Tensor:
+        transformed = torch.compiler.is_compiling() or _compat.functorch_active() or _compat.forward_mode_active()
+        multiply = _multiply_by_gather if transformed else _multiply
+        return multiply(columns, row_pointers, values, rows, dense)
+
+
+def _multiply(
+    columns: torch.Tensor, row_pointers: torch.Tensor, values: torch.Tensor, rows: int, dense: torch.Tensor
+) -> torch.Tensor:
+    result = []
+    for b in range(values.shape[0]):
+        products = []
+        for c in range(values.shape[2]):
+            entries = values[b, :, c].contiguous()
+            matrix = torch.sparse_csr_tensor(row_pointers[b], columns[b], entries, (rows, dense.shape[1]))
+            products.append(torch.sparse.mm(matrix, dense[b, :, c, :]))
+        result.append(torch.stack(products, 1))
+    return torch.stack(result)
+
+
+def _multiply_by_gather(
+    columns: torch.Tensor, row_pointers: torch.Tensor, values: torch.Tensor, rows: int, dense: torch.Tensor
+) -> torch.Tensor:
+    result = []
+    for b in range(values.shape[0]):
+        counts = row_pointers[b].diff()
+        row_of = torch.repeat_interleave(torch.arange(rows, device=dense.device), counts, output_size=values.shape[1])
+        terms = values[b].unsqueeze(-1) * dense[b].index_select(0, columns[b])
+        start = torch.zeros_like(terms[:1]).repeat(rows, 1, 1)  # inductor miscompiles index_add to an expanded tensor
+        result.append(start.index_add(0, row_of, terms))
+    return torch.stack(result)
+
+
+# --- periodic padding ---
+
+
+def pad_circular(values: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor | None:
+    """`torch.nn.functional.pad(values, widths, mode='circular')` by concatenation.
+
+    Args:
+        values: `(batch, channel, *spatial)`.
+        widths: lower and upper width of the last dim, then of the one before it, and so on.
+
+    Returns:
+        The padded tensor; None if an axis is shorter than its two widths together, where the order in which gradients
+        are summed would differ from torch's.
+    """
+    pairs = [(values.ndim - 1 - i, widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)]
+    if any(low < 0 or up < 0 or low + up > values.shape[axis] for axis, low, up in pairs):
+        return None
+    for axis, low, up in pairs:
+        size = values.shape[axis]
+        parts = [values.narrow(axis, size - low, low)] if low else []
+        parts += [values]
+        parts += [values.narrow(axis, 0, up)] if up else []
+        values = torch.cat(parts, axis) if len(parts) > 1 else values
+    return values

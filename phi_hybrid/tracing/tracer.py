@@ -1,0 +1,161 @@
+"""PhiFlow step → torch graph: trace, refuse what a graph cannot hold, fold constants."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from phi_hybrid.bridge.layout import Layout, TreeLayout
+from phi_hybrid.errors import CaptureError, SolveError
+from phi_hybrid.linear_solve import LinearSolve, Solves
+from phi_hybrid.steps.plain import computing_like, run
+from phi_hybrid.tracing.guard import Guard, is_random, user_line
+from phi_hybrid.tracing.operators import GridSampler, SparseProduct
+
+_aten = torch.ops.aten
+
+
+def trace(
+    step: Callable, layout: TreeLayout, tensors: tuple[torch.Tensor, ...], solves: Solves
+) -> tuple[torch.fx.GraphModule, Layout]:
+    """Runs `step` once and returns the graph of its tensor operations with the layout of its result.
+
+    Raises:
+        CaptureError: if the graph could not give right numbers for other inputs; names the line and the way out.
+    """
+    guard = Guard(solves)
+    output_layout: list[Layout] = []
+    tensors = tuple(t.detach().clone() for t in tensors)
+
+    def native(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with computing_like(inputs), guard.tracing():
+            outputs, out = run(step, layout, inputs)
+        output_layout.append(out)
+        return outputs
+
+    versions = [t._version for t in tensors]
+    try:
+        with torch.random.fork_rng(enabled=True):  # a capture must not shift the user's random numbers
+            module = make_fx(native)(*tensors)
+    except Exception as error:
+        if guard.error is not None or isinstance(error, (CaptureError, SolveError)):
+            raise (guard.error or error) from None
+        line = user_line(traceback.extract_tb(error.__traceback__))
+        raise CaptureError(
+            f"the step runs in PhiFlow but cannot be traced: {type(error).__name__}: {error}, at {line}. Way out: "
+            "replace this operation, or use the step uncaptured"
+        ) from error
+    if guard.error is not None:  # the step caught it
+        raise guard.error
+    if [t._version for t in tensors] != versions:
+        raise CaptureError("the step writes into one of its arguments. Way out: compute a new value instead.")
+    _refuse_unsafe(module, guard)
+    _replace_operators(module, guard.used_solves)
+    _fold_constants(module)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return module, output_layout[0]
+
+
+def _refuse_unsafe(module: torch.fx.GraphModule, guard: Guard) -> None:
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and getattr(module, node.target).requires_grad:
+            shape = tuple(getattr(module, node.target).shape)
+            raise CaptureError(
+                f"the step uses a trainable tensor of shape {shape} that is not among its arguments; as a constant of "
+                "the graph it would not be trained. Way out: keep networks outside of the physics (HybridSolver), or "
+                "pass the tensor as an argument of the step."
+            )
+        if _shape_depends_on_values(node, guard):
+            raise CaptureError(
+                f"operation {node.target}: the shape of its result depends on values, so the graph would hold only for "
+                "this example. Way out: use math.where or a mask instead of boolean indexing and nonzero."
+            )
+
+
+def _shape_depends_on_values(node: torch.fx.Node, guard: Guard) -> bool:
+    if node.target is _aten.index.Tensor:  # harmless with integers and constant masks
+        masks = [n for n in node.args[1] if n is not None and n.meta["val"].dtype == torch.bool]
+        return any(guard.depends(n) for n in masks)
+    tags = getattr(node.target, "tags", ())
+    by_value = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+    return by_value and guard.depends(node)
+
+
+def _replace_operators(module: torch.fx.GraphModule, solves: dict[int, LinearSolve]) -> None:
+    module.add_submodule("grid_sampler", GridSampler())
+    module.add_submodule("sparse_product", SparseProduct())
+    module._tracer_cls = torch.fx.Tracer  # by which unpickling rebuilds the graph; this one leaves submodules alone
+    for node in module.graph.nodes:
+        if node.target in (_aten.grid_sampler_2d.default, _aten.grid_sampler_3d.default):
+            node.op, node.target = "call_module", "grid_sampler"
+        elif node.target is torch.ops.phi_hybrid.csr_product.default:
+            node.op, node.target = "call_module", "sparse_product"
+        elif node.target is torch.ops.phi_hybrid.linear_solve.default:
+            rhs, number, _ = node.args
+            node.op, node.target, node.args = "call_module", f"linear_solve{number}", (rhs,)
+            module.add_submodule(node.target, solves[number])
+        elif node.target is _aten.view.default:
+            node.target = _aten.reshape.default  # a caller's tensors need not have the strides of the example
+        if _changes_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+
+
+def _changes_nothing(node: torch.fx.Node) -> bool:
+    """PhiFlow permutes and reshapes at every turn, mostly to what is there already."""
+    if node.target is _aten.permute.default:
+        return list(node.args[1]) == list(range(len(node.args[1])))
+    return node.target is _aten.reshape.default and node.meta["val"].shape == node.args[0].meta["val"].shape
+
+
+def _fold_constants(module: torch.fx.GraphModule) -> None:
+    """Computes once what does not depend on the inputs and keeps it as non-persistent buffers."""
+    graph, values = module.graph, {}
+    fixed = _written_to(graph)
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            values[node] = getattr(module, node.target)
+            continue
+        constant = node.op in ("call_function", "call_module") and all(n in values for n in node.all_input_nodes)
+        if constant and node not in fixed and not is_random(node):
+            call = node.target if node.op == "call_function" else module.get_submodule(node.target)
+            values[node] = call(*_lookup(node.args, values), **_lookup(node.kwargs, values))
+    constants: dict[str, torch.Tensor] = {}
+    for node in list(graph.nodes):
+        users = [u for u in node.users if u not in values]
+        if node in values and users and isinstance(values[node], torch.Tensor):
+            name = f"constant{len(constants)}"
+            constants[name] = values[node].detach().clone()
+            with graph.inserting_before(node):
+                attribute = graph.create_node("get_attr", name)
+            node.replace_all_uses_with(attribute, delete_user_cb=lambda user: user not in values)
+    for name, value in constants.items():
+        module.register_buffer(name, value, persistent=False)
+    graph.eliminate_dead_code()
+    for name in [n for n in vars(module) if n.startswith("_tensor_constant")]:
+        delattr(module, name)
+    for name in [n for n in module._buffers if n not in constants]:
+        delattr(module, name)
+
+
+def _written_to(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """Nodes that an in-place operation writes to, directly or through a view: not constants, even if nothing varies."""
+    written: set[torch.fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            stack = [node, *node.all_input_nodes[:1]]
+            while stack:
+                top = stack.pop()
+                if top not in written:
+                    written.add(top)
+                    stack += top.all_input_nodes[:1]
+    return written
+
+
+def _lookup(arguments: Any, values: dict) -> Any:
+    return torch.fx.node.map_arg(arguments, lambda node: values[node])

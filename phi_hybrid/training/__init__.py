@@ -1,0 +1,23 @@
+"""Floor 7: training of hybrid solvers: objectives, losses, gradient modes, noise."""
+
+from phi_hybrid.training import gradient, losses
+from phi_hybrid.training.noise import Noise, Ramp
+from phi_hybrid.training.objective import Curriculum, Diverted, Objective, Pushforward, Unrolled
+from phi_hybrid.training.precompute import precompute_corrections
+from phi_hybrid.training.scales import estimate_scales
+from phi_hybrid.training.trainer import Trainer
+
+__all__ = [
+    "Curriculum",
+    "Diverted",
+    "Noise",
+    "Objective",
+    "Pushforward",
+    "Ramp",
+    "Trainer",
+    "Unrolled",
+    "estimate_scales",
+    "gradient",
+    "losses",
+    "precompute_corrections",
+]

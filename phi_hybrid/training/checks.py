@@ -1,0 +1,101 @@
+"""What a training is given, checked before any work is done."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+import torch
+
+from phi_hybrid.data import Trajectories
+from phi_hybrid.errors import StateError
+from phi_hybrid.steps import Step
+from phi_hybrid.training.objective import Objective
+
+_SCHEDULER = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def check_trainer(
+    solver: Step,
+    data: Trajectories,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    batch_size: int,
+    clip: float | None,
+    skip: float | None,
+    seed: int,
+    validation: Trajectories | None,
+) -> None:
+    """Raises StateError for arguments of the wrong kind or out of range, naming the first of them."""
+    _require(solver, Step, "solver", "a HybridSolver or another step module, e.g. HybridSolver(physics, network)")
+    _require(data, Trajectories, "data", "Trajectories, e.g. of Trajectories.generate or load")
+    _require(objective, Objective, "objective", "an objective, e.g. Unrolled(16)")
+    _require(
+        optimizer, torch.optim.Optimizer, "optimizer", "a torch optimizer, e.g. torch.optim.Adam(solver.parameters())"
+    )
+    if scheduler is not None:
+        _require(
+            scheduler,
+            _SCHEDULER,
+            "scheduler",
+            "a torch learning-rate scheduler, e.g. CosineAnnealingLR(optimizer, 1000)",
+        )
+        if scheduler.optimizer is not optimizer:
+            raise StateError("the scheduler belongs to another optimizer than the one given; make it with this one")
+    require_count("batch_size", batch_size)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise StateError(f"seed = {seed!r}: expected an integer")
+    if skip is not None and not (isinstance(skip, Real) and skip > 1):
+        raise StateError(f"skip = {skip!r}: give a multiple of the usual gradient norm, greater than 1, e.g. 10")
+    if clip is not None and not (isinstance(clip, Real) and clip > 0):
+        raise StateError(f"clip = {clip!r}: give the largest norm of a gradient, greater than 0, or None for no limit")
+    if getattr(optimizer, "takes_outputs", False) and (clip is not None or skip is not None):
+        raise StateError(
+            f"clip = {clip} and skip = {skip} act on gradients, which {type(optimizer).__name__} does not use: leave them "
+            "out, and take a smaller lr or a larger rcond"
+        )
+    if validation is not None:
+        _require(validation, Trajectories, "validation", "held-out Trajectories")
+        if validation.state_layout != data.state_layout:
+            raise StateError(
+                "the validation data is of another kind than the training data: "
+                f"{data.state_layout.difference(validation.state_layout)}. Take both from one set, e.g. data.split(0.8)"
+            )
+
+
+def require_count(name: str, value: Any) -> None:
+    """Raises StateError unless the value is an integer ≥ 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise StateError(f"{name} = {value!r}: must be an integer ≥ 1")
+
+
+def trained_parameters(solver: Step, optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """The optimizer's parameters.
+
+    Raises:
+        StateError: if some are not the solver's, or none can be trained.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = {id(p) for p in solver.parameters()}
+    if strangers := sum(id(p) not in own for p in parameters):
+        raise StateError(
+            f"{strangers} of the optimizer's {len(parameters)} parameters are not the solver's, so they would not be "
+            "trained; make the optimizer with solver.parameters() of this very solver (a copy has parameters of its own)"
+        )
+    if not any(p.requires_grad for p in parameters):
+        raise StateError(
+            f"all {len(parameters)} parameters are frozen (requires_grad=False), so nothing would be trained; unfreeze "
+            "those to train: network.requires_grad_(True)"
+        )
+    return parameters
+
+
+def moves_early(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer may have moved weights when a loss of the same update fails, as line searches do."""
+    return isinstance(optimizer, torch.optim.LBFGS) or not type(optimizer).__module__.startswith("torch.optim.")
+
+
+def _require(value: Any, kind: type | tuple[type, ...], name: str, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise StateError(f"{name} = {value!r}: expected {expected}")

@@ -1,0 +1,256 @@
+"""How the gradient of an unrolled loss runs back through the steps.
+
+A mode says how the steps are chained, and how the loss is differentiated. None of them changes a value, only what flows
+back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from phi_hybrid.errors import StateError
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Record(NamedTuple):
+    """What one step of an unrolled window leaves behind."""
+
+    state: Tensors
+    """Where the next step starts."""
+    others: Tensors = ()
+    """What losses look at besides."""
+
+
+Step = Callable[[int, Tensors], Record]
+"""`(number, state) -> record`."""
+
+Gate = Callable[[torch.Tensor], torch.Tensor]
+"""Identity in value that changes what flows back."""
+
+
+class GradientMode:
+    """Base class of gradient modes."""
+
+    gate: Gate | None = None
+    """Put before the state that the network sees."""
+
+    def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
+        """Records of `steps` steps, each from the state before."""
+        raise NotImplementedError
+
+    def backward(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Adds to `parameters[i].grad`."""
+        loss.backward()
+
+
+@dataclass(frozen=True)
+class Full(GradientMode):
+    """The gradient runs through all steps (backpropagation through time; "with gradient", List et al. 2024)."""
+
+    def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
+        records = []
+        for n in range(steps):
+            records.append(step(n, state))
+            state = records[-1].state
+        return records
+
+
+@dataclass(frozen=True)
+class Truncated(GradientMode):
+    """The state is detached after every `every` steps, so that the gradient of a loss runs through at most so many.
+
+    Args:
+        every: number of steps between two detached states.
+
+    Raises:
+        StateError: if `every` is less than 1.
+    """
+
+    every: int
+
+    def __post_init__(self) -> None:
+        _require_positive("every", self.every)
+
+    def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
+        records = []
+        for n in range(steps):
+            if n and n % self.every == 0:
+                state = tuple(t.detach() for t in state)
+            records.append(step(n, state))
+            state = records[-1].state
+        return records
+
+
+@dataclass(frozen=True)
+class Detached(GradientMode):
+    """The state is detached after every step: the network meets its own states, but is not told how it caused them
+    ("no gradient", NOG, List et al. 2024)."""
+
+    def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
+        return Truncated(1).chain(step, state, steps)
+
+
+@dataclass(frozen=True)
+class Checkpointed(GradientMode):
+    """The full gradient with less memory: states within a segment are computed again when the gradient passes.
+
+    Memory is that of `steps / segment` states and one segment; time that of one more forward pass.
+
+    Args:
+        segment: steps between two kept states; √steps by default.
+
+    Raises:
+        StateError: if `segment` is less than 1.
+    """
+
+    segment: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.segment is not None:
+            _require_positive("segment", self.segment)
+
+    def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
+        segment = self.segment or math.ceil(math.sqrt(steps))
+        records: list[Record] = []
+        for start in range(0, steps, segment):
+            count = min(segment, steps - start)
+            records += checkpoint(self._segment, step, start, count, state, use_reentrant=False)
+            state = records[-1].state
+        return records
+
+    @staticmethod
+    def _segment(step: Step, start: int, count: int, state: Tensors) -> list[Record]:
+        return Full().chain(lambda n, s: step(start + n, s), state, count)
+
+
+@dataclass(frozen=True)
+class Paths(GradientMode):
+    """Weighs the two ways in which an error flows back from one step to the one before.
+
+    A state depends on the one before through the physics and through what the network sees of it. With `network=0` the
+    gradient runs along the physics alone, which is better balanced (Schnell & Thuerey 2024, arXiv 2405.02041);
+    `Paths(1, 1)` is `Full()`, `Paths(step=0)` is `Detached()`. Factors between damp a gradient that explodes.
+
+    Args:
+        network: factor on what flows back into the state that the network sees.
+        step: factor on all that flows back from one step to the one before.
+        chaining: how the steps are chained otherwise.
+
+    Raises:
+        StateError: if a factor is negative or not finite.
+    """
+
+    network: float = 1.0
+    step: float = 1.0
+    chaining: GradientMode = Full()
+
+    def __post_init__(self) -> None:
+        for name, factor in (("network", self.network), ("step", self.step)):
+            if not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
+                raise StateError(
+                    f"{name} = {factor!r}: a factor on a gradient is a finite number ≥ 0, 1 to leave it alone"
+                )
+
+    def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
+        def damped(n: int, state: Tensors) -> Record:
+            return step(n, tuple(scale_gradient(t, self.step) for t in state) if n else state)
+
+        return self.chaining.chain(step if self.step == 1 else damped, state, steps)
+
+    @property
+    def gate(self) -> Gate | None:
+        inner, factor = self.chaining.gate, self.network
+        if factor == 1:
+            return inner
+        return lambda tensor: scale_gradient(tensor if inner is None else inner(tensor), factor)
+
+
+@dataclass(frozen=True)
+class SignConsistent(GradientMode):
+    """The gradient along the physics where its sign agrees with that of the full gradient, and zero elsewhere.
+
+    g = g_P · [sign g_P = sign g], component by component of the weights, with g_P that of `Paths(network=0)`; the
+    comparison takes out the rotation that stopping the network's feedback brings in (StableBPTT, Schnell & Thuerey 2024,
+    arXiv 2405.02041). Costs one forward and two backward passes.
+
+    Args:
+        chaining: how the steps are chained otherwise.
+    """
+
+    chaining: GradientMode = Full()
+
+    def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
+        return self.chaining.chain(step, state, steps)
+
+    @property
+    def gate(self) -> Gate:
+        inner = self.chaining.gate
+        return lambda tensor: _Gate.apply(tensor if inner is None else inner(tensor))
+
+    def backward(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> None:
+        wanted = [p for p in parameters if p.requires_grad]
+        full = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+        with _closed_gates():
+            physics = torch.autograd.grad(loss, wanted, allow_unused=True)
+        for parameter, g, p in zip(wanted, full, physics):
+            if g is None or p is None:
+                continue
+            kept = torch.where(torch.sign(g) == torch.sign(p), p, torch.zeros_like(p))
+            parameter.grad = kept if parameter.grad is None else parameter.grad + kept
+
+
+def scale_gradient(tensor: torch.Tensor, factor: float) -> torch.Tensor:
+    """The same values; what flows back is multiplied by a factor."""
+    if factor == 0:
+        return tensor.detach()
+    return tensor if factor == 1 else _Scaled.apply(tensor, factor)
+
+
+class _Scaled(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: torch.Tensor, factor: float) -> torch.Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.factor * gradient, None
+
+
+class _Gate(torch.autograd.Function):
+    """Lets the gradient through, but not within `_closed_gates`."""
+
+    closed = False
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor | None:
+        return torch.zeros_like(gradient) if _Gate.closed else gradient
+
+
+class _closed_gates:
+    def __enter__(self) -> None:
+        _Gate.closed = True
+
+    def __exit__(self, *error: object) -> None:
+        _Gate.closed = False
+
+
+def _require_positive(name: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise StateError(f"{name} = {value!r}: must be an integer ≥ 1")

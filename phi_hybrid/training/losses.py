@@ -1,0 +1,345 @@
+"""Losses of an unrolled window: what is compared, and at which steps.
+
+A term is called with states after 1 … n steps, native tensors `(trajectory, time, …)`, and the batch with the references,
+and returns a scalar. `Losses` adds terms up by name; each is a differentiable function of the states alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from phi_hybrid.bridge.dims import TIME, TRAJECTORY
+from phi_hybrid.bridge.layout import repeat, tuple_of, with_batch
+from phi_hybrid.data import Batch
+from phi_hybrid.errors import StateError
+from phi_hybrid.steps.plain import known_step
+
+Tensors = Sequence[torch.Tensor]
+
+
+class Term:
+    """Base class of loss terms: `(states, batch) -> scalar`; plain functions of this signature are terms, too."""
+
+    needs_uncorrected: bool = False
+    """Whether it is a term of what the physics returned, before it was corrected."""
+    needs_start: bool = False
+    """Whether it needs the state that the first step starts from."""
+
+    def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        """The loss of states after 1 … n steps, `(trajectory, time, …)`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Function(Term):
+    function: Callable[[Tensors, Batch], torch.Tensor]
+
+    def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        return self.function(states, batch)
+
+
+def _require(valid: bool, name: str, value: Any, expected: str) -> None:
+    if not valid:
+        raise StateError(f"{name} = {value!r}: expected {expected}")
+
+
+# --- at which steps ---
+
+
+@dataclass(frozen=True)
+class EveryStep:
+    """All steps count the same."""
+
+    def weights(self, steps: int) -> list[float]:
+        return [1.0] * steps
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """Only the last step counts."""
+
+    def weights(self, steps: int) -> list[float]:
+        return [0.0] * (steps - 1) + [1.0]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Chosen steps count, and all of these the same.
+
+    Args:
+        *numbers: of the steps, from 1.
+    """
+
+    numbers: tuple[int, ...]
+
+    def __init__(self, *numbers: int) -> None:
+        if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
+            raise StateError(f"Steps({', '.join(map(repr, numbers))}): give numbers of steps, the first is 1")
+        object.__setattr__(self, "numbers", numbers)
+
+    def __repr__(self) -> str:
+        return f"Steps({', '.join(map(str, self.numbers))})"
+
+    def weights(self, steps: int) -> list[float]:
+        if max(self.numbers) > steps:
+            raise StateError(f"{self}: the loss sees {steps} steps; use 1 … {steps}")
+        return [float(n in self.numbers) for n in range(1, steps + 1)]
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """Step n counts ratioⁿ: < 1 trusts early steps, > 1 late ones.
+
+    Args:
+        ratio: positive.
+    """
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        _require(
+            isinstance(self.ratio, (int, float)) and 0 < self.ratio < math.inf, "ratio", self.ratio, "a number > 0"
+        )
+
+    def weights(self, steps: int) -> list[float]:
+        return [self.ratio**n for n in range(steps)]
+
+
+At = EveryStep | LastStep | Steps | Geometric
+
+
+class _Placed(Term):
+    """A term that says at which steps it counts."""
+
+    at: At
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.at, At), "at", self.at, "EveryStep(), LastStep(), Steps(1, 4) or Geometric(0.9)")
+
+
+# --- comparison with the reference ---
+
+
+@dataclass(frozen=True)
+class L2(_Placed):
+    """Σₙ wₙ mean((uₙ − u*ₙ)/σ)² / Σₙ wₙ, σ the standard deviation of the data, one number per state tensor."""
+
+    at: At = EveryStep()
+
+    def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        return _mean([((y - t) / s) ** 2 for y, t, s in zip(states, batch.targets, batch.scale)], self.at)
+
+
+@dataclass(frozen=True)
+class L1(_Placed):
+    """Σₙ wₙ mean|uₙ − u*ₙ|/σ / Σₙ wₙ."""
+
+    at: At = EveryStep()
+
+    def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        return _mean([((y - t) / s).abs() for y, t, s in zip(states, batch.targets, batch.scale)], self.at)
+
+
+@dataclass(frozen=True)
+class Spectral(_Placed):
+    """Σₙ wₙ mean(|k̂|^(2·power)·|ûₙ − û*ₙ|²/σ²) / Σₙ wₙ: the squared error over wavenumbers, k̂ = k·dx/π along each dim,
+    so that 1 is a wave of two cells.
+
+    With `power=0` it is `L2` (Parseval); with `power=1` small scales count as much as their gradients do. Meant for
+    periodic states; others are transformed as they stand.
+
+    Args:
+        power: of the wavenumber, ≥ 0.
+    """
+
+    power: float = 1.0
+    at: At = EveryStep()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            isinstance(self.power, (int, float)) and 0 <= self.power < math.inf, "power", self.power, "a number ≥ 0"
+        )
+
+    def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        errors = []
+        for y, t, s, axes in zip(states, batch.targets, batch.scale, batch.state_layout.leaves):
+            positions = [n + 2 for n, a in enumerate(axes) if a.kind == "spatial"]
+            if positions:
+                modes = torch.fft.fftn((y - t) / s, dim=positions, norm="ortho")
+                errors.append(_wavenumbers(modes, positions) ** (2 * self.power) * modes.abs() ** 2)
+            else:
+                errors.append(((y - t) / s) ** 2)
+        return _mean(errors, self.at)
+
+
+# --- physics ---
+
+
+class _InUnits(_Placed):
+    """A term of a quantity with a unit."""
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            isinstance(self.scale, (int, float)) and 0 < self.scale < math.inf, "scale", self.scale, "a number > 0"
+        )
+
+
+@dataclass(frozen=True)
+class Vanishing(_InUnits):
+    """Σₙ wₙ mean(q(uₙ)²)/scale² / Σₙ wₙ: a quantity that should be zero, such as a divergence.
+
+    Args:
+        quantity: PhiFlow function or captured block `state -> Field or Tensor`, e.g. `field.divergence`.
+        scale: unit of the quantity.
+    """
+
+    quantity: Callable
+    scale: float = 1.0
+    at: At = EveryStep()
+
+    def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        return _mean([(q / self.scale) ** 2 for q in _quantities(self.quantity, states, batch)], self.at)
+
+
+@dataclass(frozen=True)
+class Conserved(_InUnits):
+    """Σₙ wₙ mean((q(uₙ) − q(u*ₙ))²)/scale² / Σₙ wₙ: a quantity that should be that of the reference, such as the energy.
+
+    Args:
+        quantity: PhiFlow function or captured block `state -> Tensor`, e.g. `lambda u: math.sum(u.values, u.shape.spatial)`.
+        scale: unit of the quantity.
+    """
+
+    quantity: Callable
+    scale: float = 1.0
+    at: At = EveryStep()
+
+    def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        own, true = (_quantities(self.quantity, s, batch) for s in (states, batch.targets))
+        return _mean([((a - b) / self.scale) ** 2 for a, b in zip(own, true)], self.at)
+
+
+@dataclass(frozen=True)
+class Residual(_Placed):
+    """Σₙ wₙ mean((uₙ − R(uₙ₋₁))/σ)² / Σₙ wₙ: how well the states obey another step R, the PDE residual in discrete form.
+
+    Args:
+        step: R, PhiFlow function or captured block `state, *inputs -> state` with the inputs of the solver's step. The
+            first state must be known, so that no steps can go before those that count (`warm_up`, `Pushforward`).
+    """
+
+    step: Callable
+    at: At = EveryStep()
+    needs_start = True
+
+    def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        inputs = batch.step_inputs
+        previous = [torch.cat([u[:, None], y[:, :-1]], 1) for u, y in zip(batch.initial, states)]
+        bound, expected = batch.bind(known_step(self.step)), []
+        for n in range(states[0].shape[1]):
+            expected.append(bound.step(*(p[:, n] for p in previous), *inputs.at(n)))
+        stacked = [torch.stack(leaf, 1) for leaf in zip(*expected)]
+        return _mean([((y - e) / s) ** 2 for y, e, s in zip(states, stacked, batch.scale)], self.at)
+
+
+# --- combinations ---
+
+
+@dataclass(frozen=True)
+class BeforeCorrection(Term):
+    """A term of the states that the physics returned, before they were corrected: P(uₙ₋₁) instead of uₙ.
+
+    Args:
+        term: e.g. `L2()`.
+    """
+
+    term: Term = L2()
+    needs_uncorrected = True
+
+    def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        return self.term(states, batch)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """L = Σ weight · term, each logged by its name.
+
+    Args:
+        terms: name → term, or name → (weight, term).
+
+    Raises:
+        StateError: if there is none, or a weight is no number.
+    """
+
+    terms: Mapping[str, Term | tuple[float, Term]]
+
+    def __post_init__(self) -> None:
+        weighted = {}
+        if not isinstance(self.terms, Mapping) or not self.terms:
+            raise StateError(f"terms = {self.terms!r}: expected a mapping from names to terms, e.g. {{'state': L2()}}")
+        for name, entry in self.terms.items():
+            weight, term = entry if isinstance(entry, tuple) and len(entry) == 2 else (1.0, entry)
+            if not callable(term) or isinstance(term, type) or not isinstance(weight, (int, float)):
+                raise StateError(f"terms[{name!r}] = {entry!r}: expected a term or (weight, term), e.g. (0.1, L1())")
+            weighted[name] = (float(weight), term if isinstance(term, Term) else _Function(term))
+        object.__setattr__(self, "terms", weighted)
+
+    def require_known_start(self, steps_before: int) -> None:
+        """Raises StateError if a term needs the state that the first step starts from, and it is not in the data."""
+        for name, (_, term) in self.terms.items():
+            if steps_before and term.needs_start:
+                raise StateError(
+                    f"terms[{name!r}] = {term!r}: a residual needs the state before the first step that counts, which is "
+                    "not kept after steps without gradient; use it in Unrolled without warm_up"
+                )
+
+    @property
+    def needs_uncorrected(self) -> bool:
+        """Whether a term looks at what the physics returned."""
+        return any(term.needs_uncorrected for _, term in self.terms.values())
+
+    def contributions(self, states: Tensors, uncorrected: Tensors, batch: Batch) -> dict[str, torch.Tensor]:
+        """Name → weight · term."""
+        return {
+            name: weight * term(uncorrected if term.needs_uncorrected else states, batch)
+            for name, (weight, term) in self.terms.items()
+        }
+
+
+def _mean(entries: list[torch.Tensor], at: At) -> torch.Tensor:
+    """Mean over all entries of all tensors `(trajectory, time, …)`, weighted over time."""
+    steps = entries[0].shape[1]
+    weights = at.weights(steps)
+    count = sum(e.numel() for e in entries)
+    if all(w == weights[0] for w in weights):
+        return sum(e.sum() for e in entries) / count
+    weighted = [e.sum([0, *range(2, e.ndim)]) for e in entries]
+    factor = torch.tensor(weights, dtype=entries[0].dtype, device=entries[0].device)
+    return (sum(weighted) * factor).sum() * (steps / (sum(weights) * count))
+
+
+def _wavenumbers(modes: torch.Tensor, positions: list[int]) -> torch.Tensor:
+    """√Σᵢ (kᵢ·dxᵢ/π)², shaped to multiply `modes`."""
+    square = torch.zeros((), dtype=modes.real.dtype, device=modes.device)
+    for position in positions:
+        k = torch.fft.fftfreq(modes.shape[position], dtype=modes.real.dtype, device=modes.device) * 2
+        square = square + k.view(-1, *[1] * (modes.ndim - 1 - position)) ** 2
+    return square.sqrt()
+
+
+def _quantities(quantity: Callable, states: Tensors, batch: Batch) -> tuple[torch.Tensor, ...]:
+    """A function of single states, for all times and trajectories: native tensors `(trajectory, time, …)`."""
+    layout = with_batch(batch.state_layout, TIME, TRAJECTORY)
+    tensors = [s.transpose(0, 1).contiguous() for s in states]  # canonical: 'time' stands before 'trajectory'
+    step = known_step(quantity).native_for(tuple_of(layout), tensors)
+    result = repeat(step(*tensors), step.output_layout, with_batch(step.output_layout, TIME, TRAJECTORY))
+    return tuple(r.transpose(0, 1) for r in result)

@@ -1,0 +1,82 @@
+"""Scales of a hybrid solver's network, estimated from data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from phi_hybrid.data import Trajectories
+from phi_hybrid.errors import NonFiniteError, StateError
+from phi_hybrid.hybrid import HybridSolver, HybridStep
+
+
+@torch.no_grad()
+def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16) -> None:
+    """Sets σ_in and σ_out per channel, so that the network sees and returns numbers of order one.
+
+    σ_in is the root mean square of what it sees. σ_out is such that an output of ±1 at random changes the state as much
+    as it is wrong: with additive coupling σ_out² = ⟨(u*ₙ₊₁ − P(u*ₙ))²⟩, the error of one uncorrected step; with others
+    this is divided by the response of the step to its output.
+
+    Args:
+        solver: whose scales are set.
+        data: reference trajectories `(trajectory, time, …)`.
+        samples: number of times, equally spaced, at which all trajectories are looked at.
+
+    Raises:
+        StateError: if the data do not fit the solver.
+    """
+    if samples < 1:
+        raise StateError(f"samples = {samples}: at least one time is needed")
+    if isinstance(solver.physics, HybridSolver) and not solver.physics.scaled:
+        estimate_scales(solver.physics, data, samples)
+    device = solver.output_scale.device
+    starts = torch.linspace(0, data.steps - 1, min(samples, data.steps)).long().unique().tolist()
+    sums: list[torch.Tensor] = []
+    for start in starts:
+        batch = data.cut(slice(None), start, 1).to(device)
+        bound = batch.bind(solver)
+        step, arguments = bound.step, (*bound.state, *batch.step_inputs.at(0))
+        uncorrected, _, seen = step.respond(arguments, step.no_output())
+        # channels first, difference then: faces fixed by a boundary show its value in both
+        target = step.to_channels(tuple(t[:, 0] for t in batch.targets))
+        error = [t - u for t, u in zip(target, step.to_channels(uncorrected))]
+        if not all(torch.isfinite(e).all() for e in error):
+            raise NonFiniteError(
+                f"one step of the physics from step {start} of the data is NaN or infinite, so no scales can be estimated: "
+                "the physics is the cause, not the network. Reduce its time step, or look at its inputs",
+                start,
+            )
+        squares = [_mean_square(seen), _needed_outputs(step, arguments, torch.cat([*map(_mean_square, error)]))]
+        sums = [a + b for a, b in zip(sums, squares)] if sums else squares
+    seen, needed = (s / len(starts) for s in sums)
+    solver.set_scales(seen.sqrt(), needed.sqrt(), boundaries=data.state_layout.boundary_kinds)
+
+
+def _needed_outputs(step: HybridStep, arguments: Sequence[torch.Tensor], error: torch.Tensor) -> torch.Tensor:
+    """Mean square per output channel that changes the state by `error`, its mean square per state channel.
+
+    With J the Jacobian of the new state by the output, ‖J_kc‖² = ⟨‖J_kcᵀ·w‖²⟩ for random signs w in state channel k. The
+    faces that cells own are counted, so that additive coupling responds with exactly 1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    responses = []
+    with torch.enable_grad():
+        output = step.no_output().requires_grad_()
+        for part in step.to_channels(step.respond(arguments, output).state):
+            for channel in range(part.shape[1]):
+                random = torch.randint(0, 2, part[:, channel].shape, generator=generator)
+                signs = torch.zeros_like(part)
+                signs[:, channel] = (2 * random - 1).to(part)
+                (back,) = torch.autograd.grad(part, output, signs, retain_graph=True, allow_unused=True)
+                responses.append(_mean_square(torch.zeros_like(output) if back is None else back))
+    owned = step.owned_share().to(error).clamp_min(1e-12)
+    response = torch.stack(responses) / owned[:, None]  # (state channel, output channel)
+    total = response.sum(0)
+    needed = (response * error[:, None]).sum(0) / total**2
+    return torch.where(total > 0, needed, torch.zeros_like(total))
+
+
+def _mean_square(channels: torch.Tensor) -> torch.Tensor:
+    return (channels**2).mean([0, *range(2, channels.ndim)])

@@ -1,0 +1,331 @@
+"""The training loop: any solver, objective and optimizer; checkpoints, validation, exact resume."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from functools import lru_cache
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from phi_hybrid.data import Batch, Trajectories, Windows, replacing
+from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
+from phi_hybrid.evaluation import trajectory_errors
+from phi_hybrid.hybrid import HybridSolver
+from phi_hybrid.steps import Step
+from phi_hybrid.training.checks import check_trainer, moves_early, require_count, trained_parameters
+from phi_hybrid.training.gradient_norm import GradientNormAverage
+from phi_hybrid.training.objective import Objective, Outputs
+from phi_hybrid.training.scales import estimate_scales
+
+
+class Trainer:
+    """Trains a solver on windows of reference trajectories.
+
+    A hybrid solver whose scales have not been set gets them estimated from the data. The order of the windows depends
+    on the seed and the number of the update alone, so that a resumed training sees what it would have seen.
+
+    Args:
+        solver: `HybridSolver`, or another step with trainable parameters.
+        data: reference trajectories on the solver's grid.
+        objective: e.g. `Unrolled(16)`, or a `Curriculum` of several.
+        optimizer: any torch optimizer over the solver's parameters; called as `optimizer.step(closure)`.
+        scheduler: torch learning-rate scheduler of this optimizer, stepped after every update (with the loss, if it is
+            `ReduceLROnPlateau`).
+        batch_size: windows per update.
+        clip: largest norm of the gradient; longer ones are scaled down to it. No limit by default.
+        skip: updates whose gradient is more than so many times as long as it has been of late are left out, e.g. 10; the
+            weights stay as they are. None is by default.
+        seed: of the window order and of torch's generator during training.
+        validation: held-out trajectories, rolled out in full every `validate_every` updates.
+        checkpoint: file to which everything is saved, atomically, every `checkpoint_every` updates and at the end.
+        progress: whether to show a progress bar with loss and speed.
+
+    Attributes:
+        history: `{'update', 'loss', 'lr', 'gradient_norm': [...], 'validation': {'update': [...], 'mae': [...]}}`, with
+            the numbers of the updates that were clipped and skipped, `{'clipped', 'skipped': [...]}`, and the losses that
+            the objective adds up, weighted, `{'contributions': {name: {'update': [...], 'value': [...]}}}`. All are those
+            at the weights before the update, also where an optimizer asks for more than one loss.
+
+    Raises:
+        DataError: if trajectories are shorter than the windows.
+        StateError: for settings out of range, or an optimizer over other parameters than the solver's.
+    """
+
+    def __init__(
+        self,
+        solver: Step,
+        data: Trajectories,
+        objective: Objective,
+        *,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        batch_size: int = 8,
+        clip: float | None = None,
+        skip: float | None = None,
+        seed: int = 0,
+        validation: Trajectories | None = None,
+        validate_every: int = 100,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_every: int = 100,
+        progress: bool = True,
+    ) -> None:
+        check_trainer(solver, data, objective, optimizer, scheduler, batch_size, clip, skip, seed, validation)
+        for name, value in {"validate_every": validate_every, "checkpoint_every": checkpoint_every}.items():
+            require_count(name, value)
+        self._parameters = trained_parameters(solver, optimizer)
+        self._device = self._parameters[0].device
+        self._moves_early = moves_early(optimizer)
+        self.solver = solver
+        self.data = data
+        self.objective = objective
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.clip = clip
+        self.norm_average = GradientNormAverage(skip)
+        self.seed = seed
+        self.validation = validation
+        self.validate_every = validate_every
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.progress = progress
+        self.windows = data.windows(objective.steps)
+        self._windows_of: dict[int, Windows] = {objective.steps: self.windows}
+        self.batch_size = min(batch_size, len(self.windows))
+        self.update = 0
+        self.history: dict[str, Any] = _empty_history()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._rng = torch.get_rng_state()
+        self._gradient_norm: float | None = None
+        self._contributions: dict[str, float] = {}
+        if isinstance(solver, HybridSolver) and not solver.scaled:
+            estimate_scales(solver, data)
+
+    def fit(self, updates: int = 1000) -> dict[str, Any]:
+        """Trains until `updates` updates have been made in all; a resumed trainer makes those that are missing.
+
+        Returns:
+            The history.
+
+        Raises:
+            NonFiniteError: if loss or gradient is not finite; the solver keeps the weights before that update.
+            SolveError: if a linear solve in the physics fails; likewise.
+        """
+        if isinstance(updates, bool) or not isinstance(updates, int) or updates < 0:
+            raise StateError(f"updates = {updates!r}: must be an integer ≥ 0")
+        name = f"train {type(self.objective).__name__}({self.objective.steps})"
+        bar = tqdm(range(self.update, updates), desc=name, disable=not self.progress, unit="update")
+        with torch.random.fork_rng():
+            torch.set_rng_state(self._rng)
+            for _ in bar:
+                objective = self.objective.at(self.update)
+                loss = self._step(objective, self._batch(objective.steps))
+                self._record(loss)
+                self._schedule(loss)
+                if self.progress and (self.update % 10 == 0 or self.update == updates):
+                    skipped = {"skipped": len(self.history["skipped"])} if self.history["skipped"] else {}
+                    bar.set_postfix(loss=f"{loss:.3e}", **skipped, refresh=False)
+                if self.validation is not None and self.update % self.validate_every == 0:
+                    self._validate()
+                self._rng = torch.get_rng_state()
+                if self.checkpoint is not None and self.update % self.checkpoint_every == 0:
+                    self.save(self.checkpoint)
+        if self.checkpoint is not None:
+            self.save(self.checkpoint)
+        return self.history
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes solver, optimizer, scheduler, random state and history; an older file stays whole until then."""
+        state = {
+            "solver": self.solver.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "rng": self._rng,
+            "update": self.update,
+            "history": self.history,
+            "usual_norm": self.norm_average.state(),
+            "settings": self._settings(),
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self, path: str | os.PathLike) -> Trainer:
+        """Continues where a checkpoint left off: `trainer.resume(path).fit(updates)`.
+
+        Raises:
+            DataError: if the file is damaged.
+            StateError: if it belongs to a training with other settings.
+        """
+        try:
+            state = torch.load(path, map_location=self._device, weights_only=True)
+            settings = state["settings"]
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{path} is no complete checkpoint ({type(error).__name__}: {error}); start anew"
+            ) from error
+        if settings != self._settings():
+            changed = {k: (v, settings.get(k)) for k, v in self._settings().items() if v != settings.get(k)}
+            raise StateError(f"the checkpoint {path} is of another training; now and then: {changed}")
+        try:
+            self.solver.load_state_dict(state["solver"])
+        except RuntimeError as error:
+            raise StateError(f"the checkpoint {path} is of another solver: {error}") from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self._rng = state["rng"].cpu()
+        self.update = state["update"]
+        self.history = state["history"]
+        self.norm_average.load(state["usual_norm"])
+        return self
+
+    def _batch(self, steps: int) -> Batch:
+        """Windows of so many steps; which ones depends on seed and update alone."""
+        if steps not in self._windows_of:
+            self._windows_of[steps] = self.data.windows(steps)
+        windows = self._windows_of[steps]
+        epoch, position = divmod(self.update, windows.count // self.batch_size)
+        order = _epoch_order(windows.count, self.seed, epoch)
+        batch = windows.batch(order[position * self.batch_size : (position + 1) * self.batch_size])
+        return batch if self._device.type == "cpu" else batch.to(self._device)
+
+    def _step(self, objective: Objective, batch: Batch) -> float:
+        before = self._snapshot()
+        self._gradient_norm, self._contributions = None, {}
+        closure = Closure(self, objective, batch)
+        try:
+            loss = float(self.optimizer.step(closure))
+            if self._gradient_norm is None:  # the closure itself was not called
+                self._gradient_norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._parameters]))
+            return loss
+        except (NonFiniteError, SolveError, _Skipped) as error:
+            with torch.no_grad():
+                for tensor, value in before:
+                    tensor.copy_(value)
+            if isinstance(error, SolveError):
+                raise error.at(self.update, f"at update {self.update}") from error
+            if isinstance(error, _Skipped):
+                self.history["skipped"].append(self.update)
+                return error.loss
+            raise
+
+    def _snapshot(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Tensors that may change before an update fails, with their values now."""
+        live = [t for t in self.solver.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)]
+        chosen = live if self._moves_early else [t for t in live if not isinstance(t, torch.nn.Parameter)]
+        return [(t, t.detach().clone()) for t in chosen]
+
+    def _require_finite(self, name: str, value: torch.Tensor) -> None:
+        if not torch.isfinite(value):
+            raise NonFiniteError(
+                f"{name} is {value.item()} at update {self.update} (learning rate {self.optimizer.param_groups[0]['lr']:g}); "
+                "the solver keeps the weights before it. Reduce the learning rate, clip the gradient, or unroll fewer steps",
+                self.update,
+            )
+
+    def _schedule(self, loss: float) -> None:
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(loss)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
+    def _record(self, loss: float) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        entry = {"update": self.update, "loss": loss, "lr": lr, "gradient_norm": self._gradient_norm}
+        for name, value in entry.items():
+            self.history[name].append(value)
+        if self.clip is not None and self._gradient_norm > self.clip:
+            self.history["clipped"].append(self.update)
+        if len(self._contributions) > 1:
+            for name, value in self._contributions.items():
+                curve = self.history["contributions"].setdefault(name, {"update": [], "value": []})
+                curve["update"].append(self.update)
+                curve["value"].append(value)
+        self.norm_average.see(self._gradient_norm)
+        self.update += 1
+
+    def _validate(self) -> None:
+        mae, _ = trajectory_errors(self.solver, self.validation, self.validation.steps)
+        self.history["validation"]["update"].append(self.update)
+        self.history["validation"]["mae"].append(float(mae.mean()))
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(self.objective)),  # functions in it move in memory
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "windows": len(self.windows),
+            "clip": self.clip,
+            "skip": self.norm_average.skip,
+            "optimizer": type(self.optimizer).__name__,
+            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+        }
+
+
+@lru_cache(maxsize=8)
+def _epoch_order(windows: int, seed: int, epoch: int) -> list[int]:
+    """Numbers of the windows, shuffled anew in every epoch."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(windows, generator=generator).tolist()
+
+
+class Closure:
+    """The closure that optimizers call: loss, with gradients of the parameters.
+
+    Optimizers that look at the outputs, such as HIG, use `outputs` and `loss` instead.
+    """
+
+    def __init__(self, trainer: Trainer, objective: Objective, batch: Batch) -> None:
+        self._trainer, self._objective, self._batch = trainer, objective, batch
+        self._rng = torch.get_rng_state()
+
+    def __call__(self) -> torch.Tensor:
+        trainer = self._trainer
+        trainer.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(self.outputs())
+        self._objective.gradient.backward(loss, trainer._parameters)
+        norm = torch.nn.utils.clip_grad_norm_(trainer._parameters, math.inf if trainer.clip is None else trainer.clip)
+        trainer._require_finite("gradient norm", norm)
+        if trainer._gradient_norm is None:  # further calls of an update are trials of a line search
+            trainer._gradient_norm = float(norm)
+            if trainer.norm_average.exceeded_by(trainer._gradient_norm):
+                raise _Skipped(float(loss.detach()))
+        return loss.detach()
+
+    def outputs(self) -> Outputs:
+        """What the objective looks at."""
+        torch.set_rng_state(self._rng)  # a line search compares losses under the same noise
+        return self._objective.outputs(self._trainer.solver, self._batch)
+
+    def loss(self, outputs: Outputs) -> torch.Tensor:
+        """The scalar to minimise.
+
+        Raises:
+            NonFiniteError: if it is not finite.
+        """
+        trainer = self._trainer
+        contributions = self._objective.contributions(outputs, self._batch)
+        loss = sum(contributions.values())
+        trainer._require_finite("loss", loss)
+        if not trainer._contributions:
+            trainer._contributions = {name: float(value.detach()) for name, value in contributions.items()}
+        return loss
+
+
+class _Skipped(Exception):
+    """The gradient was too long to follow."""
+
+    def __init__(self, loss: float) -> None:
+        super().__init__()
+        self.loss = loss
+
+
+def _empty_history() -> dict[str, Any]:
+    per_update = {name: [] for name in ("update", "loss", "lr", "gradient_norm", "clipped", "skipped")}
+    return {**per_update, "contributions": {}, "validation": {"update": [], "mae": []}}

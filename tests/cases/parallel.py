@@ -1,0 +1,67 @@
+"""One process of `test_processes.py`: trains with the samples of its rank, `python parallel_worker.py rank world folder`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import phi_hybrid as ph
+from phi_hybrid.optim import (
+    HIG,
+    Closure,
+    Dense,
+    GolubKahan,
+    Gram,
+    LevenbergMarquardt,
+    ParameterGram,
+    Smooth,
+    Structured,
+)
+from phi_hybrid.pde import poisson
+
+ENGINES = {
+    "dense": Dense(),
+    "gram": Gram(chunk=7),
+    "parameters": ParameterGram(chunk=7),
+    "structured": Structured(chunk=5),
+    "golub_kahan": GolubKahan(tolerance=1e-9),
+}
+SAMPLES = 6
+
+
+def trained(engine: str, module_of: type | None, chosen: slice, updates: int = 3) -> torch.Tensor:
+    """Weights after updates on some of the samples, half-inverse ones and as many of Levenberg and Marquardt."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(32, 16), nn.LayerNorm(16)
+    ).double()
+    with torch.random.fork_rng():
+        x = torch.randn(SAMPLES, 1, 4, 4, dtype=torch.float64)[chosen]
+    block = ph.capture(poisson.solve)
+    grid = poisson.square(4)
+    with ph.linear_solve.linear_solves():
+        block.flatten(poisson.noise(grid, len(x), 0))
+    model = net if module_of is None else module_of(net)
+    closure = Closure(
+        lambda: block.native(model(x).view(-1, 4, 4))[0], lambda y: ((y - x[:, 0]) ** 2).sum((1, 2)).mean()
+    )
+    half_inverse = HIG(model, 0.5, 0.5, Smooth(1e-2), engine=ENGINES[engine], progress=False)
+    damped = LevenbergMarquardt(model, engine=Gram(), progress=False)
+    for _ in range(updates):
+        half_inverse.step(closure)
+        damped.step(closure)
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
+    size = SAMPLES // world
+    own = slice(rank * size, (rank + 1) * size)
+    weights = {name: trained(name, nn.parallel.DistributedDataParallel, own) for name in ENGINES}
+    torch.save(weights, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()

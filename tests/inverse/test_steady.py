@@ -1,0 +1,46 @@
+"""Steady states against linear algebra, their gradients against float64 finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from phi_hybrid.errors import SolveError
+from phi_hybrid.inverse.steady import fixed_point, steady_state
+
+torch.set_num_threads(1)
+
+
+def contraction(size: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    matrix = 0.95 * matrix / torch.linalg.matrix_norm(matrix, 2)
+    return matrix, torch.randn(size, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("memory", [0, 5, 20])
+def test_fixed_point_of_a_linear_map(memory: int) -> None:
+    matrix, offset = contraction()
+    found, _ = fixed_point(lambda x: matrix @ x + offset, torch.zeros_like(offset), 1e-11, 2000, memory)
+    expected = torch.linalg.solve(torch.eye(len(offset), dtype=torch.float64) - matrix, offset)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_no_convergence_is_an_error() -> None:
+    with pytest.raises(SolveError, match="after 50 steps"):
+        fixed_point(lambda x: x + 1, torch.zeros(3), 1e-6, 50, 0)
+
+
+def test_gradient_of_a_nonlinear_steady_state() -> None:
+    matrix, offset = contraction(6)
+
+    def steady(gain: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        def step(a: torch.Tensor, b: torch.Tensor, p: torch.Tensor, q: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            x = torch.tanh(matrix @ (p * torch.cat([a, b.reshape(-1)])) + q)
+            return x[:2], x[2:].reshape(2, 2)
+
+        start = (torch.zeros(2, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64))
+        return torch.cat([part.reshape(-1) for part in steady_state(step, start, (gain, shift), 1e-13)])
+
+    gain = torch.full((6,), 0.9, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(steady, (gain, offset.clone().requires_grad_()), atol=1e-6)

@@ -1,0 +1,274 @@
+"""Terms of the loss against formulas written by hand, and analytic spectra."""
+
+from __future__ import annotations
+
+import math as m
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from cases.chains import STEPS, agree, channels, force_at, make_data, make_solver, windows
+from cases.small import BOX, CELLS, forced_step, noise
+from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, channel, field, math
+
+import phi_hybrid as ph
+from phi_hybrid.data import Batch
+from phi_hybrid.training.losses import (
+    L1,
+    L2,
+    BeforeCorrection,
+    Conserved,
+    EveryStep,
+    Geometric,
+    LastStep,
+    Losses,
+    Residual,
+    Spectral,
+    Steps,
+    Vanishing,
+)
+
+Tensors = tuple[torch.Tensor, ...]
+
+WEIGHTS = {
+    EveryStep(): [1, 1, 1, 1, 1],
+    LastStep(): [0, 0, 0, 0, 1],
+    Steps(2, 5): [0, 1, 0, 0, 1],
+    Geometric(0.5): [1, 0.5, 0.25, 0.125, 0.0625],
+    Geometric(2.0): [1, 2, 4, 8, 16],
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> ph.Trajectories:
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def b(data: ph.Trajectories) -> Batch:
+    return data.whole()
+
+
+@pytest.fixture(scope="module")
+def states(b: Batch) -> Tensors:
+    """Something to compare with the data, of two components of different size."""
+    return tuple(t + 0.1 * noise(*t.shape, seed=n, dtype=t.dtype) for n, t in enumerate(b.targets))
+
+
+def weighted(per_step: list[torch.Tensor], weights: list[float]) -> float:
+    return float(sum(w * e for w, e in zip(weights, per_step)) / sum(weights))
+
+
+# --- at which steps ---
+
+
+@pytest.mark.parametrize("at", WEIGHTS, ids=repr)
+@pytest.mark.parametrize("term, size", [(L2, lambda e: e**2), (L1, torch.abs)])
+def test_comparison_by_hand(at: Any, term: type, size: Any, states: Tensors, b: Batch) -> None:
+    sigma = [float(s.std()) for s in b.states]
+    per_step = []
+    for n in range(STEPS):
+        errors = [((y[:, n] - s[:, n + 1]) / d).ravel() for y, s, d in zip(states, b.states, sigma)]
+        per_step.append(size(torch.cat(errors)).mean())
+    assert float(term(at)(states, b)) == pytest.approx(weighted(per_step, WEIGHTS[at]), rel=1e-12)
+
+
+@pytest.mark.parametrize("at", WEIGHTS, ids=repr)
+def test_steps_without_weight_get_no_gradient(at: Any, states: Tensors, b: Batch) -> None:
+    leaves = [y.clone().requires_grad_() for y in states]
+    L2(at)(leaves, b).backward()
+    for leaf in leaves:
+        sizes = leaf.grad.abs().amax([0, 2, 3])
+        assert [bool(s > 0) for s in sizes] == [w > 0 for w in WEIGHTS[at]]
+
+
+# --- spectral ---
+
+
+def test_power_zero_is_l2(states: Tensors, b: Batch) -> None:
+    """Parseval, for the gradient as well; grids of odd and even size."""
+    found = []
+    for term in (Spectral(0), L2()):
+        leaves = [y.clone().requires_grad_() for y in states]
+        loss = term(leaves, b)
+        found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    assert agree(*found, tolerance=1e-12)
+
+
+def wave_batch(error: torch.Tensor) -> Batch:
+    """Reference zero, σ = 2, one step; `error` `(x, y)` with a channel."""
+    grid = CenteredGrid(0, PERIODIC, x=error.shape[0], y=error.shape[1], bounds=Box(x=1, y=3))
+    values = math.expand(grid.values, channel(vector="x"))
+    layout = ph.bridge.flatten(grid.with_values(values))[1]
+    zero = torch.zeros(1, 2, *error.shape, 1, dtype=torch.float64)
+    return Batch((zero,), (), layout, ph.bridge.flatten(())[1], (2.0,))
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("k", [(0, 0), (3, 0), (0, 2), (3, 2), (8, 0)], ids=str)
+def test_weight_of_a_wave(k: tuple[int, int], power: float) -> None:
+    """A wave of known number counts (k/k_Nyquist)^(2·power) times its mean square: 16 × 10 cells, Nyquist 8 and 5."""
+    x, y = torch.meshgrid(
+        torch.arange(16.0, dtype=torch.float64), torch.arange(10.0, dtype=torch.float64), indexing="ij"
+    )
+    wave = torch.cos(2 * m.pi * (k[0] * x / 16 + k[1] * y / 10))
+    share = ((k[0] / 8) ** 2 + (k[1] / 5) ** 2) ** power
+    found = Spectral(power)((wave[None, None, :, :, None],), wave_batch(wave))
+    assert float(found) == pytest.approx(share * float((wave**2).mean()) / 4, rel=1e-12, abs=1e-25)
+
+
+def test_power_one_is_the_gradient_of_the_error() -> None:
+    """∂ₓ of a sum of waves, worked out by hand: the mean square of ∂ₓe · dx/π."""
+    x = torch.arange(16, dtype=torch.float64)[:, None].expand(16, 4) * 2 * m.pi / 16
+    error, slope = torch.sin(x) + 0.5 * torch.cos(5 * x), torch.cos(x) - 2.5 * torch.sin(5 * x)
+    found = Spectral(1)((error[None, None, :, :, None],), wave_batch(error))
+    assert float(found) == pytest.approx(float(((slope * (2 * m.pi / 16) / m.pi / 2) ** 2).mean()), rel=1e-12)
+
+
+def test_states_without_a_grid_are_compared_as_they_are() -> None:
+    layout = ph.bridge.flatten(math.wrap(torch.zeros(3), channel(vector="a,b,c")))[1]
+    states = noise(2, 4, 3, dtype=torch.float64)
+    b = Batch((states,), (), layout, ph.bridge.flatten(())[1], (0.5,))
+    y = (states[:, 1:] + 0.1,)
+    assert float(Spectral(1)(y, b)) == pytest.approx(0.04, rel=1e-12) == float(L2()(y, b))
+
+
+# --- physics ---
+
+
+def divergence_by_hand(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Closed box: the faces at the walls are zero and not stored."""
+    x = torch.nn.functional.pad(x, (0, 0, 1, 1)).diff(dim=-2) / (BOX["x"] / CELLS["x"])
+    y = torch.nn.functional.pad(y, (1, 1)).diff(dim=-1) / (BOX["y"] / CELLS["y"])
+    return x + y
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("at", WEIGHTS, ids=repr)
+def test_divergence_by_hand(at: Any, captured: bool, states: Tensors, b: Batch) -> None:
+    divergence = ph.capture(field.divergence) if captured else field.divergence
+    per_step = [(divergence_by_hand(*(y[:, n] for y in states)) ** 2).mean() / 9 for n in range(STEPS)]
+    assert float(Vanishing(divergence, 3.0, at)(states, b)) == pytest.approx(weighted(per_step, WEIGHTS[at]), rel=1e-12)
+
+
+def momentum(u: Field) -> math.Tensor:
+    return math.stack([math.sum(u.values[{"~vector": d}], "x,y") for d in "xy"], channel(vector="x,y"))
+
+
+def test_conserved_drift_by_hand(states: Tensors, b: Batch) -> None:
+    drifts = [(y - t).sum([-1, -2]) for y, t in zip(states, b.targets)]
+    expected = float((torch.stack(drifts) ** 2).mean()) / 25
+    assert float(Conserved(momentum, 5.0)(states, b)) == pytest.approx(expected, rel=1e-12)
+    assert float(Conserved(momentum)(b.targets, b)) == 0.0
+
+
+def test_residual_of_states_that_obey_the_step(data: ph.Trajectories) -> None:
+    """The reference with its own step; another step leaves a residual, which is worked out by hand."""
+    block = ph.capture(forced_step)
+    own = make_data(block)
+    b = own.whole()
+    assert float(Residual(block)(b.targets, b)) == 0.0
+    b = data.whole()
+    per_step = []
+    for n in range(STEPS):
+        after = block.native(*(s[:, n] for s in b.states), *force_at(b, n))
+        errors = [((s[:, n + 1] - a) / d).ravel() for s, a, d in zip(b.states, after, b.scale)]
+        per_step.append((torch.cat(errors) ** 2).mean())
+    for at, weights in WEIGHTS.items():
+        assert float(Residual(block, at)(b.targets, b)) == pytest.approx(weighted(per_step, weights), rel=1e-12)
+
+
+def test_residual_is_a_function_of_all_states(b: Batch, states: Tensors) -> None:
+    """Also of the state that a step starts from: d/duₙ of ‖uₙ₊₁ − uₙ/2‖² is not zero."""
+    leaves = [y.clone().requires_grad_() for y in states]
+    residual = Residual(lambda u, f: u * 0.5, LastStep())
+    gradients = torch.autograd.grad(residual(leaves, b), leaves)
+    count = sum(y[:, 0].numel() for y in states)
+    for g, y, s in zip(gradients, states, b.scale):
+        error = 2 * (y[:, 4] - 0.5 * y[:, 3]) / (s**2 * count)
+        torch.testing.assert_close(g[:, 4], error, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(g[:, 3], -0.5 * error, rtol=1e-12, atol=1e-14)
+        assert not g[:, :3].any()
+
+
+# --- combinations ---
+
+TERMS = {
+    "state": L2(Geometric(0.5)),
+    "divergence": (0.1, Vanishing(field.divergence)),
+    "source": (2, BeforeCorrection(L1(LastStep()))),
+    "spectrum": (0.5, Spectral(1)),
+}
+
+
+def test_contributions_by_hand_and_their_sum(data: ph.Trajectories) -> None:
+    solver, b = make_solver(ph.capture(forced_step), data), windows(data, 3)
+    objective = ph.Unrolled(3, Losses(TERMS))
+    with torch.no_grad():
+        outputs = objective.outputs(solver, b)
+    own, before = outputs[:2], outputs[2:]
+    parts = objective.contributions(outputs, b)
+    assert list(parts) == list(TERMS)
+    expected = {
+        "state": L2(Geometric(0.5))(own, b),
+        "divergence": 0.1 * Vanishing(field.divergence)(own, b),
+        "source": 2 * L1(LastStep())(before, b),
+        "spectrum": 0.5 * Spectral(1)(own, b),
+    }
+    assert parts == {name: pytest.approx(float(e), rel=1e-12) for name, e in expected.items()}
+    assert float(objective.loss(outputs, b)) == pytest.approx(float(sum(expected.values())), rel=1e-12)
+    after = solver.physics.native(*b.initial, *force_at(b, 0))
+    torch.testing.assert_close(channels([t[:, 0] for t in before]), channels(after), rtol=1e-12, atol=1e-12)
+
+
+def test_weights_in_single_precision(b: Batch, states: Tensors) -> None:
+    """Losses keep the precision of the states."""
+    single = replace(b, states=tuple(s.float() for s in b.states))
+    for term in (L2(Geometric(0.5)), L1(), Spectral(1.5), Vanishing(field.divergence)):
+        found = term([y.float() for y in states], single)
+        assert found.dtype == torch.float32
+        assert float(found) == pytest.approx(float(term(states, b)), rel=1e-5)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Steps(), "give numbers of steps"),
+        (lambda: Steps(0, 2), "the first is 1"),
+        (lambda: Geometric(0.0), "ratio = 0.0: expected a number > 0"),
+        (lambda: Geometric(float("nan")), "ratio = nan: expected a number > 0"),
+        (lambda: L2("last"), r"at = 'last': expected .*LastStep\(\)"),
+        (lambda: L1(LastStep), r"at = <class.*: expected .*LastStep\(\)"),
+        (lambda: Spectral(-1.0), "power = -1.0: expected a number ≥ 0"),
+        (lambda: Vanishing(field.divergence, 0.0), "scale = 0.0: expected a number > 0"),
+        (lambda: Conserved(momentum, float("inf")), "scale = inf: expected a number > 0"),
+        (lambda: Losses({}), "expected a mapping from names to terms"),
+        (lambda: Losses(L2()), "expected a mapping from names to terms"),
+        (lambda: Losses({"a": (L2(), 0.1)}), r"terms\['a'\] = .*expected a term or \(weight, term\)"),
+        (lambda: Losses({"a": (0.1, L2(), 3)}), r"terms\['a'\] = .*expected a term or \(weight, term\)"),
+        (lambda: Losses({"a": 0.1}), r"terms\['a'\] = 0.1: expected a term or \(weight, term\)"),
+        (lambda: Losses({"a": L2}), r"terms\['a'\] = .*expected a term or \(weight, term\)"),
+    ],
+)
+def test_values_out_of_range(make: Any, message: str) -> None:
+    with pytest.raises(ph.StateError, match=message):
+        make()
+
+
+def test_steps_beyond_the_horizon(states: Tensors, b: Batch) -> None:
+    with pytest.raises(ph.StateError, match=r"Steps\(2, 6\): the loss sees 5 steps; use 1 … 5"):
+        L2(Steps(2, 6))(states, b)
+
+
+@pytest.mark.parametrize("make", [lambda r: ph.Unrolled(3, r, warm_up=1), lambda r: ph.training.Pushforward(2, r)])
+def test_residuals_need_the_state_before(make: Any) -> None:
+    """After steps without gradient it would be that of the reference, which the model has left."""
+    residual = Losses({"pde": Residual(forced_step)})
+    with pytest.raises(ph.StateError, match=r"terms\['pde'\].*use it in Unrolled without warm_up"):
+        make(residual)
+    ph.Unrolled(3, residual)
+    ph.training.Pushforward(1, residual)
