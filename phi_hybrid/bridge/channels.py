@@ -131,7 +131,7 @@ class ChannelMap:
         self.batch = sorted({*batch_names(layout), *batch})
         self._leaves = list(_leaves(layout))
         if resolution is None:
-            found = {tuple(leaf.resolution.items()) for leaf in self._leaves if leaf.spatial}
+            found = resolutions(layout)
             if len(found) != 1:
                 raise StateError(
                     f"channels need one grid resolution, got {sorted(found) or 'no spatial dims'}; resample the fields to "
@@ -179,6 +179,11 @@ class ChannelMap:
         names = getattr(self.layout, "keys", None) or range(len(children))
         counts = [sum(leaf.channels for leaf in _leaves(child)) for child in children]
         return ", ".join(f"{name} {count}" for name, count in zip(names, counts) if count)
+
+
+def resolutions(layout: Layout) -> set[tuple[tuple[str, int], ...]]:
+    """Grids of all tensors that have spatial dims, each as `(dim, cells), …` in alphabetical order."""
+    return {tuple(leaf.resolution.items()) for leaf in _leaves(layout) if leaf.spatial}
 
 
 def to_channels(*values: Any) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from phi_hybrid.bridge.channels import ChannelMap
+from phi_hybrid.bridge.channels import ChannelMap, resolutions
 from phi_hybrid.bridge.layout import (
     Layout,
     TreeLayout,
@@ -201,6 +201,7 @@ class HybridStep:
         viewed = parts_of(self.output_layout if self.coupling.sees_result else state)
         given = {f"input {i}": inputs[i] for i in seen}
         features = {f"feature {i}": child for i, child in enumerate(self._features.layout.children)}
+        _require_known_grids({**given, **features}, self._wide.children[0])
         named = {**viewed, **given, **features}
         layout = TreeLayout(dict, tuple(named), tuple(named.values()))
         self._input_map = _channel_map(layout, batch, tuple(self._output_map.resolution.items()))
@@ -260,6 +261,17 @@ def _changed(changes: Sequence[int], layout: TreeLayout) -> Sequence[int]:
                 "field or tensor on the grid of the state, e.g. CenteredGrid(nu, …) or math.expand(nu, state.resolution)"
             )
     return changes
+
+
+def _require_known_grids(seen: Mapping[str, Layout], state: Layout) -> None:
+    """Raises StateError for an input or feature on a grid that no part of the state has."""
+    known = resolutions(state)
+    for name, layout in seen.items():
+        if strange := resolutions(layout) - known:
+            raise StateError(
+                f"{name} is on a grid of {dict(strange.pop())} cells, but the state has {[dict(k) for k in known]}: a network "
+                "sees one grid resolution. Resample it to the grid of the state first, or leave it out with sees=(…)"
+            )
 
 
 def _slices(counts: Sequence[int]) -> list[slice]:

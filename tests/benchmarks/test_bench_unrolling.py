@@ -49,8 +49,7 @@ def iteration(steps: int, mode: Any = Full()) -> Callable[[], Any]:  # noqa: B00
     window = Batch(
         tuple(s[:, : steps + 1] for s in whole.states),
         whole.inputs,
-        whole.state_layout,
-        whole.input_layout,
+        whole.layouts,
         whole.scale,
     )
     objective = ph.Unrolled(steps, gradient=mode)

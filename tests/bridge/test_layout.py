@@ -341,7 +341,7 @@ def test_batch_axes_can_be_added_expanded_and_removed() -> None:
     wider = layout.with_batch(found, "a", "b")
     assert [[a.name for a in axes] for axes in wider.leaves] == [["a", "b", "x", "y"]] * 2 + [["a", "b"]]
     assert layout.batch_names(wider) == ["a", "b"] and layout.batch_names(found) == ["b"]
-    expanded = layout.expand(tensors, found, wider)
+    expanded = layout.repeat(tensors, found, wider)
     assert [tuple(t.shape) for t in expanded] == [(1, 3, 5, 5), (1, 3, 6, 4), (1, 1)]
     assert all(torch.equal(e.reshape(t.shape), t) for e, t in zip(expanded, tensors))
     back, back_nu = unflatten(wider, expanded)

@@ -8,7 +8,7 @@ import torch
 from phi.torch.flow import Field, math
 
 import phi_hybrid as ph
-from cases.small import SmallNet, faces, forced_step
+from cases.small import SmallNet, native_of, faces, forced_step
 from phi_hybrid.data import Batch
 
 TRAJECTORIES, STEPS = 3, 5
@@ -62,7 +62,7 @@ def channels(state: Tensors) -> torch.Tensor:
 
 def step_by_hand(solver: ph.HybridSolver, u: Tensors, f: Tensors, seen: Seen = lambda t: t) -> tuple[Tensors, Tensors]:
     """New state, and that before the correction; `seen` may change the state that the network sees."""
-    after = solver.physics.native(*u, *f)
+    after = native_of(solver.physics, *u, *f)
     shown = u if isinstance(solver.coupling, ph.coupling.Parallel) else after
     x = torch.cat([seen(channels(shown)), channels(f)], 1) / solver.input_scale.view(1, -1, 1, 1)
     c = solver.output_scale.view(1, -1, 1, 1) * solver.network(x)
@@ -88,8 +88,7 @@ def value_and_gradient(objective: ph.Unrolled, solver: ph.HybridSolver, batch: B
     """As the `Trainer` computes them."""
     solver.zero_grad(set_to_none=True)
     loss = objective.loss(objective.outputs(solver, batch), batch)
-    backward = getattr(objective, "gradient", ph.gradient.Full()).backward
-    backward(loss, list(solver.parameters()))
+    objective.gradient.backward(loss, list(solver.parameters()))
     gradients = [p.grad.clone() for p in solver.parameters()]
     solver.zero_grad(set_to_none=True)
     return [loss.detach(), *gradients]

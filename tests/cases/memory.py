@@ -1,6 +1,6 @@
 """Prints as JSON how much anonymous memory loading and evaluating takes; run in a process of its own by test_memory.
 
-python memory_use.py FOLDER
+python -m cases.memory FOLDER
 """
 
 from __future__ import annotations

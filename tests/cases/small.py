@@ -24,6 +24,8 @@ from phi.torch.flow import (
 )
 
 import phi_hybrid as ph
+from phi_hybrid.bridge.layout import matches
+from phi_hybrid.steps import Step
 
 torch.set_num_threads(1)  # the grids are tiny
 
@@ -178,3 +180,9 @@ def relative_difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) ->
     """‖a − b‖ / ‖b‖ over all tensors."""
     difference = sum(float(((x.double() - y.double()) ** 2).sum()) for x, y in zip(a, b))
     return (difference / sum(float((y.double() ** 2).sum()) for y in b)) ** 0.5
+
+
+def native_of(step: Step, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The native step for tensors of a layout that the step was called with before."""
+    layout = next(n.layout for n in step.known if matches(n.layout, tensors))
+    return step.native_for(layout, tensors)(*tensors)

@@ -11,7 +11,7 @@ from cases.small import BOUNDARIES, component_values, faces, line, noise, same, 
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, StaggeredGrid, batch, channel, field, math, spatial
 
 import phi_hybrid as ph
-from phi_hybrid.data import coarsening as coarsen
+from phi_hybrid.data import coarsen
 
 FINE = {"x": 6, "y": 8, "z": 4}
 

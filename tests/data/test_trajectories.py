@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import phi_hybrid as ph
 from phi_hybrid.data import Windows
-from phi_hybrid.data import coarsening as coarsen
+from phi_hybrid.data import coarsen
 
 STEPS = 5
 
@@ -173,10 +173,10 @@ def test_nothing_is_written_when_the_reference_diverges(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(steps=0), "at least 1"),
-        (dict(every=0), "at least 1"),
+        (dict(steps=0), "integer ≥ 1"),
+        (dict(every=0), "integer ≥ 1"),
         (dict(inputs=[line(1)]), "must be a tuple"),
-        (dict(inputs=()), "got 1 arguments"),
+        (dict(inputs=()), "got 1 by position"),
         (dict(inputs=(line(1, time=3),)), "3 entries along 'time' but 5 steps"),
         (dict(coarsen=3), "cannot be coarsened by 3"),
         (dict(initial_states=line(0, time=2)), "has a dim 'time'"),

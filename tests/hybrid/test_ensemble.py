@@ -180,12 +180,13 @@ def test_rollout_continues_where_it_stopped() -> None:
 def test_native_face() -> None:
     members, u, f = line_case()
     ensemble = ph.Ensemble(members)
-    tensors = ensemble.flatten(u, f.time[0])
-    (found,) = ensemble.native(*tensors)
+    bound = ensemble.bind(u, f.time[0])
+    tensors = bound.flatten(u, f.time[0])
+    (found,) = bound.native(*tensors)
     assert found.shape == (3, 2, 8, 1)
-    assert close(ensemble.unflatten((found,)), ensemble(u, f.time[0]), 0)
-    (again,) = ensemble.native(found, tensors[1])
-    assert close(ensemble.unflatten((again,)), ensemble(ensemble(u, f.time[0]), f.time[0]), 0)
+    assert close(bound.unflatten((found,)), ensemble(u, f.time[0]), 0)
+    (again,) = bound.native(found, tensors[1])
+    assert close(bound.unflatten((again,)), ensemble(ensemble(u, f.time[0]), f.time[0]), 0)
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -351,7 +352,7 @@ def test_members_of_different_kinds_of_states() -> None:
 
 
 def test_missing_inputs() -> None:
-    with pytest.raises(ph.StateError, match="member 0: the step takes .* but got 1 arguments"):
+    with pytest.raises(ph.StateError, match="member 0: the step takes .* but got 1 by position"):
         ph.Ensemble(solvers())(line(0))
 
 

@@ -480,9 +480,9 @@ def test_arguments_of_different_precision(captured: ph.PhysicsBlock) -> None:
 @pytest.mark.parametrize("physics", ["captured", "plain"])
 def test_missing_and_superfluous_inputs(physics: str, captured: ph.PhysicsBlock) -> None:
     solver = ph.HybridSolver(captured if physics == "captured" else forced_step, SmallNet(2, 1, 1))
-    with pytest.raises(ph.StateError, match="takes .*force.* but got 1 arguments"):
+    with pytest.raises(ph.StateError, match="takes .*force.* but got 1 by position"):
         solver(line(0, b=2))
-    with pytest.raises(ph.StateError, match="but got 3 arguments"):
+    with pytest.raises(ph.StateError, match="but got 3 by position"):
         solver(line(0, b=2), line(1, b=2), line(2, b=2))
 
 
@@ -497,7 +497,7 @@ def test_inputs_of_another_resolution(captured: ph.PhysicsBlock) -> None:
 def test_natives_of_unknown_shape(captured: ph.PhysicsBlock) -> None:
     solver = ph.HybridSolver(captured, SmallNet(2, 1, 1))
     solver(line(0, b=2), line(1, b=2))
-    with pytest.raises(ph.StateError, match="no state with tensors of shapes"):
+    with pytest.raises(ph.StateError, match="do not fit the arguments"):
         solver.native(torch.zeros(2, 9, 1), torch.zeros(2, 9, 1))
     with pytest.raises(ph.StateError, match="no result of this step"):
         solver.unflatten((torch.zeros(2, 9, 1),))

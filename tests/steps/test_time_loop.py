@@ -156,7 +156,7 @@ def test_number_of_steps(steps: Any, block: ph.PhysicsBlock) -> None:
 
 def test_missing_input(block: ph.PhysicsBlock, solver: ph.HybridSolver) -> None:
     for one_step in (block, solver, forced_step):
-        with pytest.raises(ph.StateError, match="got 1 arguments"):
+        with pytest.raises(ph.StateError, match="got 1 by position"):
             ph.rollout(one_step, line(0, b=2), 2)
 
 

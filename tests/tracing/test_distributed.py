@@ -41,8 +41,8 @@ def test_block_in_data_parallel_training(tmp_path: Path) -> None:
     batches = [random_leaves("staggered", "closed", 2, (2,), seed=s) for s in range(world)]
     file = tmp_path / "block.pickle"
     file.write_bytes(pickle.dumps((block, batches)))
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent.parent), os.environ.get("PYTHONPATH", "")])
+    here = Path(__file__).parents[1]
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     workers = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", _WORKER, str(rank), str(world), str(tmp_path / "store"), str(file)],

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
-from phi_hybrid.training.gradient import Checkpointed, Detached, Full, Paths, SignConsistent, Truncated
+from phi_hybrid.training.gradient import Checkpointed, Detached, Full, Paths, Record, SignConsistent, Truncated
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -178,10 +178,10 @@ def test_the_network_gate_opens_again_after_an_error() -> None:
             return gradient
 
     mode = SignConsistent()
-    ((y,),) = mode.chain(lambda n, u, gate: (Broken.apply(gate(u[0]) * x),), (torch.ones(()),), 1)
+    (((y,), _),) = mode.chain(lambda n, u: Record((Broken.apply(mode.gate(u[0]) * x),)), (torch.ones(()),), 1)
     with pytest.raises(RuntimeError, match="no second time"):
         mode.backward(y, [x])
-    ((y,),) = mode.chain(lambda n, u, gate: (gate(u[0] * x) * u[0],), (torch.ones(()),), 1)
+    (((y,), _),) = mode.chain(lambda n, u: Record((mode.gate(u[0] * x) * u[0],)), (torch.ones(()),), 1)
     y.backward()
     assert x.grad == 1
 
@@ -244,11 +244,11 @@ def long(data: ph.Trajectories) -> tuple[ph.HybridSolver, Batch]:
     states = tuple(s[:, :1].repeat(1, 65, *[1] * (s.ndim - 2)) for s in whole.states)
     inputs = tuple(f[:, :1].repeat(1, 64, *[1] * (f.ndim - 2)) for f in whole.inputs)
     solver = make_solver(ph.capture(forced_step), data, width=16)
-    return solver, Batch(states, inputs, whole.state_layout, whole.input_layout, whole.scale)
+    return solver, Batch(states, inputs, whole.layouts, whole.scale)
 
 
 def cut(b: Batch, steps: int) -> Batch:
-    return Batch(tuple(s[:, : steps + 1] for s in b.states), b.inputs, b.state_layout, b.input_layout, b.scale)
+    return Batch(tuple(s[:, : steps + 1] for s in b.states), b.inputs, b.layouts, b.scale)
 
 
 def test_memory_of_64_checkpointed_steps(long: tuple[ph.HybridSolver, Batch]) -> None:

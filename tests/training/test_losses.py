@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from cases.chains import STEPS, agree, channels, force_at, make_data, make_solver, windows
-from cases.small import BOX, CELLS, forced_step, noise
+from cases.small import BOX, CELLS, forced_step, native_of, noise
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, channel, field, math
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
+from phi_hybrid.data.batch import DataLayout
 from phi_hybrid.training.losses import (
     L1,
     L2,
@@ -102,7 +103,7 @@ def wave_batch(error: torch.Tensor) -> Batch:
     values = math.expand(grid.values, channel(vector="x"))
     layout = ph.bridge.flatten(grid.with_values(values))[1]
     zero = torch.zeros(1, 2, *error.shape, 1, dtype=torch.float64)
-    return Batch((zero,), (), layout, ph.bridge.flatten(())[1], (2.0,))
+    return Batch((zero,), (), DataLayout(layout, ph.bridge.flatten(())[1]), (2.0,))
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
@@ -129,7 +130,7 @@ def test_power_one_is_the_gradient_of_the_error() -> None:
 def test_states_without_a_grid_are_compared_as_they_are() -> None:
     layout = ph.bridge.flatten(math.wrap(torch.zeros(3), channel(vector="a,b,c")))[1]
     states = noise(2, 4, 3, dtype=torch.float64)
-    b = Batch((states,), (), layout, ph.bridge.flatten(())[1], (0.5,))
+    b = Batch((states,), (), DataLayout(layout, ph.bridge.flatten(())[1]), (0.5,))
     y = (states[:, 1:] + 0.1,)
     assert float(Spectral(1)(y, b)) == pytest.approx(0.04, rel=1e-12) == float(L2()(y, b))
 
@@ -172,7 +173,7 @@ def test_residual_of_states_that_obey_the_step(data: ph.Trajectories) -> None:
     b = data.whole()
     per_step = []
     for n in range(STEPS):
-        after = block.native(*(s[:, n] for s in b.states), *force_at(b, n))
+        after = native_of(block, *(s[:, n] for s in b.states), *force_at(b, n))
         errors = [((s[:, n + 1] - a) / d).ravel() for s, a, d in zip(b.states, after, b.scale)]
         per_step.append((torch.cat(errors) ** 2).mean())
     for at, weights in WEIGHTS.items():
@@ -218,7 +219,7 @@ def test_contributions_by_hand_and_their_sum(data: ph.Trajectories) -> None:
     }
     assert parts == {name: pytest.approx(float(e), rel=1e-12) for name, e in expected.items()}
     assert float(objective.loss(outputs, b)) == pytest.approx(float(sum(expected.values())), rel=1e-12)
-    after = solver.physics.native(*b.initial, *force_at(b, 0))
+    after = native_of(solver.physics, *b.initial, *force_at(b, 0))
     torch.testing.assert_close(channels([t[:, 0] for t in before]), channels(after), rtol=1e-12, atol=1e-12)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from cases.chains import agree, force_at, make_data, make_solver, squares, step_by_hand, target_at, windows
-from cases.small import DT, SmallNet, equal, faces, forced_step, line, noise
+from cases.small import DT, SmallNet, equal, faces, forced_step, line, native_of, noise
 from phi.torch.flow import Field, Solve, field, fluid, math
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
+from phi_hybrid.data.batch import DataLayout
 from phi_hybrid.training.noise import Noise, Ramp
 
 SIZES = (3.0, 0.02)
@@ -100,7 +101,7 @@ def test_random_walk_of_fields_with_several_tensors() -> None:
     before, now = faces("closed", 0, torch.float64), faces("closed", 1, torch.float64)
     tensors, layout = ph.bridge.flatten((before, now))
     states = tuple(t.expand(1500, 2, *t.shape).clone() for t in tensors)
-    b = Batch(states, (), layout, ph.bridge.flatten(())[1], (1.0,) * 4)
+    b = Batch(states, (), DataLayout(layout, ph.bridge.flatten(())[1]), (1.0,) * 4)
     x_before, y_before, x, y = seeded(Noise(0.3, random_walk=True), b)
     for older, newer in ((x_before, x), (y_before, y)):
         assert correlation(older, newer) == pytest.approx(0.5**0.5, abs=0.02)
@@ -119,7 +120,7 @@ def closed() -> Batch:
     tensors, _ = ph.bridge.flatten(v)
     layout = ph.bridge.flatten(v.b[0])[1]
     states = tuple(torch.stack([t, t], 1) for t in tensors)
-    return Batch(states, (), layout, ph.bridge.flatten(())[1], (0.3, 0.1))
+    return Batch(states, (), DataLayout(layout, ph.bridge.flatten(())[1]), (0.3, 0.1))
 
 
 def test_projected_noise_is_free_of_divergence_and_as_large(closed: Batch) -> None:
@@ -215,7 +216,7 @@ def test_random_walk_by_hand(steps: int, adjusted: bool) -> None:
         moved = (first, first + second)
         u, loss = [t + e for t, e in zip(b.initial, moved)], 0.0
         for n in range(steps):
-            after = physics.native(*u)
+            after = native_of(physics, *u)
             change = solver.network(torch.cat(after, -1).mT).mT
             u = (after[0] + change[..., :1], after[1] + change[..., 1:])
             moved = (moved[1], moved[1])
@@ -233,7 +234,7 @@ def test_how_targets_of_a_history_move() -> None:
         ((faces("closed"),) * 3, "abcdef", "cdefef"),
     ):
         tensors, layout = ph.bridge.flatten(state)
-        b = Batch(tensors, (), layout, ph.bridge.flatten(())[1], (1.0,) * len(tensors))
+        b = Batch(tensors, (), DataLayout(layout, ph.bridge.flatten(())[1]), (1.0,) * len(tensors))
         assert history.shift(tuple(noise_before), b) == tuple(noise_after)
 
 
@@ -272,7 +273,7 @@ def windows_of(data: ph.Trajectories, steps: int) -> Batch:
         Noise(0.0, random_walk=True),
         Noise(0.5, schedule=Ramp(1, 0, 100)).at(100),
     ],
-    ids=str,
+    ids=["0.0", "0", "every step", "projected", "random walk", "schedule"],
 )
 def test_zero_is_no_noise(quiet: Noise, solver: ph.HybridSolver, data: ph.Trajectories) -> None:
     """To the last bit, and no random numbers are used up."""
@@ -340,7 +341,7 @@ def test_values_out_of_range(settings: dict, message: str) -> None:
 def test_random_walk_needs_a_history(state: Any) -> None:
     tensors, layout = ph.bridge.flatten(state())
     states: Sequence[torch.Tensor] = [t.expand(2, 2, *t.shape) for t in tensors]
-    b = Batch(tuple(states), (), layout, ph.bridge.flatten(())[1], (1.0,) * len(tensors))
+    b = Batch(tuple(states), (), DataLayout(layout, ph.bridge.flatten(())[1]), (1.0,) * len(tensors))
     with pytest.raises(ph.StateError, match="tuple of consecutive states"):
         Noise(0.1, random_walk=True).draw(b)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import chain_cases as chains
+import cases.chains as chains
 import numpy as np
 import pytest
 import torch
 from cases.chains import agree, force_at, gradient_of, squares, step_by_hand, target_at
 from cases.small import (
+    native_of,
     SmallNet,
     component_values,
     equal,
@@ -157,8 +158,7 @@ def test_the_gradient_runs_through_all_steps(case: tuple) -> None:
         type(late)(
             tuple(torch.stack([y[:, 1].detach(), y[:, 1].detach()], 1) for y in outputs),
             late.inputs,
-            late.state_layout,
-            late.input_layout,
+            late.layouts,
             late.scale,
         ),
     )
@@ -372,7 +372,7 @@ def test_diverted_chain_by_hand(
         for n in range(steps):
             if isinstance(mode, Detached):
                 u = tuple(t.detach() for t in u)
-            expected = other.native(*u, *force_at(b, n))
+            expected = native_of(other, *u, *force_at(b, n))
             if not through:
                 expected = tuple(t.detach() for t in expected)
             u, _ = step_by_hand(hybrid, u, force_at(b, n), seen)

@@ -132,5 +132,5 @@ def test_physics_that_becomes_infinite(data: ph.Trajectories) -> None:
 
 def test_data_without_the_inputs_of_the_physics() -> None:
     bare = ph.Trajectories.generate(lambda u: u * 0.9, line(0, CELLS, b=2), STEPS, progress=False)
-    with pytest.raises(ph.StateError, match="but got 1 arguments"):
+    with pytest.raises(ph.StateError, match="but got 1 by position"):
         ph.training.precompute_corrections(linear, bare)

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from cases.small import DT, SmallNet, equal, faces, forced_step, line, step
+from cases.small import DT, SmallNet, equal, faces, forced_step, line, native_of, step
 from phi.torch.flow import Field
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
+from phi_hybrid.training import Objective
 from phi_hybrid.training.losses import L1, L2, LastStep, Losses
 
 TRAJECTORIES, STEPS = 4, 6
@@ -73,7 +74,7 @@ def weights(setting: Setting) -> list[torch.Tensor]:
     return [p.detach().clone() for p in setting.solver.parameters()]
 
 
-class Recorded:
+class Recorded(Objective):
     """An objective that notes its batches and may interfere."""
 
     def __init__(
@@ -82,6 +83,9 @@ class Recorded:
         self.inner = ph.Unrolled(objective) if isinstance(objective, int) else objective
         self.steps, self.interfere, self.now = self.inner.steps, interfere, self.inner
         self.batches: list[Batch] = []
+
+    def contributions(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": self.loss(outputs, batch)}
 
     def at(self, update: int) -> Recorded:
         self.now = self.inner.at(update)
@@ -115,7 +119,7 @@ def test_training_is_the_loop_by_hand(build: Build) -> None:
     for batch in recorded.batches:
         u, states = batch.states[0][:, 0], []
         for n in range(3):
-            (u,) = by_hand.solver.native(u, batch.inputs[0][:, n])
+            (u,) = native_of(by_hand.solver, u, batch.inputs[0][:, n])
             states.append(u)
         loss = (((torch.stack(states, 1) - batch.states[0][:, 1:]) / batch.scale[0]) ** 2).sum() / (3 * u.numel())
         optimizer.zero_grad()
@@ -183,7 +187,7 @@ def test_noise_by_hand(build: Build) -> None:
         for n in range(2):
             if update < 5:
                 u = u + 0.1 * (1 - update / 5) * b.scale[0] * torch.randn(u.shape)
-            (u,) = by_hand.solver.native(u, b.inputs[0][:, n])
+            (u,) = native_of(by_hand.solver, u, b.inputs[0][:, n])
             states.append(u)
         optimizer.zero_grad()
         (((torch.stack(states, 1) - b.states[0][:, 1:]) / b.scale[0]) ** 2).mean().backward()
@@ -252,8 +256,8 @@ def test_contributions_by_hand(build: Build) -> None:
     (b,), before = recorded.batches, copy.deepcopy(run.solver)
     found = run.trainer.fit(1)["contributions"]
     with torch.no_grad():
-        (first,) = before.native(b.states[0][:, 0], b.inputs[0][:, 0])
-        (second,) = before.native(first, b.inputs[0][:, 1])
+        (first,) = native_of(before, b.states[0][:, 0], b.inputs[0][:, 0])
+        (second,) = native_of(before, first, b.inputs[0][:, 1])
     errors = [(y - b.states[0][:, n]) / b.scale[0] for n, y in ((1, first), (2, second))]
     assert found["state"]["value"] == pytest.approx([float((torch.stack(errors) ** 2).mean())], rel=1e-5)
     assert found["end"]["value"] == pytest.approx([0.5 * float(errors[1].abs().mean())], rel=1e-5)
@@ -631,7 +635,7 @@ def test_non_finite_loss_in_a_line_search_keeps_the_weights(build: Build) -> Non
 
 @pytest.mark.parametrize("name", ["batch_size", "validate_every", "checkpoint_every"])
 def test_settings_out_of_range(name: str, build: Build) -> None:
-    with pytest.raises(ph.StateError, match=f"{name} = 0: must be at least 1"):
+    with pytest.raises(ph.StateError, match=f"{name} = 0: must be an integer ≥ 1"):
         build(**{name: 0})
 
 
@@ -664,10 +668,10 @@ def test_data_without_the_inputs_of_the_step(captured: bool) -> None:
     data = ph.Trajectories.generate(step, line(0, b=2), 3, progress=False)
     solver = ph.HybridSolver(ph.capture(forced_step) if captured else forced_step, SmallNet(2, 1, 1))
     optimizer = torch.optim.SGD(solver.parameters(), 1.0)
-    with pytest.raises(ph.StateError, match="but got 1 arguments"):
+    with pytest.raises(ph.StateError, match="but got 1 by position"):
         ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
     solver.set_scales(torch.ones(2), torch.ones(1))
-    with pytest.raises(ph.StateError, match="but got 1 arguments"):
+    with pytest.raises(ph.StateError, match="but got 1 by position"):
         ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False).fit(1)
 
 
