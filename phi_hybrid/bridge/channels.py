@@ -56,7 +56,7 @@ class _Leaf:
     """One native tensor of a state as channels of a network that works on `resolution`."""
 
     def __init__(self, axes: tuple[Axis, ...], faces: _Faces | None) -> None:
-        self.axes, self.faces = axes, faces
+        self.names, self.faces = {a.name for a in axes}, faces
         self.spatial = [a.name for a in axes if a.kind == "spatial"]
         self.channel_sizes = [a.size for a in axes if a.kind == "channel"]
         self.channels = math.prod(self.channel_sizes)
@@ -71,9 +71,9 @@ class _Leaf:
         self, tensor: torch.Tensor, batch: Mapping[str, int], resolution: Mapping[str, int]
     ) -> torch.Tensor:
         """Native tensor → `(batch, channel, *spatial)`, all batch dims in one, spatial dims in alphabetical order."""
-        n, names = len(batch), {a.name for a in self.axes}
+        n = len(batch)
         for position, name in enumerate(batch):
-            if name not in names:
+            if name not in self.names:
                 tensor = tensor.unsqueeze(position)
         if self.faces:
             axis = n + self.spatial.index(self.faces.dim)

@@ -25,6 +25,7 @@ from phi.math import Shape, Tensor
 from phiml.math import extrapolation
 
 from phi_hybrid import _compat
+from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.errors import StateError
 
 _KINDS = {
@@ -158,6 +159,11 @@ class TreeLayout(Layout):
     @cached_property
     def leaves(self) -> tuple[tuple[Axis, ...], ...]:
         return tuple(leaf for child in self.children for leaf in child.leaves)
+
+    @cached_property
+    def time_axes(self) -> list[int | None]:
+        """Position of the dim `time` in every tensor, `None` where it is not there."""
+        return [position_of(TIME, axes) for axes in self.leaves]
 
     @cached_property
     def boundary_kinds(self) -> tuple[tuple[str, str], ...]:

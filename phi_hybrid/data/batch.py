@@ -42,6 +42,11 @@ class DataLayout:
         return with_batch(self.inputs, TRAJECTORY)
 
     @cached_property
+    def call(self) -> TreeLayout:
+        """Of the arguments of one step."""
+        return Inputs((), self.step_inputs).call_layout(self.initial)
+
+    @cached_property
     def varies(self) -> list[bool]:
         """Whether an input changes with time, for every tensor."""
         return [position_of(TIME, axes) is not None for axes in self.inputs.leaves]
@@ -98,8 +103,12 @@ class Batch:
             StateError: if the step takes other inputs than the data has, returns another kind of state than it takes, or
                 more batch dims than the reference has, against which its results would be broadcast.
         """
-        layout = self.layouts.initial
-        bound = bind(step, self.initial, layout, self.step_inputs)
+        layout, inputs = self.layouts.initial, self.step_inputs
+        state = tuple([s[:, 0].contiguous() for s in self.states])
+        native = step.native_for(self.layouts.call, (*state, *inputs.at(0)))
+        if native.output_layout == layout:
+            return Repeatable(native, state, layout)
+        bound = bind(step, state, layout, inputs)
         if bound.layout != layout:
             added = [n for n in batch_names(bound.layout) if n not in batch_names(layout)]
             raise StateError(

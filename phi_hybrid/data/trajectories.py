@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -242,6 +242,12 @@ class Trajectories:
         )
 
 
+@lru_cache(maxsize=8)
+def _epoch_order(windows: int, seed: int, epoch: int) -> torch.Tensor:
+    """Numbers of the windows, shuffled anew in every epoch."""
+    return torch.randperm(windows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
 class Windows(Dataset):
     """All windows of `steps` steps in a set of trajectories, for a torch `DataLoader` with `collate_fn=windows.collate`.
 
@@ -262,9 +268,16 @@ class Windows(Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """The windows of these indices as one batch."""
-        chosen = torch.as_tensor(indices)
+    def shuffled(self, number: int, size: int, seed: int) -> Batch:
+        """Batch `number` of `size` windows of an endless sequence that visits every window once an epoch, at random.
+
+        Args:
+            number: of the batch, from 0; it and the seed alone decide which windows it has.
+            size: windows per batch; those left over at the end of an epoch are left out.
+            seed: of the order.
+        """
+        epoch, position = divmod(number, self.count // size)
+        chosen = _epoch_order(self.count, seed, epoch)[position * size : (position + 1) * size]
         trajectory, start = chosen // self.per_trajectory, chosen % self.per_trajectory
         times, layouts = start[:, None] + torch.arange(self.steps + 1), self.data.layouts
         states = [t[trajectory[:, None], times] for t in self.data.states]

@@ -85,7 +85,7 @@ class HybridSolver(Step):
 
     def make(self, layout: TreeLayout, tensors: Tensors) -> HybridStep:
         self.check_boundaries(layout.children[0])
-        return HybridStep(
+        step = HybridStep(
             self.physics,
             self.scaled_network,
             self.coupling,
@@ -96,13 +96,22 @@ class HybridSolver(Step):
             self.sees,
             self.corrects,
         )
+        for scale, channels in zip((self.input_scale, self.output_scale), step.channels):
+            if scale.numel() not in (1, channels):
+                raise StateError(
+                    f"the solver has scales for {scale.numel()} channels but this state has {channels}; estimate them from "
+                    "data of this kind"
+                )
+        return step
 
     def scaled_network(self, channels: torch.Tensor) -> torch.Tensor:
         """σ_out · C(x / σ_in) of channels `(batch, channel, *spatial)`, in their precision."""
-        dtype = next((p.dtype for p in self.network.parameters()), channels.dtype)
-        inputs = channels / _per_channel(self.input_scale, channels)
-        output = self.network(inputs.to(dtype)).to(channels.dtype)
-        return output * _per_channel(self.output_scale, output)
+        dtype, shape = channels.dtype, (1, -1, *[1] * (channels.ndim - 2))
+        inputs = channels / self.input_scale.to(dtype).view(shape)
+        for parameter in self.network.parameters():
+            inputs = inputs.to(parameter.dtype)
+            break
+        return self.network(inputs).to(dtype) * self.output_scale.to(dtype).view(shape)
 
     def feature_tensors(self, dtype: torch.dtype) -> list[torch.Tensor]:
         """Native tensors of the features in the precision of the state."""
@@ -160,12 +169,3 @@ class HybridSolver(Step):
             state_dict[prefix + "_extra_state"] = json.loads(bytes(text.tolist()) or "[]")
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.remember(())
-
-
-def _per_channel(scale: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
-    if scale.numel() not in (1, channels.shape[1]):
-        raise StateError(
-            f"the solver has scales for {scale.numel()} channels but this state has {channels.shape[1]}; estimate them "
-            "from data of this kind"
-        )
-    return scale.to(channels.dtype).view(1, -1, *[1] * (channels.ndim - 2))

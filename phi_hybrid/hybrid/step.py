@@ -102,13 +102,19 @@ class HybridStep:
         self._widens = self._wide != layout
         wide = repeat(tensors, layout, self._wide, self._sizes)
         self._physics = physics.native_for(self._wide, wide)
+        if set(batch_names(self._physics.output_layout)) - set(batch):  # physics that adds some, such as an ensemble
+            with torch.no_grad():
+                self._sizes |= batch_sizes(self._physics(*wide), self._physics.output_layout)
+            self._sizes = dict(sorted(self._sizes.items()))
         self.output_layout = with_batch(self._physics.output_layout, *batch)
-        self._output_widens = self._physics.output_layout != self.output_layout
+        self._result_is_wide = self._physics.output_layout == self.output_layout
+        self._shape = [*self._sizes.values()]
         self._slices = _slices([len(child.leaves) for child in self._wide.children])
         self._make_maps(_seen_inputs(sees, len(layout.children) - 1), corrects)
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
-        return self.record(tensors).state
+        record = self.respond(tensors)
+        return record.state if self._projection is None else self._projected(record.state)
 
     def record(self, tensors: Tensors, gate: Gate | None = None) -> StepRecord:
         """One step.
@@ -117,35 +123,40 @@ class HybridStep:
             tensors: state and inputs.
             gate: applied to the state that the network sees, e.g. to stop its gradient.
         """
-        record = self.respond(tensors, None, gate)
-        if self._projection is None:
-            return record
-        native = self._projection.native_for(tuple_of(self.output_layout), record.state)
-        return record._replace(state=native(*record.state))
+        record = self.respond(tensors, gate=gate)
+        return record if self._projection is None else record._replace(state=self._projected(record.state))
 
-    def respond(self, tensors: Tensors, output: torch.Tensor | None, gate: Gate | None = None) -> StepRecord:
+    def respond(self, tensors: Tensors, output: torch.Tensor | None = None, gate: Gate | None = None) -> StepRecord:
         """One step before it is projected, with `output`, `(batch, channel, *spatial)`, in place of the network's."""
         if self._widens:
             tensors = repeat(tensors, self.layout, self._wide, self._sizes)
-        coupling, after = self.coupling, ()
-        arguments = [tensors[part] for part in self._slices]
-        before = arguments[0]
+        coupling, arguments = self.coupling, [tensors[part] for part in self._slices]
+        before, after = arguments[0], ()
         if coupling.sees_result:
-            after = self._result(tensors)
-        viewed = after or before
-        viewed = [gate(t) for t in viewed] if gate else viewed
-        given = [t for n in self._seen for t in arguments[n + 1]]
-        features = self._features.tensors(before[0].dtype)
-        seen = self._input_map.to_channels([*viewed, *given, *features], self._sizes)
-        channels = self._outputs(seen) if output is None else output
-        flat = self._output_map.from_channels(channels, [*self._sizes.values()])
+            after = self._physics(*tensors) if self._result_is_wide else self._result(tensors)
+        viewed = [*(after or before), *(t for n in self._seen for t in arguments[n + 1])]
+        if gate is not None:
+            viewed[: len(before)] = [gate(t) for t in viewed[: len(before)]]
+        if self._features.layout.children:
+            viewed += self._features.tensors(before[0].dtype)
+        seen = self._input_map.to_channels(viewed, self._sizes)
+        try:
+            channels = self._network(seen) if output is None else output
+        except RuntimeError as error:
+            raise self._explained(error, seen) from error
+        flat = self._output_map.from_channels(channels, self._shape)
         outputs = [flat[part] for part in self._output_slices]
+        chosen = before if self._corrected is None else self._chosen(before)
         if coupling.calls_physics and not coupling.sees_result:
-            chosen = [self._chosen(before), *arguments[1:]]
-            state, *inputs = coupling.prepare(chosen, outputs)
+            state, *inputs = coupling.prepare([chosen, *arguments[1:]], outputs)
             after = self._result([*self._merged(before, state), *(t for part in inputs for t in part)])
-        state = coupling.finish(self._chosen(before), self._chosen(after), outputs)
-        return StepRecord(self._merged(after or before, state), after, seen)
+        state = coupling.finish(chosen, after if self._corrected is None else self._chosen(after), outputs)
+        return StepRecord(state if self._corrected is None else self._merged(after or before, state), after, seen)
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Numbers of input and of output channels of the network."""
+        return self._input_map.channels, self._output_map.channels
 
     def no_output(self) -> torch.Tensor:
         """Zeros of the shape that the network returns, `(batch, channel, *spatial)`."""
@@ -169,22 +180,22 @@ class HybridStep:
             shares.append((one - zero).mean([0, *range(2, one.ndim)]))
         return torch.cat(shares)
 
-    def _outputs(self, seen: torch.Tensor) -> torch.Tensor:
-        try:
-            return self._network(seen)
-        except RuntimeError as error:
-            if "channels" not in str(error):
-                raise
-            raise StateError(
-                f"the network cannot take {seen.shape[1]} input channels: {self._input_map.describe()} ({error}). Give its "
-                f"first layer as many, or choose the inputs it sees with sees=(…); it works on (batch, channel, "
-                f"{', '.join(self._input_map.resolution)}). Python numbers are not seen: pass phi.math.wrap(number)"
-            ) from error
+    def _explained(self, error: RuntimeError, seen: torch.Tensor) -> RuntimeError | StateError:
+        if "channels" not in str(error):
+            return error
+        return StateError(
+            f"the network cannot take {seen.shape[1]} input channels: {self._input_map.describe()} ({error}). Give its first "
+            f"layer as many, or choose the inputs it sees with sees=(…); it works on (batch, channel, "
+            f"{', '.join(self._input_map.resolution)}). Python numbers are not seen: pass phi.math.wrap(number)"
+        )
 
     def _result(self, arguments: Sequence[torch.Tensor]) -> Tensors:
         """What the physics returns, with all batch dims."""
         after = self._physics(*arguments)
-        return repeat(after, self._physics.output_layout, self.output_layout) if self._output_widens else after
+        return after if self._result_is_wide else repeat(after, self._physics.output_layout, self.output_layout)
+
+    def _projected(self, state: Tensors) -> Tensors:
+        return self._projection.native_for(tuple_of(self.output_layout), state)(*state)
 
     def _make_maps(self, seen: tuple[int, ...], corrects: Sequence[str | int] | None) -> None:
         state, *inputs = self._wide.children

@@ -13,7 +13,6 @@ from phi_hybrid.bridge.layout import (
     TreeLayout,
     batch_names,
     batch_sizes,
-    position_of,
     repeat,
     tuple_of,
     with_batch,
@@ -32,7 +31,7 @@ class Inputs:
 
     def at(self, step: int) -> Tensors:
         """The tensors of one step."""
-        return tuple([t if p is None else t.select(p, step) for t, p in zip(self.tensors, self._time_axes)])
+        return tuple([t if p is None else t.select(p, step) for t, p in zip(self.tensors, self.layout.time_axes)])
 
     @cached_property
     def frame_layout(self) -> TreeLayout:
@@ -45,16 +44,12 @@ class Inputs:
 
     def check_length(self, steps: int) -> None:
         """Raises StateError if an input has fewer than `steps` entries along `time`."""
-        for tensor, position in zip(self.tensors, self._time_axes):
+        for tensor, position in zip(self.tensors, self.layout.time_axes):
             if position is not None and tensor.shape[position] < steps:
                 raise StateError(
                     f"an input has {tensor.shape[position]} entries along '{TIME}' but {steps} steps need {steps}; "
                     "pass more entries or fewer steps"
                 )
-
-    @cached_property
-    def _time_axes(self) -> list[int | None]:
-        return [position_of(TIME, axes) for axes in self.layout.leaves]
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,11 @@ class BoundStep(torch.nn.Module):
             (tensors, layout), expected = self.step.flatten_call(args, keywords), self.layout
         if layout == expected:
             return tensors
-        if with_batch(layout, *batch_names(expected)) != expected:
+        widened = [
+            with_batch(given, *batch_names(wanted)) if batch_names(given) != batch_names(wanted) else given
+            for given, wanted in zip(layout.children, expected.children)
+        ]
+        if tuple_of(*widened, keywords=layout.keywords) != expected:
             raise StateError(
                 f"these arguments are not those that the step is bound to: {layout.difference(expected)}. Bind the step "
                 "to them: step.bind(state, *inputs)"

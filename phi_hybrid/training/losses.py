@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -302,7 +303,7 @@ class Losses:
                     "not kept after steps without gradient; use it in Unrolled without warm_up"
                 )
 
-    @property
+    @cached_property
     def needs_uncorrected(self) -> bool:
         """Whether a term looks at what the physics returned."""
         return any(term.needs_uncorrected for _, term in self.terms.values())

@@ -94,7 +94,8 @@ class Unrolled(Objective):
         Raises:
             StateError: if the batch does not fit the solver or has windows of another length.
         """
-        _require_windows(self, batch)
+        if len(batch.states[0][0]) != self.steps + 1:
+            _require_windows(self, batch)
         bound, inputs = batch.bind(solver), batch.step_inputs
         state = _advance(bound, inputs, self.warm_up) if self.warm_up else bound.state
         counted = self.steps - self.warm_up

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from phi_hybrid.data import Batch, Trajectories, Windows, replacing
+from phi_hybrid.data import Batch, Trajectories, replacing
 from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluation import trajectory_errors
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.steps import Step
-from phi_hybrid.training.checks import check_trainer, moves_early, require_count, trained_parameters
+from phi_hybrid.training.checks import check_trainer, endangered, require_count, trained_parameters
 from phi_hybrid.training.gradient_norm import GradientNormAverage
 from phi_hybrid.training.objective import Objective, Outputs
 from phi_hybrid.training.scales import estimate_scales
@@ -78,7 +79,6 @@ class Trainer:
             require_count(name, value)
         self._parameters = trained_parameters(solver, optimizer)
         self._device = self._parameters[0].device
-        self._moves_early = moves_early(optimizer)
         self.solver = solver
         self.data = data
         self.objective = objective
@@ -93,7 +93,7 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.progress = progress
         self.windows = data.windows(objective.steps)
-        self._windows_of: dict[int, Windows] = {objective.steps: self.windows}
+        self._windows = cache(data.windows)
         self.batch_size = min(batch_size, len(self.windows))
         self.update = 0
         self.history: dict[str, Any] = _empty_history()
@@ -104,6 +104,7 @@ class Trainer:
         self._contributions: dict[str, float] = {}
         if isinstance(solver, HybridSolver) and not solver.scaled:
             estimate_scales(solver, data)
+        self._endangered = endangered(solver, optimizer)
 
     def fit(self, updates: int = 1000) -> dict[str, Any]:
         """Trains until `updates` updates have been made in all; a resumed trainer makes those that are missing.
@@ -123,7 +124,8 @@ class Trainer:
             torch.set_rng_state(self._rng)
             for _ in bar:
                 objective = self.objective.at(self.update)
-                loss = self._step(objective, self._batch(objective.steps))
+                batch = self._windows(objective.steps).shuffled(self.update, self.batch_size, self.seed)
+                loss = self._update(objective, batch if self._device.type == "cpu" else batch.to(self._device))
                 self._record(loss)
                 self._schedule(loss)
                 if self.progress and (self.update % 10 == 0 or self.update == updates):
@@ -185,28 +187,17 @@ class Trainer:
         self.norm_average.load(state["usual_norm"])
         return self
 
-    def _batch(self, steps: int) -> Batch:
-        """Windows of so many steps; which ones depends on seed and update alone."""
-        if steps not in self._windows_of:
-            self._windows_of[steps] = self.data.windows(steps)
-        windows = self._windows_of[steps]
-        epoch, position = divmod(self.update, windows.count // self.batch_size)
-        order = _epoch_order(windows.count, self.seed, epoch)
-        batch = windows.batch(order[position * self.batch_size : (position + 1) * self.batch_size])
-        return batch if self._device.type == "cpu" else batch.to(self._device)
-
-    def _step(self, objective: Objective, batch: Batch) -> float:
-        before = self._snapshot()
+    def _update(self, objective: Objective, batch: Batch) -> float:
+        before = [t.detach().clone() for t in self._endangered]
         self._gradient_norm, self._contributions = None, {}
-        closure = Closure(self, objective, batch)
         try:
-            loss = float(self.optimizer.step(closure))
+            loss = float(self.optimizer.step(Closure(self, objective, batch)))
             if self._gradient_norm is None:  # the closure itself was not called
                 self._gradient_norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._parameters]))
             return loss
         except (NonFiniteError, SolveError, _Skipped) as error:
             with torch.no_grad():
-                for tensor, value in before:
+                for tensor, value in zip(self._endangered, before):
                     tensor.copy_(value)
             if isinstance(error, SolveError):
                 raise error.at(self.update, f"at update {self.update}") from error
@@ -214,12 +205,6 @@ class Trainer:
                 self.history["skipped"].append(self.update)
                 return error.loss
             raise
-
-    def _snapshot(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Tensors that may change before an update fails, with their values now."""
-        live = [t for t in self.solver.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)]
-        chosen = live if self._moves_early else [t for t in live if not isinstance(t, torch.nn.Parameter)]
-        return [(t, t.detach().clone()) for t in chosen]
 
     def _require_finite(self, name: str, value: torch.Tensor) -> None:
         if not torch.isfinite(value):
@@ -268,28 +253,24 @@ class Trainer:
         }
 
 
-@lru_cache(maxsize=8)
-def _epoch_order(windows: int, seed: int, epoch: int) -> list[int]:
-    """Numbers of the windows, shuffled anew in every epoch."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(windows, generator=generator).tolist()
-
-
+@dataclass(frozen=True)
 class Closure:
     """The closure that optimizers call: loss, with gradients of the parameters.
 
     Optimizers that look at the outputs, such as HIG, use `outputs` and `loss` instead.
     """
 
-    def __init__(self, trainer: Trainer, objective: Objective, batch: Batch) -> None:
-        self._trainer, self._objective, self._batch = trainer, objective, batch
-        self._rng = torch.get_rng_state()
+    trainer: Trainer
+    objective: Objective
+    batch: Batch
+    rng: torch.Tensor = field(default_factory=torch.get_rng_state)
+    """State of torch's generator, the same for all evaluations of an update, as line searches need it."""
 
     def __call__(self) -> torch.Tensor:
-        trainer = self._trainer
+        trainer = self.trainer
         trainer.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(self.outputs())
-        self._objective.gradient.backward(loss, trainer._parameters)
+        self.objective.gradient.backward(loss, trainer._parameters)
         norm = torch.nn.utils.clip_grad_norm_(trainer._parameters, math.inf if trainer.clip is None else trainer.clip)
         trainer._require_finite("gradient norm", norm)
         if trainer._gradient_norm is None:  # further calls of an update are trials of a line search
@@ -300,8 +281,8 @@ class Closure:
 
     def outputs(self) -> Outputs:
         """What the objective looks at."""
-        torch.set_rng_state(self._rng)  # a line search compares losses under the same noise
-        return self._objective.outputs(self._trainer.solver, self._batch)
+        torch.set_rng_state(self.rng)
+        return self.objective.outputs(self.trainer.solver, self.batch)
 
     def loss(self, outputs: Outputs) -> torch.Tensor:
         """The scalar to minimise.
@@ -309,8 +290,8 @@ class Closure:
         Raises:
             NonFiniteError: if it is not finite.
         """
-        trainer = self._trainer
-        contributions = self._objective.contributions(outputs, self._batch)
+        trainer = self.trainer
+        contributions = self.objective.contributions(outputs, self.batch)
         loss = sum(contributions.values())
         trainer._require_finite("loss", loss)
         if not trainer._contributions:

@@ -184,5 +184,6 @@ def relative_difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) ->
 
 def native_of(step: Step, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The native step for tensors of a layout that the step was called with before."""
-    layout = next(n.layout for n in step.known if matches(n.layout, tensors))
+    known = [*step.known, *getattr(step, "physics", step).known]
+    layout = next(n.layout for n in known if matches(n.layout, tensors))
     return step.native_for(layout, tensors)(*tensors)

@@ -374,7 +374,7 @@ def test_a_loaded_set_trains_like_the_original(data: ph.Trajectories, tmp_path: 
     block = ph.capture(forced_step)
     first = ph.rollout(block, data.initial_state, 2, *data.step_inputs)
     assert same(ph.rollout(block, loaded.initial_state, 2, *loaded.step_inputs), first)
-    assert len(block.graphs) == 1
+    assert len(block.known) == 1
 
 
 def test_failed_write_leaves_the_old_file(

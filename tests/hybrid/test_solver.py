@@ -453,7 +453,7 @@ def test_wrong_number_of_output_channels(captured: ph.PhysicsBlock) -> None:
 
 
 def test_wrong_number_of_input_channels(captured: ph.PhysicsBlock) -> None:
-    with pytest.raises(ph.StateError, match="cannot take 3 input channels: 1 of the state, 2 of"):
+    with pytest.raises(ph.StateError, match="cannot take 3 input channels: state 1, input 0 1, feature 0 1"):
         ph.HybridSolver(captured, SmallNet(5, 1, 1), features=(line(2),))(line(0, b=2), line(1, b=2))
 
 

@@ -320,11 +320,11 @@ def test_pickled_block_with_importable_step() -> None:
     u = velocity(seed=1)
     assert len(loaded.known) == 1
     assert same(loaded(u), burgers(u)) and len(loaded.known) == 1
-    other = velocity("open")
-    assert same(loaded(other), burgers(other)) and len(loaded.known) == 2
     leaves = [t.requires_grad_() for t in random_leaves("staggered", "closed", 2, (2,))]
     gradients = [torch.autograd.grad(sum((t**2).sum() for t in b.native(*leaves)), leaves) for b in (block, loaded)]
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
+    other = velocity("open")
+    assert same(loaded(other), burgers(other)) and len(loaded.known) == 2
 
 
 def test_pickled_block_with_local_step() -> None:
@@ -409,7 +409,7 @@ def test_device_move_rewrites_the_graph() -> None:
     block = capture(step, u).to("meta")
     graph = block.known[0]
     assert graph.device.type == "meta" and {b.device.type for b in block.buffers()} == {"meta"}
-    assert graph.accepts([torch.empty(2, 6, 5, device="meta")]) and not graph.accepts([torch.empty(2, 6, 5)])
+    assert graph.signature == [(torch.Size([2, 6, 5]), torch.float32, torch.device("meta"))]
     (out,) = block.native(torch.empty(2, 6, 5, device="meta"))
     assert out.device.type == "meta" and out.shape == (2, 6, 5)
     assert {str(n.kwargs["device"]) for n in graph.module.graph.nodes if n.kwargs.get("device")} <= {"meta"}

@@ -71,7 +71,7 @@ def test_optimizer_of_another_network_is_refused() -> None:
 
 def test_plain_function_cannot_be_trained() -> None:
     solver, data = hybrid()
-    with pytest.raises(ph.StateError, match="needs a HybridSolver"):
+    with pytest.raises(ph.StateError, match="expected a HybridSolver"):
         ph.Trainer(lambda u: u, data, ph.Unrolled(1), optimizer=torch.optim.Adam(solver.parameters()))
 
 
