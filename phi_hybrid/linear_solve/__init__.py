@@ -1,4 +1,4 @@
-"""Linear solves inside PhiFlow steps: chosen by the structure of the matrix, differentiable in every way."""
+"""Floor 2: linear solves inside PhiFlow steps: chosen by the structure of the matrix, differentiable in every way."""
 
 from phi_hybrid.linear_solve.conjugate_gradient import ConjugateGradient
 from phi_hybrid.linear_solve.factorization import SparseFactorization
