@@ -58,7 +58,7 @@ class Axis:
 
 
 class Layout:
-    """What is needed besides the tensors to rebuild a state: hashable, comparable, picklable, free of data."""
+    """Description of a state without its values, from which tensors become the state again: hashable, comparable, picklable, free of data."""
 
     leaves: tuple[tuple[Axis, ...], ...] = ()
     """Axes of every tensor, in the order in which `flatten` returns them."""
@@ -74,7 +74,7 @@ class Layout:
         return self
 
     def difference(self, other: Layout) -> str:
-        """What tells two layouts apart, in words."""
+        """Names, in words, what tells this layout from another."""
         if type(self) is not type(other):
             return f"{type(self).__name__} and {type(other).__name__}"
         return f"dims {describe_leaves(self)} and {describe_leaves(other)}"

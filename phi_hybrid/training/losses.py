@@ -57,6 +57,7 @@ class EveryStep:
     """All steps count the same."""
 
     def weights(self, steps: int) -> list[float]:
+        """Weight of every step."""
         return [1.0] * steps
 
 
@@ -65,6 +66,7 @@ class LastStep:
     """Only the last step counts."""
 
     def weights(self, steps: int) -> list[float]:
+        """Weight of every step."""
         return [0.0] * (steps - 1) + [1.0]
 
 
@@ -87,6 +89,7 @@ class Steps:
         return f"Steps({', '.join(map(str, self.numbers))})"
 
     def weights(self, steps: int) -> list[float]:
+        """Weight of every step."""
         if max(self.numbers) > steps:
             raise StateError(f"{self}: the loss sees {steps} steps; use 1 … {steps}")
         return [float(n in self.numbers) for n in range(1, steps + 1)]
@@ -108,6 +111,7 @@ class Geometric:
         )
 
     def weights(self, steps: int) -> list[float]:
+        """Weight of every step."""
         return [self.ratio**n for n in range(steps)]
 
 
