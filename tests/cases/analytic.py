@@ -7,9 +7,7 @@ import math as pymath
 import numpy as np
 from phi.torch.flow import Field, Tensor, math
 
-from phi_hybrid.pde.grids import face_values
-from phi_hybrid.pde.oscillators import Oscillators
-from phi_hybrid.pde.quantum import Well
+from phi_hybrid.pde import grids, oscillators, quantum
 
 
 def cole_hopf(x: np.ndarray, t: float, viscosity: float, amplitude: float = 1.0) -> np.ndarray:
@@ -43,10 +41,10 @@ def taylor_green(grid: Field, time: float, viscosity: float) -> Field:
         "x": np.cos(face)[:, None] * np.sin(centre)[None, :] * decay,
         "y": -np.sin(centre)[:, None] * np.cos(face)[None, :] * decay,
     }
-    return grid.with_values(face_values(values))
+    return grid.with_values(grids.face_values(values))
 
 
-def energy_of_chain(chain: Oscillators, state: Tensor) -> Tensor:
+def energy_of_chain(chain: oscillators.Oscillators, state: Tensor) -> Tensor:
     """E = Σ (ẋᵢ² + xᵢ²)/2 + Σ (α·sᵢ²/2 + β·sᵢ⁴/4), conserved while nothing drives the chain, `(batch)`."""
     x, v = state.phase["position"], state.phase["velocity"]
     total = math.sum((v**2 + x**2) / 2, "oscillators")
@@ -56,7 +54,7 @@ def energy_of_chain(chain: Oscillators, state: Tensor) -> Tensor:
     return total + math.sum(chain.coupling * stretch**2 / 2 + chain.cubic * stretch**4 / 4, "oscillators")
 
 
-def energy_of_level(well: Well, level: int) -> float:
+def energy_of_level(well: quantum.Well, level: int) -> float:
     """Eₙ = 2(1 − cos(πn·dx/L))/dx² of an eigenstate on the grid, which tends to (πn/L)² for many points."""
     dx = well.length / (well.points - 1)
     return 2 * (1 - pymath.cos(pymath.pi * level * dx / well.length)) / dx**2

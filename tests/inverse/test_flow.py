@@ -38,7 +38,6 @@ from phi_hybrid.inverse.flow import (
 )
 from phi_hybrid.pde import burgers, heat
 from phi_hybrid.pde import navier_stokes as ns
-from phi_hybrid.pde.heat import Sharpening
 
 torch.set_num_threads(1)
 
@@ -198,7 +197,7 @@ def test_navier_stokes_comes_back_by_semi_lagrangian_advection() -> None:
 
 def test_sharpening_takes_the_viscosity_back() -> None:
     """As far as without viscosity, .061; without sharpening .141 remain."""
-    x, sharpening = start(64), Sharpening(0.02, 1.0, noise=1e-4)
+    x, sharpening = start(64), heat.Sharpening(0.02, 1.0, noise=1e-4)
     y = forward(16, advect.mac_cormack, 0.02)(x)
     plain = backward(16, advect.mac_cormack)(y)["velocity"]
     sharp = times(navier_stokes_back(1 / 16, advect.mac_cormack, sharpening=sharpening), 16)(y["velocity"])
@@ -285,7 +284,7 @@ def sine_back(cells: int, steps: int, advection: Callable, time: float, nu: floa
     x, dt = (np.arange(cells) + 0.5) * 2 * np.pi / cells, time / steps
     values = wrap(torch.as_tensor(cole_hopf(x, time, nu))[:, None], spatial("x"), channel(vector="x"))
     u = burgers.line(cells).with_values(values)
-    sharpening = None if noise is None else Sharpening(nu, time, noise)
+    sharpening = None if noise is None else heat.Sharpening(nu, time, noise)
     back = burgers_back(dt, advection, sharpening)
     return component_values(times(lambda v: back(v, 0 * v), steps)(u))[0][:, 0].numpy()
 
@@ -322,7 +321,7 @@ def test_burgers_on_faces_with_a_force() -> None:
     y, step, errors = x, burgers.burgers_step(dt, nu, 1, advect.mac_cormack), []
     for _ in range(steps):
         y = step(y, f)
-    for sharpening in (None, Sharpening(nu, steps * dt, 1e-3)):
+    for sharpening in (None, heat.Sharpening(nu, steps * dt, 1e-3)):
         found, back = y, burgers_back(dt, advect.mac_cormack, sharpening)
         for _ in range(steps):
             found = back(found, f)
@@ -335,7 +334,7 @@ def test_burgers_on_faces_with_a_force() -> None:
 
 def test_captured_equals_eager() -> None:
     u, f = line(0, dtype=torch.float64, b=2), line(1, dtype=torch.float64, b=2)
-    back = burgers_back(0.1, sharpening=Sharpening(0.05, 0.1, 0.05))
+    back = burgers_back(0.1, sharpening=heat.Sharpening(0.05, 0.1, 0.05))
     assert same(ph.capture(back)(u, f), back(u, f))
     state = {"velocity": faces("periodic", dtype=torch.float64, b=2)}
     bounds, resolution = state["velocity"].bounds, state["velocity"].resolution
@@ -351,6 +350,6 @@ def test_captured_equals_eager() -> None:
 
 def test_derivatives() -> None:
     u, f = line(0, 4, torch.float64, b=1), line(1, 4, torch.float64, b=1)
-    block = ph.capture(burgers_back(0.1, sharpening=Sharpening(0.05, 0.1, 0.05)))
+    block = ph.capture(burgers_back(0.1, sharpening=heat.Sharpening(0.05, 0.1, 0.05)))
     check_derivatives(block.native, block.flatten(u, f))
     check_vmap(block.native, block.flatten(u, f))

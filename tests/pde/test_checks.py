@@ -45,3 +45,8 @@ CASES = [
 def test_wrong_parameters(make: Callable, name: str, value: object) -> None:
     with pytest.raises(ph.StateError, match=f"{name} = {value!r}: expected"):
         make(**{name: value})
+
+
+def test_no_noise_at_all_has_a_way_out() -> None:
+    with pytest.raises(ph.StateError, match="noise = 0: .* take that of rounding"):
+        SHARPENING(noise=0)

@@ -52,13 +52,6 @@ def white(grid: Field, trajectories: int = 3, seed: int = 0, level: float = 1.0)
     return grid.with_values(wrap(values, batch("trajectory"), shape))
 
 
-def wave(grid: Field, *waves: int) -> Field:
-    """cos(2π·Σ mᵢxᵢ/Lᵢ + 0.3)."""
-    axes = [m * np.arange(n) / n for m, n in zip(waves, grid.resolution.sizes)]
-    phase = 2 * np.pi * sum(np.meshgrid(*axes, indexing="ij")) + 0.3
-    return grid.with_values(wrap(torch.as_tensor(np.cos(phase)), grid.resolution))
-
-
 def inverse_step(sharpening: Sharpening) -> Callable[[Field, Field], Field]:
     """x̃ = x + G·(y − P x), the inverse of `heat_step` near a state."""
     step = heat_step(sharpening.time, sharpening.viscosity)
@@ -84,14 +77,6 @@ def k_squared(grid: Field) -> np.ndarray:
 
 
 # --- diffusion ---
-
-
-def test_waves_decay_by_their_factor() -> None:
-    nu, dt = 0.02, 0.7
-    for waves in ((0, 0), (1, 0), (2, 3), (-3, 4)):
-        u, k2 = wave(box(), *waves), (2 * np.pi * waves[0] / 2.0) ** 2 + (2 * np.pi * waves[1] / 1.5) ** 2
-        found = values(heat_step(dt, nu)(u))
-        np.testing.assert_allclose(found, np.exp(-nu * k2 * dt) * values(u), rtol=0, atol=1e-14)
 
 
 def test_heat_kernel() -> None:
@@ -140,18 +125,6 @@ def test_gain_is_that_of_wiener() -> None:
         np.testing.assert_allclose(found, gain * modes(u), rtol=1e-7, atol=1e-10 * abs(gain).max())
 
 
-def test_gain_is_the_best() -> None:
-    """White signals in white noise: the mean square error is Σ SN/(K²S + N), and larger for any other noise level."""
-    grid, sigma = heat.square(16), 0.01
-    x = white(grid, 400, seed=1)
-    y = heat_step(1.0, 0.5)(x) + white(grid, 400, seed=2, level=sigma)
-    decay2 = np.exp(-2 * 0.5 * k_squared(grid))
-    expected = np.mean(sigma**2 / (decay2 + sigma**2))
-    errors = [np.mean(values(Sharpening(0.5, 1.0, f * sigma)(y) - x) ** 2) for f in (1.0, 0.4, 2.5)]
-    assert errors[0] == pytest.approx(expected, rel=0.01)
-    assert errors[0] < 0.99 * min(errors[1:])
-
-
 def test_steps_back_amount_to_one() -> None:
     y = white(box())
     whole = Sharpening(0.02, 2.0, 1e-3)
@@ -183,40 +156,23 @@ def test_noise_is_amplified_within_bounds(viscosity: float, bits: int) -> None:
 
 
 @pytest.mark.parametrize("start", ["zero", "noise"])
-def test_modes_above_the_noise_come_back(start: str) -> None:
-    """To the rounding of y times the amplification, exp(νk²T) up to 1e6; the others stay of the strength assumed. So
-    P(P⁻¹(y; x)) = y to rounding, though most modes of the observation have drowned."""
+def test_modes_above_the_noise_come_back_and_drowned_ones_stay(start: str) -> None:
+    """To the rounding of y times the amplification, exp(νk²T) up to 1e6; the others stay of the strength assumed, and those
+    of which y tells nothing as they are. So P(P⁻¹(y; x)) = y to rounding, though most of the modes have drowned."""
     grid = heat.square(64)
-    x = white(grid) + 0.7
+    true = white(grid) + 0.7
+    x = 0 * true if start == "zero" else white(grid, seed=9)
     step, inverse = ph.capture(heat_step(1.0, 8.0)), ph.capture(inverse_step(SETUP))
-    found = inverse(step(x), 0 * x if start == "zero" else white(grid, seed=9))
-    error, growth = abs(modes(found - x)) / 64, np.exp(8.0 * k_squared(grid))
-    strong = growth < 1e6
+    found = inverse(step(true), x)
+    error, growth = abs(modes(found - true)) / 64, np.exp(8.0 * k_squared(grid))
+    strong, drowned = growth < 1e6, growth > 1e20
     assert strong.sum() > 170
     assert (error[:, strong] < 1e-14 * growth[strong]).all()
     assert error[:, ~strong].max() < 6
-    assert abs(values(found).mean((1, 2)) - values(x).mean((1, 2))).max() < 1e-15
-    np.testing.assert_allclose(values(step(found)), values(step(x)), rtol=0, atol=1e-14)
-
-
-def test_error_of_the_observation_is_half_the_noise_at_most() -> None:
-    """Per mode, for states of the assumed strength: |K·x̂ − y| ≤ σ/2 where |x| ≤ s."""
-    grid, sigma = heat.square(32), 1e-4
-    phases = np.exp(1j * np.angle(modes(white(grid, 1))))  # of a real field: |x| = 1 in every mode
-    x = grid.with_values(wrap(torch.as_tensor(np.fft.ifft2(phases).real), batch("trajectory"), grid.resolution))
-    step = heat_step(1.0, 1.0)
-    residual = abs(modes(step(Sharpening(1.0, 1.0, sigma)(step(x))) - step(x)))
-    assert 0.4 * sigma < residual.max() <= 0.5 * sigma
-
-
-def test_what_has_drowned_stays_as_it_was() -> None:
-    grid = heat.square(64)
-    x, y = white(grid, seed=3), heat_step(1.0, 8.0)(white(grid, seed=4))
-    found = inverse_step(SETUP)(y, x)
-    drowned = np.exp(-8.0 * k_squared(grid)) < 1e-20
     np.testing.assert_allclose(modes(found)[:, drowned], modes(x)[:, drowned], rtol=0, atol=1e-3)
-    np.testing.assert_allclose(values(found).mean((1, 2)), values(y).mean((1, 2)), rtol=0, atol=1e-15)
-    assert same(inverse_step(SETUP)(heat_step(1.0, 8.0)(x), x), x)  # a solution is a fixed point
+    np.testing.assert_allclose(values(found).mean((1, 2)), values(true).mean((1, 2)), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(values(step(found)), values(step(true)), rtol=0, atol=1e-14)
+    assert same(inverse(step(true), true), true)  # a solution is a fixed point
 
 
 # --- captured ---
@@ -263,8 +219,3 @@ def test_wrong_fields(u: Any, message: str) -> None:
     for use in (heat_step(1.0, 1.0), SETUP):
         with pytest.raises(ph.StateError, match=message):
             use(u)
-
-
-def test_no_noise_at_all() -> None:
-    with pytest.raises(ph.StateError, match="noise = 0: .* take that of rounding"):
-        Sharpening(1.0, 1.0, 0)

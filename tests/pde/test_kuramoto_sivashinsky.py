@@ -133,21 +133,6 @@ def test_nonlinear_term_is_free_of_aliasing(cells: int) -> None:
 # --- in time ---
 
 
-def test_schemes_of_cox_and_matthews() -> None:
-    """Their formulas for dv/dt = λv + v², with φ-functions of many digits."""
-    rates, dt = np.array([0.25, 0.0, -0.1, -3.0, -200.0]), 0.5
-    v = np.array([0.3 + 0.1j, 1.0, -0.7j, 0.5, 2.0 - 1.0j])
-    phi_1, phi_2 = np.array([exact_phi(dt * r)[:2] for r in rates]).T
-    first = np.exp(dt * rates) * v + dt * phi_1 * v**2
-    second = first + dt * phi_2 * (first**2 - v**2)
-    with math.precision(64):
-        for scheme, expected in ((ks.etd1, first), (ks.etdrk2, second)):
-            advance = scheme(wrap(torch.tensor(rates), spatial("x")), lambda w: w**2, dt)
-            np.testing.assert_allclose(
-                advance(wrap(torch.tensor(v), spatial("x"))).numpy("x"), expected, rtol=0, atol=1e-15
-            )
-
-
 def solved(u: np.ndarray, length: float, time: float) -> np.ndarray:
     """The spectral equations, products by convolution, integrated by an explicit method of order 8, `(x) -> (x)`."""
     modes = modes_of(u)

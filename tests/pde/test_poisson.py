@@ -82,16 +82,24 @@ def test_operators_are_those_of_the_dense_matrix(name: str) -> None:
         np.testing.assert_allclose(rows(found), expected, rtol=0, atol=1e-12 * abs(expected).max())
 
 
-@pytest.mark.parametrize(("cells", "bits", "rounding"), [(64, 64, 1e-13), (64, 32, 1e-5)])
-def test_one_undoes_the_other(cells: int, bits: int, rounding: float) -> None:
-    """Also as an inverse simulator, x̃ = x − P⁻¹(P x − y*), the update of Holl et al. 2022: from afar as from nearby."""
+@pytest.mark.parametrize(("bits", "rounding"), [(64, 1e-13), (32, 1e-5)])
+def test_one_undoes_the_other(bits: int, rounding: float) -> None:
     with math.precision(bits):
-        true, far = (poisson.noise(poisson.square(cells), 4, seed) for seed in (0, 1))
-        operators = ph.capture(poisson.laplace), ph.capture(poisson.solve)
-        for p, inverse in (operators, operators[::-1]):
-            assert np.abs(rows(inverse(p(true)) - true)).max() < rounding * cells
-            for x in (far, true + 1e-3 * far):
-                assert np.abs(rows(x - inverse(p(x) - p(true)) - true)).max() < rounding * cells
+        u = poisson.noise(poisson.square(64), 4, seed=0)
+        laplace, solve = ph.capture(poisson.laplace), ph.capture(poisson.solve)
+        assert np.abs(rows(solve(laplace(u)) - u)).max() < rounding * 64
+        assert np.abs(rows(laplace(solve(u)) - u)).max() < rounding * 64
+
+
+def test_one_correction_reaches_the_observation() -> None:
+    """x̃ = x − P⁻¹(y − y*), the update of Holl et al. 2022: P x̃ = y* and x̃ = x* to rounding, from afar as from nearby."""
+    true, far = (poisson.noise(poisson.square(64), 3, seed) for seed in (0, 1))
+    operators = ph.capture(poisson.laplace), ph.capture(poisson.solve)
+    for p, inverse in (operators, operators[::-1]):
+        for x in (far, true + 1e-3 * far):
+            found = x - inverse(p(x) - p(true))
+            for a, b in ((found, true), (p(found), p(true))):
+                assert np.abs(rows(a - b)).max() < 1e-12 * np.abs(rows(b)).max()
 
 
 def test_eigenfunctions() -> None:
@@ -99,17 +107,10 @@ def test_eigenfunctions() -> None:
     grid, n = poisson.square(8, 2.0), 8
     sine = np.sin(np.pi * np.outer(np.arange(1, n + 1), np.arange(1, n + 1)) / (n + 1))
     eigenvalue = -4 / 0.25**2 * np.sin(np.pi * np.arange(1, n + 1) / (2 * (n + 1))) ** 2
-    for k, m in ((1, 1), (3, 2), (8, 8)):
-        u = grid.with_values(wrap(torch.as_tensor(np.outer(sine[k - 1], sine[m - 1])), spatial("x,y")))
-        expected = (eigenvalue[k - 1] + eigenvalue[m - 1]) * u.values.numpy("x,y")
+    for k, m in ((0, 0), (2, 1), (7, 7)):
+        u = grid.with_values(wrap(torch.as_tensor(np.outer(sine[k], sine[m])), spatial("x,y")))
+        expected = (eigenvalue[k] + eigenvalue[m]) * u.values.numpy("x,y")
         np.testing.assert_allclose(poisson.laplace(u).values.numpy("x,y"), expected, rtol=0, atol=1e-12)
-        with ph.linear_solve.linear_solves():
-            np.testing.assert_allclose(
-                poisson.solve(u.with_values(u.values * (eigenvalue[k - 1] + eigenvalue[m - 1]))).values.numpy("x,y"),
-                u.values.numpy("x,y"),
-                rtol=0,
-                atol=1e-13,
-            )
 
 
 # --- captured, plain ---

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from phi_hybrid.plot import training_history as history
+import phi_hybrid as ph
+from phi_hybrid.plot import history
 from phi_hybrid.plot.training_history import running_median
 
 RUN = {"update": [1, 2, 3, 4, 5], "loss": [5.0, 4.0, 50.0, 2.0, 1.0], "lr": [1e-3] * 5, "gradient_norm": [1.0] * 5}
@@ -41,9 +42,9 @@ def test_non_finite_losses_are_marked():
 
 
 def test_wrong_histories():
-    with pytest.raises(ValueError, match="history 'a'.*'update' and 'loss'"):
+    with pytest.raises(ph.StateError, match="history 'a'.*'update' and 'loss'"):
         history({"a": {"update": [1]}})
-    with pytest.raises(ValueError, match="equally long"):
+    with pytest.raises(ph.StateError, match="equally long"):
         history({"update": [1, 2], "loss": [1.0]})
-    with pytest.raises(ValueError, match="histories is empty"):
+    with pytest.raises(ph.StateError, match="histories = {}: expected"):
         history({})

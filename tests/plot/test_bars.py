@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import phi_hybrid as ph
-from phi_hybrid.evaluation.table import Spread, Table
-from phi_hybrid.plot import bars as comparison
+from phi_hybrid.evaluation import Spread, Table
+from phi_hybrid.plot import comparison
 
 INF = math.inf
 TABLE = Table(
@@ -67,5 +67,5 @@ def test_given_axes_are_used():
 def test_wrong_columns():
     with pytest.raises(ph.StateError, match=re.escape("columns ['nrmse'] are not in the table; it has ['mae']")):
         comparison(TABLE, "nrmse")
-    with pytest.raises(ValueError, match="column 'x' holds 0, which a logarithmic axis cannot show; use log=False"):
+    with pytest.raises(ph.StateError, match="column 'x' holds 0, which a logarithmic axis cannot show; use log=False"):
         comparison(Table({"a": {"x": 0.0}}), "x")

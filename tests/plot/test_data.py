@@ -5,7 +5,8 @@ from cases.plots import frames_of, plane, vector_of
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, StaggeredGrid, batch, math, spatial, tensor
 from phiml.math import extrapolation
 
-from phi_hybrid.plot._quantity import centred, is_periodic, measure
+import phi_hybrid as ph
+from phi_hybrid.plot._data import centred, is_periodic, measure
 
 SLIP = extrapolation.combine_by_direction(normal=0, tangential=extrapolation.ZERO_GRADIENT)
 
@@ -101,11 +102,11 @@ def test_an_open_left_and_closed_right_side_is_not_periodic():
 
 @pytest.mark.parametrize("quantity", ["z", "vorticity", "", "speed"])
 def test_unknown_quantities_are_named(quantity):
-    with pytest.raises(ValueError, match=f"unknown quantity '{quantity}'.*magnitude"):
+    with pytest.raises(ph.StateError, match=f"unknown quantity '{quantity}'.*magnitude"):
         measure(plane(), quantity)
 
 
 def test_functions_must_return_scalars():
     field = frames_of(CenteredGrid(rotation, 0, x=4, y=4), 1)
-    with pytest.raises(ValueError, match="must return a scalar"):
+    with pytest.raises(ph.StateError, match="must return a scalar"):
         measure(field, lambda f: f * 2)

@@ -1,12 +1,10 @@
-import warnings
-
 import numpy as np
 import pytest
 from cases.plots import frames_of, line, vector_of
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, StaggeredGrid, batch, channel, math, spatial, tensor
 
-from phi_hybrid.plot import energy_spectrum
-from phi_hybrid.plot import spectra as spectrum
+import phi_hybrid as ph
+from phi_hybrid.plot import energy_spectrum, spectrum
 
 
 def noise(names, sizes, box, components):
@@ -17,20 +15,32 @@ def noise(names, sizes, box, components):
     )
 
 
+def shells(values, spacing, longest):
+    """E(k) of an array (time, x, …, components) mode by mode, also of incomplete shells."""
+    axes = tuple(range(1, values.ndim - 1))
+    power = 0.5 * np.mean(np.sum(np.abs(np.fft.fftn(values, axes=axes, norm="forward")) ** 2, -1), 0)
+    k = np.meshgrid(*[np.fft.fftfreq(n, d) for n, d in zip(power.shape, spacing)], indexing="ij")
+    return np.bincount(np.rint(longest * np.sqrt(sum(part**2 for part in k))).astype(int).ravel(), power.ravel())
+
+
 @pytest.mark.parametrize(
-    "names, sizes, box",
+    "names, sizes, box, complete",
     [
-        ("x", (15,), {"x": 3.0}),
-        ("xy", (8, 8), {"x": 1.0, "y": 1.0}),
-        ("xy", (8, 6), {"x": 4.0, "y": 1.0}),
-        ("xyz", (4, 5, 6), {"x": 1.0, "y": 2.0, "z": 3.0}),
+        ("x", (15,), {"x": 3.0}, 8),
+        ("xy", (8, 8), {"x": 1.0, "y": 1.0}, 5),
+        ("xy", (8, 6), {"x": 4.0, "y": 1.0}, 5),
+        ("xyz", (4, 5, 6), {"x": 1.0, "y": 2.0, "z": 3.0}, 4),
     ],
 )
-def test_parseval(names, sizes, box):
+def test_energies_of_complete_shells(names, sizes, box, complete):
+    """Against NumPy; all shells together hold ½⟨|u|²⟩ (Parseval)."""
     field, values = noise(list(names), sizes, box, list(names))
     wavenumber, energy = energy_spectrum(field)
-    assert energy.sum() == pytest.approx(0.5 * (values**2).sum(-1).mean(), rel=1e-5)
-    np.testing.assert_allclose(wavenumber[:2], [0, 2 * np.pi / max(box.values())])
+    expected = shells(values, [box[n] / s for n, s in zip(names, sizes)], max(box.values()))
+    assert expected.sum() == pytest.approx(0.5 * (values**2).sum(-1).mean(), rel=1e-5)
+    assert len(energy) == complete
+    np.testing.assert_allclose(energy, expected[:complete], rtol=1e-5)
+    np.testing.assert_allclose(wavenumber, 2 * np.pi / max(box.values()) * np.arange(complete))
 
 
 def test_energy_of_one_sine():
@@ -80,14 +90,16 @@ def test_non_finite_samples_are_left_out_and_counted():
     assert "a: 1 of 2 non-finite" in notes and "b: 1 of 1 non-finite" in notes
 
 
-def test_non_periodic_fields_are_warned_about_and_wrong_frames_refused():
-    with pytest.warns(UserWarning, match="non-periodic"):
+def test_parts_and_wrong_arguments():
+    x = (np.arange(16) + 0.5) / 16
+    state = {"velocity": line(np.ones((1, 16))), "smoke": line(np.sin(2 * np.pi * 2 * x)[None])}
+    for trajectories in (state, {"a": state}):
+        drawn = spectrum(trajectories, part="smoke").axes[0].get_lines()[0]
+        assert np.nanmax(drawn.get_ydata()) == pytest.approx(0.25)
+    with pytest.raises(ph.StateError, match="periodic fields, but this one has the boundaries x- constant"):
         energy_spectrum(line(np.ones((1, 8)), boundary=0))
     periodic = frames_of(CenteredGrid(1, PERIODIC, x=4), 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        energy_spectrum(periodic)
-    with pytest.raises(ValueError, match=r"frame index \[2\]"):
+    with pytest.raises(ph.StateError, match=r"frame index \[2\]"):
         spectrum(periodic, frame=2)
-    with pytest.raises(ValueError, match="example=5"):
+    with pytest.raises(ph.StateError, match="example = 5"):
         spectrum(line(np.ones((2, 1, 8))), example=5)

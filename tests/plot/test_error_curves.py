@@ -4,7 +4,8 @@ import torch
 from matplotlib.figure import Figure
 from phi.torch.flow import batch, tensor
 
-from phi_hybrid.plot import error_curves as errors
+import phi_hybrid as ph
+from phi_hybrid.plot import errors
 from phi_hybrid.plot.error_curves import as_samples, statistics
 
 VALUES = np.random.default_rng(1).lognormal(size=(9, 6))
@@ -72,11 +73,16 @@ def test_given_axes_are_used():
 
 
 def test_wrong_curves():
-    with pytest.raises(ValueError, match=r"curve 'a': expected shape \(samples, time\)"):
+    with pytest.raises(ph.StateError, match=r"curve 'a': expected shape \(samples, time\)"):
         errors({"a": np.ones((2, 3, 4))})
-    with pytest.raises(ValueError, match="curve 'a': no dim 'time'"):
+    with pytest.raises(ph.StateError, match="curve 'a': no dim 'time'"):
         errors({"a": tensor([1.0, 2.0], batch("trajectory"))})
-    with pytest.raises(ValueError, match=r"band=\(90, 10\)"):
+    with pytest.raises(ph.StateError, match=r"band=\(90, 10\)"):
         errors({"a": VALUES}, band=(90, 10))
-    with pytest.raises(ValueError, match="curves is empty"):
+    with pytest.raises(ph.StateError, match="curves = {}: expected"):
         errors({})
+    for wrong in ([[1.0, 2.0], [3.0]], "mae", None):
+        with pytest.raises(ph.StateError, match="curve 'a': expected an array"):
+            errors({"a": wrong})
+    with pytest.raises(ph.StateError, match="dt = 0: expected"):
+        errors({"a": VALUES}, dt=0)

@@ -1,4 +1,4 @@
-"""The experiments that `compare_training.py` compares methods on: data, uncorrected solver, network, budgets.
+"""Experiments that `compare_training.py` compares methods on: data, uncorrected solver, network, budgets.
 
 Learning rates are those with the smallest validation error on seed 1000 (`--tune`), which is used for nothing else;
 pre-computed corrections and replacement take the rate of one step, and the wake's is not tuned.
@@ -6,18 +6,16 @@ pre-computed corrections and replacement take the rate of one step, and the wake
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from flows import LINE, SOURCE, wake_data, wake_physics
 from phi.math import batch, wrap
-from phi.torch.flow import advect, diffuse
-from phiml.nn import res_net
-from wake_correction import SOURCE, physics, reference_data
-from wake_correction import Case as WakeSizes
+from phi.torch.flow import advect, diffuse, res_net
 
 import phi_hybrid as ph
 from phi_hybrid.pde import burgers
@@ -26,7 +24,7 @@ from phi_hybrid.pde import kuramoto_sivashinsky as ks
 
 @dataclass(frozen=True)
 class Data:
-    """What methods are trained on, tuned on and judged by."""
+    """Trajectories that methods are trained on, tuned on and judged by."""
 
     training: ph.Trajectories
     validation: ph.Trajectories
@@ -42,7 +40,7 @@ class Case:
 
     name: str
     data: Callable[[int], Data]
-    """Of a seed."""
+    """Made from a seed."""
     source: Callable[[], ph.PhysicsBlock]
     network: Callable[[], torch.nn.Module]
     horizon: int
@@ -68,35 +66,28 @@ class Case:
 
 # --- forced Burgers, 512 → 64 cells ---
 
-LENGTH, DT, VISCOSITY = 2 * math.pi, 0.025, 0.01
-
-
-def burgers_physics(cells: int) -> ph.PhysicsBlock:
-    """MacCormack advection and explicit diffusion."""
-    substeps = burgers.diffusion_substeps(VISCOSITY, DT, LENGTH / cells, 1)
-    return ph.capture(burgers.burgers_step(DT, VISCOSITY, substeps, advect.mac_cormack))
-
 
 def burgers_data(seed: int) -> Data:
     """Five random waves as force, as initial state: 16 trajectories for training, 4 for validation, 16 for the test."""
-    fine = burgers_physics(512)
+    fine = LINE.physics(512)
 
     def generate(count: int, steps: int, part: int, strength: float = 1.0) -> ph.Trajectories:
-        grid, times = burgers.line(512, LENGTH), np.arange(steps) * DT
-        first, second = 2 * (10 * seed + part), 2 * (10 * seed + part) + 1
-        initial = burgers.waves_1d(grid, count, None, modes=(1, 4), waves=5, amplitude=0.5, seed=first)
-        force = burgers.waves_1d(grid, count, times, modes=(3, 6), waves=5, amplitude=0.5 * strength, seed=second)
-        return ph.Trajectories.generate(fine, initial, steps, (force,), coarsen=8, metadata={"dt": DT}, progress=False)
+        return LINE.waves(count, 10 * seed + part, amplitude=0.5 * strength, steps=steps, fine=fine)
 
     unseen = {"half the force": generate(8, 199, 3, 0.5), "twice the force": generate(8, 199, 4, 2.0)}
     return Data(generate(16, 199, 0), generate(4, 199, 1), generate(16, 5 * 199, 2), unseen)
 
 
+def small_network() -> torch.nn.Module:
+    """Three residual blocks of 32 filters on a periodic line."""
+    return res_net(2, 1, [32, 32, 32], in_spatial=1, periodic=True)
+
+
 BURGERS = Case(
     name="burgers",
     data=burgers_data,
-    source=lambda: burgers_physics(64),
-    network=lambda: res_net(2, 1, [32, 32, 32], in_spatial=1, periodic=True),
+    source=partial(LINE.physics, 64),
+    network=small_network,
     horizon=199,
     early=50,
     unrolled=(4, 16),
@@ -111,7 +102,7 @@ BURGERS = Case(
 
 def burgers_schemes() -> dict[str, ph.PhysicsBlock]:
     """Coarse solvers that differ in their discretisation only, for the same reference."""
-    substeps = burgers.diffusion_substeps(VISCOSITY, DT, LENGTH / 64, 1)
+    substeps = burgers.diffusion_substeps(LINE.viscosity, LINE.dt, LINE.length / 64, 1)
     advections = {
         "semi-Lagrangian": advect.semi_lagrangian,
         "MacCormack": advect.mac_cormack,
@@ -120,7 +111,7 @@ def burgers_schemes() -> dict[str, ph.PhysicsBlock]:
     }
     diffusions = {"explicit": None, "implicit": diffuse.implicit}
     return {
-        f"{a}, {d}": ph.capture(burgers.burgers_step(DT, VISCOSITY, substeps, advections[a], diffusions[d]))
+        f"{a}, {d}": ph.capture(burgers.burgers_step(LINE.dt, LINE.viscosity, substeps, advections[a], diffusions[d]))
         for d in diffusions
         for a in advections
     }
@@ -139,10 +130,8 @@ def ks_data(seed: int) -> Data:
     def generate(lengths: np.ndarray, steps: int, part: int) -> ph.Trajectories:
         stretch = wrap(torch.as_tensor(lengths, dtype=torch.float32), batch("trajectory"))
         initial = ks.initial_states(ks.line(96), len(lengths), 10 * seed + part)
-        initial = ph.rollout(settle, initial, 15, stretch).time[-1]
-        return ph.Trajectories.generate(
-            fine, initial, steps, (stretch,), coarsen=2, metadata={"dt": KS_DT}, progress=False
-        )
+        initial = ph.repeat(settle, initial, 15, stretch)
+        return ph.Trajectories.generate(fine, initial, steps, (stretch,), coarsen=2, metadata={"dt": KS_DT})
 
     def between(count: int) -> np.ndarray:
         return np.linspace(*KS_LENGTHS, count)
@@ -155,7 +144,7 @@ KS = Case(
     name="ks",
     data=ks_data,
     source=lambda: ph.capture(ks.kuramoto_sivashinsky_step(KS_DT, substeps=2, scheme=ks.etd1)),
-    network=lambda: res_net(2, 1, [32, 32, 32], in_spatial=1, periodic=True),
+    network=small_network,
     horizon=12,
     early=4,
     unrolled=(4, 8),
@@ -170,17 +159,17 @@ KS = Case(
 # --- wake of a cylinder, 256×128 → 64×32 cells ---
 
 
-def wake_data(seed: int) -> Data:
+def wake_parts(seed: int) -> Data:
     """Six Reynolds numbers for training, 350 steps each and the next 150 for validation; five others for the test. The
     data are the same for all seeds."""
-    training, test = reference_data(WakeSizes())
+    training, test = wake_data(fine=256, coarse=64, spin_up=500, settle=100, steps=500)
     return Data(training.between(0, 350), training.between(350, 500), test)
 
 
 WAKE = Case(
     name="wake",
-    data=wake_data,
-    source=lambda: physics(64, SOURCE),
+    data=wake_parts,
+    source=partial(wake_physics, 64, SOURCE),
     network=lambda: res_net(3, 2, [32, 32, 32]),
     horizon=250,
     early=50,

@@ -7,7 +7,8 @@ from cases.plots import line, plane
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, batch, spatial, tensor
 from PIL import Image
 
-from phi_hybrid.plot import animation as animate
+import phi_hybrid as ph
+from phi_hybrid.plot import animate
 
 
 def test_gif_has_one_image_per_frame_and_plays_at_the_given_rate(tmp_path):
@@ -16,6 +17,15 @@ def test_gif_has_one_image_per_frame_and_plays_at_the_given_rate(tmp_path):
     movie = Image.open(path)
     assert (movie.n_frames, movie.info["duration"], movie.info["loop"]) == (12, 100, 0)
     assert list(tmp_path.iterdir()) == [path]  # nothing temporary is left
+
+
+def test_part_of_a_state(tmp_path):
+    u = np.arange(3 * 4, dtype=float).reshape(3, 4)
+    whole, part = (
+        animate(x, tmp_path / f"{n}.gif", part=p, dpi=40)
+        for n, x, p in (("a", line(u), None), ("b", {"v": plane(), "s": line(u)}, "s"))
+    )
+    assert whole.read_bytes() == part.read_bytes()
 
 
 def test_stride_and_the_limit_of_frames_thin_the_movie(tmp_path):
@@ -53,17 +63,19 @@ def test_a_failed_movie_leaves_the_old_file(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(sys.modules["phi_hybrid.plot.animate"], "write_gif", fail)
+    monkeypatch.setattr(sys.modules["phi_hybrid.plot.animation"], "write_gif", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         animate(plane(), target)
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
 
 
 def test_unsupported_targets(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="unsupported suffix '.avi'.*gif or .mp4"):
+    with pytest.raises(ph.StateError, match="unsupported suffix '.avi'.*gif or .mp4"):
         animate(plane(), tmp_path / "a.avi")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="ffmpeg was not found"):
+    with pytest.raises(ph.StateError, match="ffmpeg was not found"):
         animate(plane(), tmp_path / "a.mp4")
-    with pytest.raises(ValueError, match="stride=0"):
+    with pytest.raises(ph.StateError, match="stride = 0"):
         animate(plane(), tmp_path / "a.gif", stride=0)
+    with pytest.raises(ph.StateError, match="there is no folder"):
+        animate(plane(), tmp_path / "nowhere" / "a.gif")

@@ -5,6 +5,7 @@ from cases.plots import line
 from matplotlib.figure import Figure
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, batch, math, spatial, tensor, vec
 
+import phi_hybrid as ph
 from phi_hybrid import plot
 
 ROTATION = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
@@ -82,7 +83,7 @@ def test_several_paths_staggered_states_and_given_axes():
 @pytest.mark.parametrize(
     "paths, message",
     [
-        ({}, "paths is empty"),
+        ({}, "paths = {}: expected"),
         ({"a": states([(0, 0), (1, 1), (2, 2)])}, "lie on a line"),
         ({"a": states([(0, 0)])}, "lie on a line"),
         ({"a": states(SPIRAL), "b": line([[0.0] * 5] * 3)}, "batch dims \\['time'\\], expected 'iteration' alone"),
@@ -93,5 +94,5 @@ def test_several_paths_staggered_states_and_given_axes():
     ],
 )
 def test_paths_that_span_no_plane_or_do_not_fit(paths, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ph.StateError, match=message):
         plot.descent(paths, bowl)

@@ -1,7 +1,7 @@
 import numpy as np
 
-from phi_hybrid.plot._labels import spread
-from phi_hybrid.plot._scale import calm_range, difference_scale, line_limits, value_scale
+from phi_hybrid.plot._panels import calm_range, difference_scale, line_limits, value_scale
+from phi_hybrid.plot._style import spread
 
 
 def test_signed_data_get_symmetric_limits_and_positive_data_do_not():

@@ -4,7 +4,8 @@ import pytest
 from cases.plots import line, plane
 from phi.torch.flow import CenteredGrid
 
-from phi_hybrid.plot import snapshots as rollout
+import phi_hybrid as ph
+from phi_hybrid.plot import rollout
 
 
 def images(figure):
@@ -72,6 +73,42 @@ def test_example_selects_one_trajectory():
     np.testing.assert_allclose(drawn.get_ydata(), u[1, 1])
 
 
+def plume(frames=3):
+    """States of two parts on different grids."""
+    smoke = plane(frames)
+    return {"velocity": smoke * 2, "smoke": CenteredGrid(smoke, 0, smoke.bounds, x=8, y=6)}
+
+
+def test_parts_of_states():
+    """Of one state, of one per solver, and of tuples; solvers that know this part only may give it alone."""
+    state = plume()
+    expected = images(rollout(state["smoke"], times=2))
+    for given, part in (
+        (state, "smoke"),
+        ({"a": state}, "smoke"),
+        (tuple(state.values()), 1),
+        ({"a": state["smoke"]}, None),
+    ):
+        for found, one in zip(images(rollout(given, part=part, times=2)), expected):
+            np.testing.assert_array_equal(found.get_array(), one.get_array())
+    both = images(rollout({"a": state, "b": state["smoke"] + 1}, part="smoke", reference="a", times=1))
+    np.testing.assert_allclose(both[2].get_array(), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "part", "message"),
+    [
+        ({"a": plume()}, None, r"trajectory 'a' has the parts \['velocity', 'smoke'\].*part='velocity'"),
+        ({"a": plume()}, "heat", r"trajectory 'a' has the parts .*part = 'heat'"),
+        (tuple(plume().values()), 2, r"the trajectory has the parts \[0, 1\].*part = 2"),
+        ({"a": {"inner": plume()}}, "inner", "part 'inner' of trajectory 'a' is a dict, expected a Field"),
+    ],
+)
+def test_wrong_parts(given, part, message):
+    with pytest.raises(ph.StateError, match=message):
+        rollout(given, part=part)
+
+
 def test_settings_and_pyplot_are_untouched(tmp_path):
     from matplotlib import pyplot
 
@@ -86,26 +123,29 @@ def test_settings_and_pyplot_are_untouched(tmp_path):
     [
         ({"reference": "exact"}, r"unknown reference 'exact'.*'a', 'b'"),
         ({"times": [0, 3]}, r"frame index \[3\] out of range.*3 frames"),
-        ({"times": 0}, "times=0"),
+        ({"times": 0}, "times = 0"),
+        ({"times": [0.5]}, r"times = \[0.5\]: expected"),
+        ({"times": "all"}, "times = 'all': expected"),
+        ({"dt": "0.1"}, "dt = '0.1': expected"),
     ],
 )
 def test_wrong_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ph.StateError, match=message):
         rollout({"a": plane(), "b": plane()}, **arguments)
 
 
 def test_wrong_trajectories():
-    with pytest.raises(ValueError, match="no dim 'time'"):
+    with pytest.raises(ph.StateError, match="no dim 'time'"):
         rollout(plane().time[0])
-    with pytest.raises(ValueError, match="mismatching resolution.*'a'.*'b'"):
+    with pytest.raises(ph.StateError, match="mismatching resolution.*'a'.*'b'"):
         rollout({"a": line(np.zeros((2, 4))), "b": line(np.zeros((2, 8)))})
-    with pytest.raises(ValueError, match="mismatching bounds"):
+    with pytest.raises(ph.StateError, match="mismatching bounds"):
         rollout({"a": line(np.zeros((2, 4))), "b": line(np.zeros((2, 4)), length=2.0)})
-    with pytest.raises(ValueError, match="equally many frames"):
+    with pytest.raises(ph.StateError, match="equally many frames"):
         rollout({"a": plane(2), "b": plane(3)})
-    with pytest.raises(ValueError, match=r"example=2 out of range: dim 'trajectory'"):
+    with pytest.raises(ph.StateError, match=r"example=2 out of range: dim 'trajectory'"):
         rollout(line(np.zeros((2, 3, 4))), example=2)
-    with pytest.raises(ValueError, match="must be phi Fields"):
+    with pytest.raises(ph.StateError, match="trajectory 'a' is a ndarray, expected a Field"):
         rollout({"a": np.zeros((3, 4))})
-    with pytest.raises(ValueError, match="non-empty mapping"):
+    with pytest.raises(ph.StateError, match="non-empty mapping"):
         rollout({})

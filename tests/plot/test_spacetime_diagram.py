@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from cases.plots import line, plane
 
-from phi_hybrid.plot import spacetime_diagram as spacetime
+import phi_hybrid as ph
+from phi_hybrid.plot import spacetime
 
 
 def test_x_runs_to_the_right_and_time_upwards():
@@ -26,6 +27,12 @@ def test_differences_stand_below_all_but_the_reference():
     assert {ax.images[0].get_clim() for ax in lower[1:]} == {(-2, 2)}
 
 
+def test_part_of_a_state():
+    u = np.arange(3 * 4, dtype=float).reshape(3, 4)
+    drawn = spacetime((line(u), line(-u)), part=1).axes[0].images[0]
+    np.testing.assert_allclose(drawn.get_array(), -u)
+
+
 def test_planes_are_refused():
-    with pytest.raises(ValueError, match="spacetime shows 1D"):
+    with pytest.raises(ph.StateError, match="spacetime shows 1D"):
         spacetime(plane())
