@@ -169,7 +169,9 @@ COUPLED = {
     "to later samples": lambda x: x.cumsum(0),
     "to the first": lambda x: torch.cat([2 * x[:1] - x[1:].sum(0), x[1:]]),
     "from the first": lambda x: 2 * x - x[:1],
-    "between two of five": lambda x: x + 1e-9 * x[[0, 1, 2, 1, 4]],
+    "from 1 to 3": lambda x: x + 1e-9 * x[[0, 1, 2, 1, 4]],
+    "from 2 to 3": lambda x: x + 1e-9 * x[[0, 1, 2, 2, 4]],
+    "from 0 to 4": lambda x: x + 1e-9 * x[[0, 1, 2, 3, 0]],
 }
 
 
