@@ -73,6 +73,9 @@ class Layout:
         """The layout with `f` applied to the axes of every tensor in it."""
         return self
 
+    def __deepcopy__(self, memo: dict) -> Layout:
+        return self  # PhiML would round the bounds of its copies to the global precision
+
     def difference(self, other: Layout) -> str:
         """Names, in words, what tells this layout from another."""
         if type(self) is not type(other):
