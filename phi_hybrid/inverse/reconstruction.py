@@ -13,13 +13,18 @@ import torch
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.bridge.layout import Layout, batch_names, flatten, repeat, stack, unflatten, with_batch
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
-from phi_hybrid.optim.chain import Chain, Distance, Link, half_square
-from phi_hybrid.optim.rules import Gradient, Rule
-from phi_hybrid.optim.vectors import as_tuple, pack
-from phi_hybrid.steps.bound import Inputs, Repeatable, bind, flatten_arguments
-from phi_hybrid.steps.face import Step
-from phi_hybrid.steps.plain import as_step
-from phi_hybrid.steps.time_loop import evaluation_mode, require_finite, unroll
+from phi_hybrid.optim import Chain, Distance, Gradient, Link, Rule, as_tuple, half_square, pack
+from phi_hybrid.steps import (
+    Inputs,
+    Repeatable,
+    Step,
+    as_step,
+    bind,
+    evaluation_mode,
+    flatten_arguments,
+    require_finite,
+    unroll,
+)
 
 Tensors = tuple[torch.Tensor, ...]
 
