@@ -65,6 +65,11 @@ class Layout:
     boundary_kinds: tuple[tuple[str, str], ...] = ()
     """Side → kind of boundary for every field, e.g. `('x-', 'periodic')`; all constant values are of one kind."""
 
+    @cached_property
+    def time_axes(self) -> list[int | None]:
+        """Position of the dim `time` in every tensor, `None` where it is not there."""
+        return [position_of(TIME, axes) for axes in self.leaves]
+
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
         """The state that takes its tensors from `natives`."""
         raise NotImplementedError
@@ -162,11 +167,6 @@ class TreeLayout(Layout):
     @cached_property
     def leaves(self) -> tuple[tuple[Axis, ...], ...]:
         return tuple(leaf for child in self.children for leaf in child.leaves)
-
-    @cached_property
-    def time_axes(self) -> list[int | None]:
-        """Position of the dim `time` in every tensor, `None` where it is not there."""
-        return [position_of(TIME, axes) for axes in self.leaves]
 
     @cached_property
     def boundary_kinds(self) -> tuple[tuple[str, str], ...]:

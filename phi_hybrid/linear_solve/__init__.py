@@ -15,7 +15,7 @@ __all__ = [
     "Solves",
     "SparseFactorization",
     "in_order",
-    "solve_numbered",
     "linear_solves",
+    "solve_numbered",
     "solve_of",
 ]

@@ -39,8 +39,8 @@ from phi_hybrid.linear_solve import (
     LinearSolve,
     Method,
     SparseFactorization,
-    solve_numbered,
     operator,
+    solve_numbered,
 )
 from phi_hybrid.linear_solve.conjugate_gradient import KrylovSolver
 from phi_hybrid.linear_solve.factorization import FactoredSolver
