@@ -14,12 +14,13 @@ import torch
 from phi.math import Tensor, batch, spatial, sqrt, wrap
 from scipy.special import stdtrit
 
+from phi_hybrid.bridge.checks import require, require_number
 from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.bridge.layout import Layout, flatten, position_of, unflatten, without
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps.time_loop import all_finite
 
-Dims = Sequence[str]
+Dims = str | Sequence[str]
 
 Leaf = tuple[torch.Tensor, torch.Tensor, list[str]]
 """Members with their dim first, truth, and the names of the other dims."""
@@ -45,8 +46,7 @@ def rescale(members: Any, factor: float) -> Any:
     Raises:
         StateError: for a factor that is negative or not finite.
     """
-    if not (math.isfinite(factor) and factor >= 0):
-        raise StateError(f"factor = {factor}: a spread is scaled by a finite number ≥ 0, e.g. by covering_scale(…)")
+    require_number("factor", factor, least=0, way_out="e.g. covering_scale(…)")
     tensors, layout = _members(members, least=1)
     scaled = []
     for tensor, axes in zip(tensors, layout.leaves):
@@ -102,7 +102,7 @@ def spread_skill(members: Any, truth: Any, along: Dims = ()) -> Tensor:
     Args:
         members: state `(member, time, trajectory, x, vector)`.
         truth: the same without `member`.
-        along: dims to keep, e.g. `('time',)`; the means are over all others.
+        along: dim to keep, e.g. `'time'`, or several; the means are over all others.
 
     Raises:
         StateError: if there are fewer than two members, values that are not finite, states of two kinds, or a dim is unknown.
@@ -148,8 +148,8 @@ def coverage(members: Any, truth: Any, level: float, along: Dims = ()) -> Tensor
 
 def _reach(members: torch.Tensor, level: float) -> torch.Tensor:
     """Half the width of the prediction interval."""
-    if not 0 < level < 1:
-        raise StateError(f"level = {level}: the nominal share of an interval is between 0 and 1, e.g. 0.9")
+    require_number("level", level, above=0)
+    require(level < 1, "level", level, "the nominal share of an interval, between 0 and 1, e.g. 0.9")
     count = len(members)
     return float(stdtrit(count - 1, (1 + level) / 2)) * math.sqrt(1 + 1 / count) * members.std(0)
 
@@ -209,7 +209,7 @@ def _leaf(members: torch.Tensor, truth: torch.Tensor, axes: tuple) -> Leaf:
 
 def _mean(leaves: Sequence[Leaf], score: Callable, along: Dims) -> Tensor:
     """Mean of a score over all values that differ in other dims than those kept."""
-    along = tuple(along)
+    along = (along,) if isinstance(along, str) else tuple(along)
     total, count = 0.0, 0
     for members, truth, names in leaves:
         unknown = [name for name in along if name not in names]

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance
 from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.bridge.layout import flatten, without
-from phi_hybrid.data import Batch, Trajectories
+from phi_hybrid.data import Batch, Trajectories, require_data
 from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.evaluation.metrics import DEFAULT, MAE, NRMSE, Frame, Metric
 from phi_hybrid.evaluation.result import Evaluation
@@ -52,13 +53,17 @@ def evaluate(
         StateError: if `steps` is out of range, the data do not fit a solver, a metric has the name of another or does
             not return one number per trajectory.
     """
-    if not isinstance(solvers, Mapping) or not solvers:
-        raise StateError(f"solvers = {solvers!r}: expected a mapping from names to steps, e.g. {{'hybrid': solver}}")
+    named = isinstance(solvers, Mapping) and bool(solvers)
+    require(named, "solvers", solvers, "a mapping from names to steps, e.g. {'hybrid': solver}")
+    solvers = {name: as_step(solver, f"solvers[{name!r}]") for name, solver in solvers.items()}
+    require_data("data", data)
     steps = data.steps if steps is None else steps
-    if not 1 <= steps <= data.steps:
-        raise StateError(f"steps = {steps} but the data has trajectories of {data.steps} steps; use 1 … {data.steps}")
-    if batch_size < 1:
-        raise StateError(f"batch_size = {batch_size}: roll out at least 1 trajectory at once")
+    require_count("steps", steps)
+    require(steps <= data.steps, "steps", steps, f"1 … {data.steps}, the steps of the data")
+    require_count("batch_size", batch_size)
+    require_instance("metrics", metrics, Mapping, "a mapping from names to metrics, e.g. {'error': ph.metrics.MAE()}")
+    for name, metric in metrics.items():
+        require_callable(f"metrics[{name!r}]", metric, "a metric, e.g. ph.metrics.SpectrumError()")
     taken = sorted({*DEFAULT, "blow_up"} & set(metrics))
     if taken:
         raise StateError(f"metrics {taken} are measured anyway; give yours other names")

@@ -15,6 +15,7 @@ from phi import math as phi_math
 from phi.field import Field
 from phi.geom import Geometry
 
+from phi_hybrid.bridge.checks import require_callable, require_number
 from phi_hybrid.bridge.dims import TRAJECTORY
 from phi_hybrid.bridge.layout import (
     Axis,
@@ -89,8 +90,16 @@ Metric = Callable[[Frame, Frame], Any]
 rollout has failed or the result is not finite, +∞ without one."""
 
 
+class _OfQuantity:
+    of: Quantity | None
+
+    def __post_init__(self) -> None:
+        if self.of is not None:
+            require_callable("of", self.of, "a function of a state, e.g. lambda state: state['velocity'], or None")
+
+
 @dataclass(frozen=True)
-class MAE:
+class MAE(_OfQuantity):
     """⟨|u − u*|⟩ over space and components, in units of the state. `of`: of which quantity, the state by default."""
 
     of: Quantity | None = None
@@ -100,7 +109,7 @@ class MAE:
 
 
 @dataclass(frozen=True)
-class NRMSE:
+class NRMSE(_OfQuantity):
     """‖u − u*‖₂ / ‖u*‖₂ over space and components. `of`: of which quantity, the state by default."""
 
     of: Quantity | None = None
@@ -111,7 +120,7 @@ class NRMSE:
 
 
 @dataclass(frozen=True)
-class Correlation:
+class Correlation(_OfQuantity):
     """Σ a·b / √(Σ a²·Σ b²) over space and components, between −1 and 1, and −∞ for failed rollouts.
 
     Pearson's correlation with a = u − ⟨u⟩, b = u* − ⟨u*⟩, the spatial mean of each component removed; with
@@ -134,7 +143,7 @@ class Correlation:
 
 
 @dataclass(frozen=True)
-class SpectrumError:
+class SpectrumError(_OfQuantity):
     """Log-spectral distance √⟨(log₁₀ E(k)/E*(k))²⟩ₖ of the energy spectra, in decades; for periodic fields.
 
     E(k) as in `plot.energy_spectrum`: ½ Σ |û(κ)|² over the shell of wavenumbers |κ| ≈ k. All complete shells, i.e. up to
@@ -160,7 +169,7 @@ class SpectrumError:
 
 
 @dataclass(frozen=True)
-class Divergence:
+class Divergence(_OfQuantity):
     """max |∇·u|·dx / max |u| of the solver's velocity: about 1 for random faces, 1e-6 for projected float32 ones.
 
     Args:
@@ -201,6 +210,11 @@ class Drift:
 
     quantity: Quantity
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        require_callable("quantity", self.quantity, "a function of a state, e.g. ph.quantities.energy")
+        if self.scale is not None:
+            require_number("scale", self.scale, above=0)
 
     def __call__(self, own: Frame, reference: Frame) -> torch.Tensor:
         value, true = own.of(self.quantity).rows, reference.of(self.quantity).rows

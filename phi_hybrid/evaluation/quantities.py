@@ -13,6 +13,7 @@ from phi import math as phi_math
 from phi.field import Field
 from phi.geom import Geometry
 
+from phi_hybrid.bridge.checks import require_instance
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.bridge.layout import FieldLayout
 from phi_hybrid.errors import StateError
@@ -76,6 +77,7 @@ def _shells(layout: FieldLayout) -> tuple[torch.Tensor, int]:
 
 def _components(state: Field) -> list[Any]:
     """Values of every component, `(trajectory, x, y)`."""
+    require_instance("state", state, Field, "a field; of a dict or a tuple pick one, lambda s: energy(s['velocity'])")
     values = state.values
     split = values.shape.dual or values.shape.channel
     return phi_math.unstack(values, split) if split else [values]

@@ -6,19 +6,19 @@ and returns a scalar. `Losses` adds terms up by name; each is a differentiable f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from numbers import Real
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import repeat, tuple_of, with_batch
 from phi_hybrid.data import Batch
 from phi_hybrid.errors import StateError
-from phi_hybrid.steps.plain import known_step
+from phi_hybrid.steps.plain import known_step, require_step
 
 Tensors = Sequence[torch.Tensor]
 
@@ -42,11 +42,6 @@ class _Function(Term):
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         return self.function(states, batch)
-
-
-def _require(valid: bool, name: str, value: Any, expected: str) -> None:
-    if not valid:
-        raise StateError(f"{name} = {value!r}: expected {expected}")
 
 
 # --- at which steps ---
@@ -79,8 +74,9 @@ class Steps:
     numbers: tuple[int, ...]
 
     def __init__(self, *numbers: int) -> None:
-        if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
-            raise StateError(f"Steps({', '.join(map(repr, numbers))}): give numbers of steps, the first is 1")
+        require(bool(numbers), "numbers", numbers, "numbers of steps from 1, e.g. Steps(1, 4)")
+        for number in numbers:
+            require_count("numbers", number)
         object.__setattr__(self, "numbers", numbers)
 
     def __repr__(self) -> str:
@@ -103,9 +99,7 @@ class Geometric:
     ratio: float
 
     def __post_init__(self) -> None:
-        _require(
-            isinstance(self.ratio, (int, float)) and 0 < self.ratio < math.inf, "ratio", self.ratio, "a number > 0"
-        )
+        require_number("ratio", self.ratio, above=0)
 
     def weights(self, steps: int) -> list[float]:
         return [self.ratio**n for n in range(steps)]
@@ -120,7 +114,7 @@ class _Placed(Term):
     at: At
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.at, At), "at", self.at, "EveryStep(), LastStep(), Steps(1, 4) or Geometric(0.9)")
+        require_instance("at", self.at, At, "EveryStep(), LastStep(), Steps(1, 4) or Geometric(0.9)")
 
 
 # --- comparison with the reference ---
@@ -163,9 +157,7 @@ class Spectral(_Placed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            isinstance(self.power, (int, float)) and 0 <= self.power < math.inf, "power", self.power, "a number ≥ 0"
-        )
+        require_number("power", self.power, least=0)
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         errors = []
@@ -185,13 +177,13 @@ class Spectral(_Placed):
 class _InUnits(_Placed):
     """A term of a quantity with a unit."""
 
+    quantity: Callable
     scale: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            isinstance(self.scale, (int, float)) and 0 < self.scale < math.inf, "scale", self.scale, "a number > 0"
-        )
+        require_callable("quantity", self.quantity, "a function of a state, e.g. field.divergence")
+        require_number("scale", self.scale, above=0)
 
 
 @dataclass(frozen=True)
@@ -242,6 +234,10 @@ class Residual(_Placed):
     at: At = EveryStep()
     needs_start = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_step("step", self.step)
+
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         inputs = batch.step_inputs
         previous = [torch.cat([u[:, None], y[:, :-1]], 1) for u, y in zip(batch.initial, states)]
@@ -266,6 +262,9 @@ class BeforeCorrection(Term):
     term: Term = L2()
     needs_uncorrected = True
 
+    def __post_init__(self) -> None:
+        require_callable("term", self.term, "a term, e.g. L2()")
+
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         return self.term(states, batch)
 
@@ -285,12 +284,12 @@ class Losses:
 
     def __post_init__(self) -> None:
         weighted = {}
-        if not isinstance(self.terms, Mapping) or not self.terms:
-            raise StateError(f"terms = {self.terms!r}: expected a mapping from names to terms, e.g. {{'state': L2()}}")
+        given = isinstance(self.terms, Mapping) and bool(self.terms)
+        require(given, "terms", self.terms, "a mapping from names to terms, e.g. {'state': L2()}")
         for name, entry in self.terms.items():
             weight, term = entry if isinstance(entry, tuple) and len(entry) == 2 else (1.0, entry)
-            if not callable(term) or isinstance(term, type) or not isinstance(weight, (int, float)):
-                raise StateError(f"terms[{name!r}] = {entry!r}: expected a term or (weight, term), e.g. (0.1, L1())")
+            valid = callable(term) and not isinstance(term, type) and isinstance(weight, Real)
+            require(valid, f"terms[{name!r}]", entry, "a term or (weight, term), e.g. (0.1, L1())")
             weighted[name] = (float(weight), term if isinstance(term, Term) else _Function(term))
         object.__setattr__(self, "terms", weighted)
 
