@@ -25,6 +25,7 @@ from phi.math import Shape, Tensor
 from phiml.math import extrapolation
 
 from phi_hybrid import _compat
+from phi_hybrid.bridge.checks import require_instance
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.errors import StateError
 
@@ -213,6 +214,7 @@ def flatten(state: Any) -> tuple[tuple[torch.Tensor, ...], Layout]:
 
 def unflatten(layout: Layout, tensors: Sequence[torch.Tensor]) -> Any:
     """Inverse of `flatten`. Sizes of batch dims are taken from the tensors."""
+    require_instance("layout", layout, Layout, "what flatten() returned second: unflatten(layout, tensors)")
     expected = len(layout.leaves)
     if len(tensors) != expected:
         raise StateError(f"{len(tensors)} tensors given, but the layout holds {expected}: pass what flatten() returned")
