@@ -289,7 +289,7 @@ CALLS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("energy of a number", lambda: ph.quantities.energy(3.0), State, "state = 3.0"),
     # --- inverse problems ---
     ("reconstruct from a name", lambda: ph.reconstruct("burgers", u, u), State, "physics = 'burgers'"),
-    ("class of a rule", lambda: reconstruct(rule=ph.optim.rules.Gradient), State, r"rule = .*Gradient.*Gradient\(\)"),
+    ("class of a rule", lambda: reconstruct(rule=ph.optim.Gradient), State, r"rule = .*Gradient.*Gradient\(\)"),
     ("name of a rule", lambda: reconstruct(rule="gradient"), State, r"rule = 'gradient'.*Gradient\(\)"),
     ("name of a distance", lambda: reconstruct(loss="l2"), State, "loss = 'l2'"),
     ("name of an optimizer", lambda: reconstruct(optimizer="adam"), State, "optimizer = 'adam'"),
