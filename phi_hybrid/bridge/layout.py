@@ -273,14 +273,12 @@ def repeat(
     """Tensors of `source` with the batch axes that `target` has besides, of these sizes, or else of size 1."""
     result = []
     for tensor, old, new in zip(tensors, source.leaves, target.leaves):
-        if old is not new and old != new:
-            names = {a.name for a in old}
-            for position, axis in enumerate(new):
-                if axis.name not in names:
-                    tensor = tensor.unsqueeze(position)
-            shape = [sizes.get(a.name, s) if a.kind == "batch" else s for a, s in zip(new, tensor.shape)]
-            tensor = tensor.expand(shape).contiguous()
-        result.append(tensor)
+        names = {a.name for a in old}
+        for position, axis in enumerate(new):
+            if axis.name not in names:
+                tensor = tensor.unsqueeze(position)
+        shape = [sizes.get(a.name, s) if a.kind == "batch" else s for a, s in zip(new, tensor.shape)]
+        result.append(tensor.expand(shape).contiguous())
     return tuple(result)
 
 
@@ -300,7 +298,8 @@ def batch_sizes(tensors: Sequence[torch.Tensor], layout: Layout) -> dict[str, in
                     f"batch dim '{axis.name}' has sizes {sizes[axis.name]} and {size}: pass equal numbers of entries, or "
                     "leave the dim out to repeat a value along it"
                 )
-            sizes[axis.name] = max(size, sizes[axis.name])
+            if sizes[axis.name] == 1:
+                sizes[axis.name] = size
     return sizes
 
 

@@ -150,7 +150,7 @@ def test_too_short_input(block: ph.PhysicsBlock) -> None:
 
 @pytest.mark.parametrize("steps", [-1, 2.0, "3", None])
 def test_number_of_steps(steps: Any, block: ph.PhysicsBlock) -> None:
-    with pytest.raises(ph.StateError, match="a number of steps ≥ 0"):
+    with pytest.raises(ph.StateError, match="steps = "):
         ph.rollout(block, line(0, b=2), steps, line(1, b=2))
 
 
