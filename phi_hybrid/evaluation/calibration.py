@@ -15,12 +15,13 @@ import torch
 from phi.math import Tensor, batch, spatial, sqrt, wrap
 from scipy.special import stdtrit
 
+from phi_hybrid.bridge.checks import require, require_number
 from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.bridge.layout import Layout, flatten, position_of, unflatten, without
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps.time_loop import all_finite
 
-Dims = Sequence[str]
+Dims = str | Sequence[str]
 
 Leaf = tuple[torch.Tensor, torch.Tensor, list[str]]
 """Members with their dim first, truth, and the names of the other dims."""
@@ -46,8 +47,7 @@ def rescale(members: Any, factor: float) -> Any:
     Raises:
         StateError: for a factor that is negative or not finite.
     """
-    if not (math.isfinite(factor) and factor >= 0):
-        raise StateError(f"factor = {factor}: a spread is scaled by a finite number ≥ 0, e.g. by covering_scale(…)")
+    require_number("factor", factor, least=0, way_out="e.g. covering_scale(…)")
     tensors, layout = _members(members, least=1)
     scaled = []
     for tensor, axes in zip(tensors, layout.leaves):
@@ -154,8 +154,8 @@ def coverage(members: Any, truth: Any, level: float, along: Dims = ()) -> Tensor
 
 def _reach(members: torch.Tensor, level: float) -> torch.Tensor:
     """Half the width t·s·√(1 + 1/M) of the prediction interval."""
-    if not 0 < level < 1:
-        raise StateError(f"level = {level}: the nominal share of an interval is between 0 and 1, e.g. 0.9")
+    require_number("level", level, above=0)
+    require(level < 1, "level", level, "the nominal share of an interval, between 0 and 1, e.g. 0.9")
     count = len(members)
     return float(stdtrit(count - 1, (1 + level) / 2)) * math.sqrt(1 + 1 / count) * members.std(0)
 
@@ -217,7 +217,7 @@ def _leaf(members: torch.Tensor, truth: torch.Tensor, axes: tuple) -> Leaf:
 
 def _mean(leaves: Sequence[Leaf], score: Callable, along: Dims) -> Tensor:
     """Mean of a score over all values that differ in other dims than those kept."""
-    along = tuple(along)
+    along = (along,) if isinstance(along, str) else tuple(along)
     total, count = 0.0, 0
     for members, truth, names in leaves:
         unknown = [name for name in along if name not in names]

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_count, require_instance
 from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.bridge.layout import flatten, without
-from phi_hybrid.data import Batch, Trajectories
+from phi_hybrid.data import Batch, Trajectories, require_data
 from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.evaluation.metrics import MAE, NRMSE, Frame, Metric, as_metric, defaults
 from phi_hybrid.evaluation.result import Evaluation
@@ -53,25 +54,23 @@ def evaluate(
         StateError: if `steps` is out of range, the data do not fit a solver, a metric has the name of another or does
             not return one number per trajectory.
     """
+    named = isinstance(solvers, Mapping) and bool(solvers)
+    require(named, "solvers", solvers, "a mapping from names to steps, e.g. {'hybrid': solver}")
+    solvers = {name: as_step(solver, f"solvers[{name!r}]") for name, solver in solvers.items()}
+    require_data("data", data)
     steps = data.steps if steps is None else steps
-    _check(solvers, data, steps, batch_size)
+    require_count("steps", steps)
+    require(steps <= data.steps, "steps", steps, f"1 … {data.steps}, the steps of the data")
+    require_count("batch_size", batch_size)
     chosen = _all_metrics(data, metrics)
     found = {name: measure(solver, data, steps, chosen, batch_size) for name, solver in solvers.items()}
     values = {metric: {name: numbers[metric] for name, (numbers, _) in found.items()} for metric in chosen}
     return Evaluation(values, {name: lifetime for name, (_, lifetime) in found.items()})
 
 
-def _check(solvers: Any, data: Trajectories, steps: int, batch_size: int) -> None:
-    if not isinstance(solvers, Mapping) or not solvers:
-        raise StateError(f"solvers = {solvers!r}: expected a mapping from names to steps, e.g. {{'hybrid': solver}}")
-    if not 1 <= steps <= data.steps:
-        raise StateError(f"steps = {steps} but the data has trajectories of {data.steps} steps; use 1 … {data.steps}")
-    if batch_size < 1:
-        raise StateError(f"batch_size = {batch_size}: roll out at least 1 trajectory at once")
-
-
 def _all_metrics(data: Trajectories, metrics: Mapping[str, Any]) -> dict[str, Metric]:
     """The default metrics and those that are asked for."""
+    require_instance("metrics", metrics, Mapping, "a mapping from names to metrics, e.g. {'error': ph.metrics.MAE()}")
     known = defaults(data.state_layout)
     taken = sorted({*known, "blow_up"} & set(metrics))
     if taken:

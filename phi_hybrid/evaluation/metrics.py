@@ -17,6 +17,7 @@ import torch
 from phi import math as phi_math
 from phi.geom import Geometry
 
+from phi_hybrid.bridge.checks import require_callable, require_number
 from phi_hybrid.bridge.dims import TRAJECTORY
 from phi_hybrid.bridge.layout import (
     Axis,
@@ -116,18 +117,23 @@ def as_metric(metric: Any, name: str) -> Metric:
     Raises:
         StateError: for what is neither; it is called `name` there.
     """
-    if isinstance(metric, type) or not callable(metric):
-        raise StateError(
-            f"{name} = {metric!r}: expected a metric, e.g. MAE(), or a function (solver, reference) -> numbers"
-        )
+    require_callable(name, metric, "a metric, e.g. MAE(), or a function (solver, reference) -> numbers")
     return metric if isinstance(metric, Metric) else _Function(metric)
 
 
 # --- errors and correlations ---
 
 
+class _OfQuantity(Metric):
+    of: Quantity | None
+
+    def __post_init__(self) -> None:
+        if self.of is not None:
+            require_callable("of", self.of, "a function of a state, e.g. lambda state: state['velocity'], or None")
+
+
 @dataclass(frozen=True)
-class MAE(Metric):
+class MAE(_OfQuantity):
     """Mean absolute error ⟨|u − u*|⟩ over space and components, in units of the state.
 
     Args:
@@ -141,7 +147,7 @@ class MAE(Metric):
 
 
 @dataclass(frozen=True)
-class NRMSE(Metric):
+class NRMSE(_OfQuantity):
     """Relative error ‖u − u*‖₂ / ‖u*‖₂ over space and components; arguments as for `MAE`."""
 
     of: Quantity | None = None
@@ -152,7 +158,7 @@ class NRMSE(Metric):
 
 
 @dataclass(frozen=True)
-class Correlation(Metric):
+class Correlation(_OfQuantity):
     """Correlation Σ a·b / √(Σ a²·Σ b²) over space and components, between −1 and 1, and −∞ for failed rollouts.
 
     Pearson's correlation with a = u − ⟨u⟩, b = u* − ⟨u*⟩, the spatial mean of each component removed; with
@@ -178,7 +184,7 @@ class Correlation(Metric):
 
 
 @dataclass(frozen=True)
-class SpectrumError(Metric):
+class SpectrumError(_OfQuantity):
     """Log-spectral distance √⟨(log₁₀ E(k)/E*(k))²⟩ₖ of the energy spectra, in decades; for periodic fields.
 
     E(k) = ½ Σ |û(κ)|² over the shell of wavenumbers |κ| ≈ k, as in `quantities.energy_spectrum`. All complete shells,
@@ -205,7 +211,7 @@ class SpectrumError(Metric):
 
 
 @dataclass(frozen=True)
-class Divergence(Metric):
+class Divergence(_OfQuantity):
     """Largest divergence max |∇·u|·dx / max |u| of the solver: 1 for random faces, 1e-6 for projected float32 ones.
 
     Args:
@@ -239,6 +245,11 @@ class Drift(Metric):
 
     quantity: Quantity
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        require_callable("quantity", self.quantity, "a function of a state, e.g. ph.quantities.energy")
+        if self.scale is not None:
+            require_number("scale", self.scale, above=0)
 
     def __call__(self, own: Frame, reference: Frame) -> torch.Tensor:
         value, true = own.of(self.quantity).rows, reference.of(self.quantity).rows

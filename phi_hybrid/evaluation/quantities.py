@@ -18,6 +18,7 @@ from phi.field import CenteredGrid, Field
 from phi.geom import Geometry
 from phi.math.extrapolation import PERIODIC
 
+from phi_hybrid.bridge.checks import require_instance
 from phi_hybrid.bridge.layout import FieldLayout, flatten
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps.bound import Tensors
@@ -41,6 +42,7 @@ def energy(state: Field) -> Any:
 
 def _components(state: Field) -> list[Any]:
     """Values of every component, `(trajectory, x, y)`."""
+    require_instance("state", state, Field, "a field; of a dict or a tuple pick one, lambda s: energy(s['velocity'])")
     values = state.values
     split = values.shape.dual or values.shape.channel
     return phi_math.unstack(values, split) if split else [values]

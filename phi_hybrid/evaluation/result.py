@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
 from phi_hybrid.errors import StateError
 from phi_hybrid.evaluation.quantities import time_of_decorrelation
 from phi_hybrid.evaluation.table import Table
@@ -63,6 +64,7 @@ class Evaluation:
         Raises:
             StateError: for more steps than there are.
         """
+        require_count("steps", steps)
         self._check_horizons((steps,))
         return Evaluation(
             {m: {name: v[:, :steps] for name, v in found.items()} for m, found in self.values.items()},
@@ -89,8 +91,8 @@ class Evaluation:
         Raises:
             StateError: if there are no groups, or one is empty.
         """
-        if not groups:
-            raise StateError("no groups: expected a mapping from names to trajectories, e.g. {'inside': [0, 1]}")
+        named = isinstance(groups, Mapping) and bool(groups)
+        require(named, "groups", groups, "a mapping from names to trajectories, e.g. {'inside': [0, 1]}")
         parts = {group: self.select(trajectories) for group, trajectories in groups.items()}
 
         def join(measured: Mapping[str, Measured]) -> Measured:
@@ -112,6 +114,8 @@ class Evaluation:
             metric: name of the correlation, `correlation` by default.
             dt: time of one step, 1 by default.
         """
+        require_number("threshold", threshold)
+        require_number("dt", dt, above=0)
         found = {name: torch.from_numpy(time_of_decorrelation(v, threshold, dt)) for name, v in self[metric].items()}
         return {name: time.minimum(dt * self.lifetime[name]) for name, time in found.items()}
 
@@ -137,6 +141,8 @@ class Evaluation:
         Raises:
             StateError: for horizons out of range, an unknown metric, or two numbers of one name.
         """
+        require_instance("horizons", horizons, Iterable, "numbers of steps in a tuple, e.g. (8,)")
+        require_instance("thresholds", thresholds, Iterable, "correlations in a tuple, e.g. (0.8,)")
         self._check_horizons(horizons)
         times = {f"time_to_{t:g}": self.time_to(t, correlation, dt) for t in thresholds}
         spans = [("", self.steps), *((f"_{h}", h) for h in horizons)]
@@ -178,7 +184,9 @@ class Evaluation:
         return {name: torch.nn.functional.pad(v, (1, 0), value=start) for name, v in self[metric].items()}
 
     def _check_horizons(self, horizons: Sequence[int]) -> None:
-        out = [h for h in horizons if not 1 <= h <= self.steps]
+        for horizon in horizons:
+            require_count("horizon", horizon)
+        out = [h for h in horizons if h > self.steps]
         if out:
             raise StateError(f"horizons {out}: the evaluation has {self.steps} steps; use 1 … {self.steps}")
 

@@ -8,8 +8,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+from phi_hybrid.bridge.checks import require, require_instance
 from phi_hybrid.errors import StateError
 
 
@@ -20,8 +22,8 @@ class Spread:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.values:
-            raise StateError("a spread of no values: give at least one, e.g. Spread((0.1, 0.2))")
+        numbers = isinstance(self.values, Sequence) and all(isinstance(v, Real) for v in self.values)
+        require(numbers and len(self.values) > 0, "values", self.values, "at least one number, e.g. Spread((0.1, 0.2))")
         ranked = tuple(math.inf if math.isnan(v) else float(v) for v in self.values)
         object.__setattr__(self, "values", ranked)
 
@@ -60,8 +62,8 @@ class Table:
     rows: Mapping[str, Mapping[str, Cell]]
 
     def __post_init__(self) -> None:
-        if not self.rows:
-            raise StateError("a table without rows: expected row → column → number, e.g. {'hybrid': {'mae': 0.1}}")
+        named = isinstance(self.rows, Mapping) and all(isinstance(row, Mapping) for row in self.rows.values())
+        require(named and len(self.rows) > 0, "rows", self.rows, "row → column → number, e.g. {'hybrid': {'mae': 0.1}}")
         for name, row in self.rows.items():
             if list(row) != self.columns:
                 raise StateError(
@@ -83,6 +85,7 @@ class Table:
         Raises:
             StateError: if there is no summary, or a method or metric is missing in one of them.
         """
+        require_instance("summaries", summaries, Sequence, "one per seed in a list")
         if not summaries:
             raise StateError("no summaries: pass one per seed, e.g. [evaluation.summary() for each seed]")
         columns = list(next(iter(summaries[0].values()))) if columns is None else columns
@@ -101,6 +104,7 @@ class Table:
     @staticmethod
     def stack(tables: Mapping[str, Table]) -> Table:
         """Tables of the same columns below each other: rows are named `row, table`."""
+        require_instance("tables", tables, Mapping, "name → table")
         rows: dict[str, Mapping[str, Cell]] = {}
         for name, table in tables.items():
             rows.update({f"{row}, {name}": cells for row, cells in table.rows.items()})

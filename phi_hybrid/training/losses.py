@@ -8,21 +8,22 @@ of its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import repeat, tuple_of, with_batch
 from phi_hybrid.bridge.parts import part_of
 from phi_hybrid.data import Batch
 from phi_hybrid.data.batch import DataLayout
 from phi_hybrid.errors import StateError
-from phi_hybrid.steps.plain import known_step
+from phi_hybrid.steps.plain import known_step, require_step
 
 Tensors = Sequence[torch.Tensor]
 
@@ -50,17 +51,8 @@ class _Function(Term):
 
 def _as_term(term: Any, name: str, expected: str) -> Term:
     """Terms as they are, plain functions as terms."""
-    _require(callable(term) and not isinstance(term, type), name, term, expected)
+    require(callable(term) and not isinstance(term, type), name, term, expected)
     return term if isinstance(term, Term) else _Function(term)
-
-
-def _require(valid: bool, name: str, value: Any, expected: str) -> None:
-    if not valid:
-        raise StateError(f"{name} = {value!r}: expected {expected}")
-
-
-def _require_positive(name: str, value: Any) -> None:
-    _require(isinstance(value, (int, float)) and 0 < value < math.inf, name, value, "a number > 0")
 
 
 # --- at which steps ---
@@ -71,6 +63,7 @@ class EveryStep:
     """All steps count the same."""
 
     def weights(self, steps: int) -> list[float]:
+        """Weight of every step."""
         return [1.0] * steps
 
 
@@ -79,6 +72,7 @@ class LastStep:
     """Only the last step counts."""
 
     def weights(self, steps: int) -> list[float]:
+        """Weight of every step."""
         return [0.0] * (steps - 1) + [1.0]
 
 
@@ -93,14 +87,16 @@ class Steps:
     numbers: tuple[int, ...]
 
     def __init__(self, *numbers: int) -> None:
-        if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
-            raise StateError(f"Steps({', '.join(map(repr, numbers))}): give numbers of steps, the first is 1")
+        require(bool(numbers), "numbers", numbers, "numbers of steps from 1, e.g. Steps(1, 4)")
+        for number in numbers:
+            require_count("numbers", number)
         object.__setattr__(self, "numbers", numbers)
 
     def __repr__(self) -> str:
         return f"Steps({', '.join(map(str, self.numbers))})"
 
     def weights(self, steps: int) -> list[float]:
+        """Weight of every step."""
         if max(self.numbers) > steps:
             raise StateError(f"{self}: the loss sees {steps} steps; use 1 … {steps}")
         return [float(n in self.numbers) for n in range(1, steps + 1)]
@@ -117,9 +113,10 @@ class Geometric:
     ratio: float
 
     def __post_init__(self) -> None:
-        _require_positive("ratio", self.ratio)
+        require_number("ratio", self.ratio, above=0)
 
     def weights(self, steps: int) -> list[float]:
+        """Weight of every step."""
         return [self.ratio**n for n in range(steps)]
 
 
@@ -132,7 +129,7 @@ class _Placed(Term):
     at: At
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.at, At), "at", self.at, "EveryStep(), LastStep(), Steps(1, 4) or Geometric(0.9)")
+        require_instance("at", self.at, At, "EveryStep(), LastStep(), Steps(1, 4) or Geometric(0.9)")
 
 
 # --- comparison with the reference ---
@@ -179,9 +176,7 @@ class Spectral(_Placed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            isinstance(self.power, (int, float)) and 0 <= self.power < math.inf, "power", self.power, "a number ≥ 0"
-        )
+        require_number("power", self.power, least=0)
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         errors = []
@@ -201,11 +196,13 @@ class Spectral(_Placed):
 class _InUnits(_Placed):
     """Base class of terms of a quantity with a unit."""
 
+    quantity: Callable
     scale: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive("scale", self.scale)
+        require_callable("quantity", self.quantity, "a function of a state, e.g. field.divergence")
+        require_number("scale", self.scale, above=0)
 
 
 @dataclass(frozen=True)
@@ -260,6 +257,10 @@ class Residual(_Placed):
     at: At = EveryStep()
     needs_start = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_step("step", self.step)
+
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         inputs = batch.step_inputs
         previous = [torch.cat([u[:, None], y[:, :-1]], 1) for u, y in zip(batch.initial, states)]
@@ -301,6 +302,9 @@ class BeforeCorrection(_Around):
     term: Term = L2()
     needs_uncorrected = True
 
+    def __post_init__(self) -> None:
+        require_callable("term", self.term, "a term, e.g. L2()")
+
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         return self.term(states, batch)
 
@@ -341,12 +345,12 @@ class Losses:
 
     def __post_init__(self) -> None:
         weighted = {}
-        if not isinstance(self.terms, Mapping) or not self.terms:
-            raise StateError(f"terms = {self.terms!r}: expected a mapping from names to terms, e.g. {{'state': L2()}}")
+        given = isinstance(self.terms, Mapping) and bool(self.terms)
+        require(given, "terms", self.terms, "a mapping from names to terms, e.g. {'state': L2()}")
         for name, entry in self.terms.items():
             weight, term = entry if isinstance(entry, tuple) and len(entry) == 2 else (1.0, entry)
             expected = "a term or (weight, term), e.g. (0.1, L1())"
-            _require(isinstance(weight, (int, float)), f"terms[{name!r}]", entry, expected)
+            require(isinstance(weight, Real), f"terms[{name!r}]", entry, expected)
             weighted[name] = (float(weight), _as_term(term, f"terms[{name!r}]", expected))
         object.__setattr__(self, "terms", weighted)
 

@@ -16,8 +16,7 @@ from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, Field, StaggeredGrid, b
 from torch.utils.data import DataLoader
 
 import phi_hybrid as ph
-from phi_hybrid.data import Windows
-from phi_hybrid.data import coarsen
+from phi_hybrid.data import Windows, coarsen
 
 STEPS = 5
 

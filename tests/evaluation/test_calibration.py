@@ -176,7 +176,7 @@ def test_errors() -> None:
         calibration.crps(u, line(1))
     with pytest.raises(ph.StateError, match="there is no dim \\['y'\\], only \\['time', 'x', 'vector'\\]"):
         calibration.crps(u, truth, ("y",))
-    with pytest.raises(ph.StateError, match="level = 90: the nominal share"):
+    with pytest.raises(ph.StateError, match="level = 90"):
         calibration.coverage(u, truth, 90)
     with pytest.raises(ph.StateError, match="factor = nan: a spread is scaled by"):
         calibration.rescale(u, float("nan"))

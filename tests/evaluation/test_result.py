@@ -107,14 +107,14 @@ def ambiguous(name: str) -> Evaluation:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FOUND.summary((2, 0)), r"horizons \[0\]: the evaluation has 5 steps; use 1 … 5"),
+        (lambda: FOUND.summary((2, 0)), r"horizon = 0"),
         (lambda: FOUND.table((2, 6)), r"horizons \[6\]: the evaluation has 5 steps; use 1 … 5"),
         (lambda: FOUND.until(6), r"horizons \[6\]: the evaluation has 5 steps"),
         (lambda: FOUND["spectrum"], r"metric 'spectrum' was not measured, only \['mae', 'correlation'\]; add it"),
         (lambda: FOUND.time_to(0.8, "vorticity"), "metric 'vorticity' was not measured"),
         (lambda: FOUND.summary((3, 3)), r"\['blow_up_3', .* would stand for two numbers each"),
         (lambda: ambiguous("mae_2").summary((2,)), r"\['mae_2'\] would stand for two numbers each: rename the metric"),
-        (lambda: FOUND.grouped({}), "no groups: expected a mapping"),
+        (lambda: FOUND.grouped({}), "groups = "),
         (lambda: FOUND.grouped({"all": [0, 1, 2], "none": [False] * 3}), "selects none of 3 trajectories"),
         *[
             (lambda wrong=wrong: FOUND.select(wrong), "no trajectories of 3: give indices 0 … 2|selects none of 3")

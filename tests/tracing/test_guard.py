@@ -31,8 +31,8 @@ from phiml.backend.torch import TORCH
 from phiml.math import _optimize
 
 from phi_hybrid import capture
-from phi_hybrid.linear_solve import linear_solves
 from phi_hybrid.errors import CaptureError, StateError
+from phi_hybrid.linear_solve import linear_solves
 
 HOOKS = {"is_available", "linear_solve", "custom_gradient", "mul_csr_dense", "csr_matrix"}
 UPSTREAM = {

@@ -11,7 +11,6 @@ import pytest
 import torch
 from cases.chains import agree, force_at, gradient_of, squares, step_by_hand, target_at
 from cases.small import (
-    native_of,
     SmallNet,
     component_values,
     equal,
@@ -19,6 +18,7 @@ from cases.small import (
     finite_differences,
     forced_step,
     line,
+    native_of,
     noise,
     relative_difference,
 )
