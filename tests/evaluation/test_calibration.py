@@ -178,7 +178,7 @@ def test_errors() -> None:
         calibration.crps(u, truth, ("y",))
     with pytest.raises(ph.StateError, match="level = 90"):
         calibration.coverage(u, truth, 90)
-    with pytest.raises(ph.StateError, match="factor = nan"):
+    with pytest.raises(ph.StateError, match="factor = nan: expected a finite number ≥ 0"):
         calibration.rescale(u, float("nan"))
     with pytest.raises(ph.StateError, match="no scale covers 90% of the truth, because the spread is zero"):
         calibration.covering_scale(0 * u, truth)
