@@ -192,10 +192,6 @@ def test_errors() -> None:
         calibration.crps(u, line(1))
     with pytest.raises(ph.StateError, match="there is no dim \\['y'\\], only \\['time', 'x', 'vector'\\]"):
         calibration.crps(u, truth, ("y",))
-    with pytest.raises(ph.StateError, match="level = 90: the nominal share"):
-        calibration.coverage(u, truth, 90)
-    with pytest.raises(ph.StateError, match="factor = nan: a spread is scaled by"):
-        calibration.rescale(u, float("nan"))
     with pytest.raises(ph.StateError, match="no scale covers 90% of the truth, because the spread is zero"):
         calibration.covering_scale(0 * u, truth)
     with pytest.raises(ph.StateError, match="hold NaN or infinity, to which no score applies"):

@@ -235,31 +235,6 @@ def test_weights_in_single_precision(b: Batch, states: Tensors) -> None:
 # --- errors ---
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Steps(), "give numbers of steps"),
-        (lambda: Steps(0, 2), "the first is 1"),
-        (lambda: Geometric(0.0), "ratio = 0.0: expected a number > 0"),
-        (lambda: Geometric(float("nan")), "ratio = nan: expected a number > 0"),
-        (lambda: L2("last"), r"at = 'last': expected .*LastStep\(\)"),
-        (lambda: L1(LastStep), r"at = <class.*: expected .*LastStep\(\)"),
-        (lambda: Spectral(-1.0), "power = -1.0: expected a number ≥ 0"),
-        (lambda: Vanishing(field.divergence, 0.0), "scale = 0.0: expected a number > 0"),
-        (lambda: Conserved(momentum, float("inf")), "scale = inf: expected a number > 0"),
-        (lambda: Losses({}), "expected a mapping from names to terms"),
-        (lambda: Losses(L2()), "expected a mapping from names to terms"),
-        (lambda: Losses({"a": (L2(), 0.1)}), r"terms\['a'\] = .*expected a term or \(weight, term\)"),
-        (lambda: Losses({"a": (0.1, L2(), 3)}), r"terms\['a'\] = .*expected a term or \(weight, term\)"),
-        (lambda: Losses({"a": 0.1}), r"terms\['a'\] = 0.1: expected a term or \(weight, term\)"),
-        (lambda: Losses({"a": L2}), r"terms\['a'\] = .*expected a term or \(weight, term\)"),
-    ],
-)
-def test_values_out_of_range(make: Any, message: str) -> None:
-    with pytest.raises(ph.StateError, match=message):
-        make()
-
-
 def test_steps_beyond_the_horizon(states: Tensors, b: Batch) -> None:
     with pytest.raises(ph.StateError, match=r"Steps\(2, 6\): the loss sees 5 steps; use 1 … 5"):
         L2(Steps(2, 6))(states, b)
