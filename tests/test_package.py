@@ -1,4 +1,4 @@
-"""What holds for the package as a whole: light import, public names, floors."""
+"""What holds for the package as a whole: light import, public names, floors and faces."""
 
 from __future__ import annotations
 
@@ -14,122 +14,47 @@ import pytest
 import phi_hybrid as ph
 
 ROOT = Path(ph.__file__).parent
+REPOSITORY = ROOT.parent
 MODULES = sorted(ROOT.rglob("*.py"))
+
+FLOORS = {
+    "errors": 0,
+    "_compat": 0,
+    "_version": 0,
+    "bridge": 1,
+    "linear_solve": 2,
+    "optim": 2,
+    "pde": 2,
+    "steps": 3,
+    "tracing": 4,
+    "hybrid": 5,
+    "data": 5,
+    "inverse": 5,
+    "evaluation": 6,
+    "training": 7,
+    "plot": 7,
+}
+"""A module knows its own folder and lower floors, nothing else."""
+
+
+# --- imports ---
 
 
 def imported_by(statement: str) -> set[str]:
     """Top-level modules that a fresh interpreter has loaded after a statement."""
     code = f"{statement}\nimport sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=120
     )
     return set(run.stdout.split())
 
 
-def test_import_is_light() -> None:
+@pytest.mark.smoke
+def test_import_is_light_and_plot_loads_when_it_is_used() -> None:
     loaded = imported_by("import phi_hybrid")
     assert "torch" in loaded and "phi" in loaded
     assert not loaded & {"matplotlib", "h5py", "PIL", "pandas"}
-
-
-def test_plot_loads_when_it_is_used() -> None:
     assert "matplotlib" in imported_by("import phi_hybrid as ph; ph.plot")
-
-
-def test_unknown_names_are_attribute_errors() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        ph.nonsense  # noqa: B018
-
-
-def test_public_names_exist() -> None:
-    assert sorted(ph.__all__, key=str.lower) == sorted(set(ph.__all__), key=str.lower)
-    for name in ph.__all__:
-        assert getattr(ph, name) is not None
-    assert ph.__version__.count(".") >= 1
-
-
-def public_members() -> Iterator[tuple[str, object]]:
-    """Functions and classes that users meet, with the public methods that they define."""
-    for home in (ph, ph.bridge, ph.linear_solve, ph.pde.burgers, ph.data, ph.plot):
-        names = getattr(home, "__all__", [n for n in vars(home) if not n.startswith("_")])
-        for name in names:
-            member = getattr(home, name)
-            if not getattr(member, "__module__", "").startswith("phi_hybrid") or inspect.ismodule(member):
-                continue
-            yield f"{home.__name__}.{name}", member
-            if inspect.isclass(member):
-                for method, function in vars(member).items():
-                    function = getattr(function, "__func__", function)
-                    if inspect.isfunction(function) and not method.startswith("_"):
-                        yield f"{home.__name__}.{name}.{method}", function
-
-
-PUBLIC = dict(public_members())
-INHERITED = {"bind", "known_steps", "check_arguments"}  # explained where Step declares them
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_public_names_are_explained_and_typed(name: str) -> None:
-    member = PUBLIC[name]
-    if not (callable(member) and (inspect.isfunction(member) or inspect.isclass(member))):
-        return
-    if name.rsplit(".", 1)[-1] not in INHERITED:
-        assert (member.__doc__ or "").strip(), f"{name} has no docstring"
-    function = member.__init__ if inspect.isclass(member) else member
-    if not inspect.isfunction(function) or not function.__module__.startswith("phi_hybrid"):
-        return
-    signature = inspect.signature(function)
-    untyped = [p for p in signature.parameters.values() if p.name != "self" and p.annotation is p.empty]
-    assert not untyped, f"{name}: {untyped}"
-    assert function.__name__ == "__init__" or signature.return_annotation is not signature.empty, f"{name}: return type"
-
-
-def test_there_are_public_names() -> None:
-    assert {"phi_hybrid.capture", "phi_hybrid.HybridSolver.rollout", "phi_hybrid.pde.burgers.burgers_step"} <= set(
-        PUBLIC
-    )
-
-
-# --- floors ---
-
-FLOORS: dict[str, float] = {
-    "_version": 0,
-    "errors": 0,
-    "_compat": 0,
-    "bridge": 1,
-    "linear_solve": 1.5,
-    "capture": 2,
-    "pde": 2,
-    "coupling": 3,
-    "unroll": 3,
-    "hybrid": 3,
-    "data": 3,
-    "hybrid_step": 3,
-    "stacked": 3,
-    "ensemble": 3,
-    "calibration": 3,
-    "scaling": 3,
-    "gradient": 3,
-    "losses": 3,
-    "noise": 3,
-    "optim": 3,
-    "precompute": 3,
-    "steady": 3,
-    "norm_average": 3,
-    "objective": 3,
-    "quantities": 3,
-    "table": 3,
-    "metrics": 4,
-    "evaluation": 4,
-    "evaluate": 4,
-    "reconstruct": 4,
-    "train": 4,
-    "plot": 4,
-}
-
-
-def room(module: str) -> str:
-    return module.split(".")[1]
 
 
 def imports_of(path: Path) -> list[str]:
@@ -139,23 +64,121 @@ def imports_of(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             names += [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = ["phi_hybrid", *path.relative_to(ROOT).parts][: -node.level] if node.level else []
-            source = ".".join([*above, *([node.module] if node.module else [])])
-            names += [f"{source}.{a.name}" for a in node.names]
+            assert node.level == 0, f"{path}: import by full names"
+            names += [f"{node.module}.{a.name}" for a in node.names]
     return names
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_lower_floors_know_nothing_of_higher_ones(path: Path) -> None:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    if parts == ("__init__",):
-        return
-    assert parts[0] in FLOORS, f"{parts[0]}: give it a floor"
-    own = FLOORS[parts[0]]
-    for name in imports_of(path):
-        if name.startswith("phi_hybrid."):
-            assert room(name) in FLOORS, f"{path.name} imports {name}: give it a floor"
-            assert FLOORS[room(name)] <= own, f"{path.name} (floor {own}) imports {name}"
+def test_every_room_has_a_floor_and_few_modules_stand_outside() -> None:
+    rooms = {p.stem if p.is_file() else p.name for p in ROOT.iterdir() if not p.name.startswith("__")}
+    assert rooms == set(FLOORS)
+    assert sum(p.suffix == ".py" for p in ROOT.iterdir()) - 1 <= 3
+
+
+def test_modules_know_lower_floors_only() -> None:
+    for path in MODULES:
+        room = path.relative_to(ROOT).with_suffix("").parts[0]
+        for name in imports_of(path):
+            parts = name.split(".")
+            if parts[0] == "phi_hybrid" and room != "__init__" and parts[1] != room:
+                assert FLOORS[parts[1]] < FLOORS[room], f"{path.name} on floor {FLOORS[room]} imports {name}"
+
+
+def test_only_faces_are_used_from_outside() -> None:
+    """Demos, documentation and the tests of other folders import folders, not the modules in them."""
+    outside = [*(REPOSITORY / "demos").rglob("*.py"), *(REPOSITORY / "docs").rglob("*.py")]
+    tests = [p for p in (REPOSITORY / "tests").rglob("test_*.py") if p.parent.name != "benchmarks"]
+    for path in [*outside, *tests]:
+        for name in imports_of(path):
+            parts = name.split(".")
+            if parts[0] != "phi_hybrid" or len(parts) < 3 or not (ROOT / parts[1]).is_dir():
+                continue
+            module = ROOT.joinpath(*parts[1:3]).with_suffix(".py").exists()
+            face = __import__(f"phi_hybrid.{parts[1]}", fromlist=["x"])
+            public = parts[2] in face.__all__ or not module  # `pde.burgers`, `training.losses` are parts of a face
+            assert public or parts[1] == path.parent.name, f"{path.relative_to(REPOSITORY)} imports {name}"
+
+
+def test_no_function_shares_its_name_with_a_module() -> None:
+    for folder in [p for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith("__")]:
+        face = __import__(f"phi_hybrid.{folder.name}", fromlist=["x"])
+        for name in face.__all__:
+            if not inspect.ismodule(getattr(face, name)):
+                assert not (folder / f"{name}.py").exists() and name != folder.name, f"{folder.name}.{name}"
+
+
+# --- public names ---
+
+
+def faces() -> Iterator[object]:
+    yield ph
+    for room in FLOORS:
+        if (ROOT / room).is_dir():
+            yield __import__(f"phi_hybrid.{room}", fromlist=["x"])
+
+
+def test_public_names_exist_and_are_few() -> None:
+    assert len(ph.__all__) <= 32
+    for face in faces():
+        assert face.__all__ == sorted(face.__all__) and len(set(face.__all__)) == len(face.__all__), face
+        assert all(getattr(face, name) is not None for name in face.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        ph.nonsense  # noqa: B018
+
+
+def public_members() -> Iterator[tuple[str, object]]:
+    """Functions and classes of the faces, with the public methods that they define."""
+    for face in faces():
+        homes = [face, *(m for n in face.__all__ if inspect.ismodule(m := getattr(face, n)))]
+        for home in homes:
+            for name in getattr(home, "__all__", [n for n in vars(home) if not n.startswith("_")]):
+                member = getattr(home, name)
+                own = home.__name__ if home is not face else "phi_hybrid"
+                if not getattr(member, "__module__", "").startswith(own):
+                    continue
+                yield f"{home.__name__}.{name}", member
+                if inspect.isclass(member):
+                    for method, function in vars(member).items():
+                        function = getattr(function, "__func__", function)
+                        if inspect.isfunction(function) and not method.startswith("_"):
+                            yield f"{home.__name__}.{name}.{method}", function
+
+
+def overrides(name: str) -> bool:
+    """Whether a public method has a docstring in a base class."""
+    owner, _, method = name.rpartition(".")
+    bases = inspect.getmro(PUBLIC[owner])[1:] if inspect.isclass(PUBLIC.get(owner)) else ()
+    return any(getattr(vars(base).get(method), "__doc__", None) for base in bases)
+
+
+PUBLIC = dict(public_members())
+OVERRIDES = {name for name in PUBLIC if overrides(name)}
+VAGUE = {"what", "whether", "which", "how", "who", "where", "when", "why"}
+
+
+def test_public_names_are_explained() -> None:
+    wrong = []
+    for name, member in PUBLIC.items():
+        if inspect.isfunction(member) or inspect.isclass(member):
+            text = (member.__doc__ or "").split() or ["(none)"]
+            inherited = name in OVERRIDES  # explained where the base class declares it
+            if text[0].lower() in VAGUE or (text == ["(none)"] and not inherited):
+                wrong.append(f"{name}: {text[0]}")
+    assert not wrong, "begin with a noun or a verb"
+
+
+def test_public_names_are_typed() -> None:
+    for name, member in PUBLIC.items():
+        function = member.__init__ if inspect.isclass(member) else member
+        if not inspect.isfunction(function) or not function.__module__.startswith("phi_hybrid"):
+            continue
+        signature = inspect.signature(function)
+        untyped = [p for p in signature.parameters.values() if p.name != "self" and p.annotation is p.empty]
+        assert not untyped, f"{name}: {untyped}"
+        assert function.__name__ == "__init__" or signature.return_annotation is not signature.empty, f"{name}: returns"
+
+
+# --- private names ---
 
 
 def private_names(path: Path) -> list[str]:
@@ -172,16 +195,11 @@ def private_names(path: Path) -> list[str]:
     return [".".join(n) for n in foreign if any(p.startswith("_") and not p.startswith("__") for p in n[1:])]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_private_names_live_in_one_module(path: Path) -> None:
-    found = private_names(path)
-    if path.name == "_compat.py":
-        assert found  # or else this test looks past them
-    else:
-        assert not found
+def test_private_names_live_in_one_module() -> None:
+    assert [path.name for path in MODULES if private_names(path)] == ["_compat.py"]
 
 
 def test_no_machine_paths() -> None:
-    for path in [*MODULES, *(ROOT.parent / "demos").glob("*.py"), *(ROOT.parent / "tests").rglob("*.py")]:
+    for path in [*MODULES, *(REPOSITORY / "demos").rglob("*.py"), *(REPOSITORY / "tests").rglob("*.py")]:
         if path.name != Path(__file__).name:
             assert "/home/" not in path.read_text() and "/work/" not in path.read_text(), path

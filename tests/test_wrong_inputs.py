@@ -252,7 +252,8 @@ VALUES: list[tuple[str, Callable[[Any], Any], tuple]] = [
     ("quantity", losses.Vanishing, ("divergence", Field)),
     ("scale", lambda v: losses.Conserved(damped, v), (0.0, INF, "1")),
     ("step", losses.Residual, ("burgers", ph.PhysicsBlock)),
-    ("term", losses.BeforeCorrection, ("l2", losses.L2)),
+    ("term", losses.BeforeCorrection, ("l2", losses.L2, 0.1)),
+    ("term", lambda v: losses.Part("smoke", v), ("l2", losses.L2)),
     ("sigma", ph.Noise, (-0.1, NAN, INF, "0.1", True)),
     ("where", lambda v: ph.Noise(0.1, where=v), ("all", None)),
     ("target", lambda v: ph.Noise(0.1, target=v), ("noisy",)),
@@ -307,7 +308,7 @@ VALUES: list[tuple[str, Callable[[Any], Any], tuple]] = [
     ("factor", lambda v: calibration.rescale(members, v), (-1.0, "2", NAN)),
     # --- inverse problems ---
     ("physics", lambda v: ph.reconstruct(v, u, u), ("burgers", ph.PhysicsBlock)),
-    ("rule", lambda v: reconstruct(rule=v), ("gradient", ph.optim.rules.Gradient)),
+    ("rule", lambda v: reconstruct(rule=v), ("gradient", ph.optim.Gradient)),
     ("loss", lambda v: reconstruct(loss=v), ("l2", losses.L2)),
     ("optimizer", lambda v: reconstruct(optimizer=v), ("adam", adam)),
     ("lr", lambda v: reconstruct(lr=v), ("1", NAN, -1.0)),

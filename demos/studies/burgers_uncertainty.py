@@ -6,35 +6,32 @@ those of the training, with a stronger force, with shorter waves, and with a vis
 know of. One number, the scale of the spread, is fitted on validation trajectories: such that 90 % intervals hold 90 %
 (`covering`), or that its mean square is that of the error (`rms`).
 
-    python demos/burgers_uncertainty.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+    python demos/studies/burgers_uncertainty.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
+import lab
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from burgers_correction import LINE, Case, physics
-from common import arguments, require_device, save_figures, seed_table, train, write_metrics
+from flows import LINE, Burgers
 from matplotlib.figure import Figure
 from phi.field import Field
 from phi.math import batch, expand
-from phiml.nn import res_net
+from phi.torch.flow import res_net
 from scipy.stats import spearmanr
 
 import phi_hybrid as ph
 from phi_hybrid.evaluation import calibration
-from phi_hybrid.evaluation.table import Table
-from phi_hybrid.pde import burgers
 
 MEMBERS, LEVELS, EARLY = 8, (0.5, 0.9), 50
 
-captured = cache(physics)  # once for all data of one viscosity
+captured = cache(Burgers.physics)  # once for all data of one viscosity
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Forecast:
-    """What an ensemble says about some trajectories, without the common initial state."""
+    """States of an ensemble for some trajectories, without the common initial state."""
 
     members: Field
     """`(member, time, trajectory, x, vector)`."""
@@ -68,16 +65,13 @@ class Forecast:
         return replace(self, members=calibration.rescale(self.members, factor))
 
 
-def draw(case: Case, kind: Kind, count: int, seed: int) -> ph.Trajectories:
+def draw(case: Burgers, kind: Kind, count: int, seed: int) -> ph.Trajectories:
     """Reference trajectories, coarsened."""
-    grid, times = burgers.line(case.fine, case.length), np.arange(case.steps) * case.dt
-    initial = burgers.waves_1d(grid, count, None, (1, 4), waves=5, amplitude=0.5, seed=2 * seed)
-    force = burgers.waves_1d(grid, count, times, kind.modes, waves=5, amplitude=kind.amplitude, seed=2 * seed + 1)
-    reference = captured(replace(case, viscosity=kind.viscosity), case.fine)
-    return ph.Trajectories.generate(reference, initial, case.steps, (force,), coarsen=case.fine // case.coarse)
+    case = replace(case, viscosity=kind.viscosity)
+    return case.waves(count, seed, kind.modes, kind.amplitude, fine=captured(case, case.fine))
 
 
-def trained_ensemble(case: Case, data: ph.Trajectories, members: int, seed: int, device: str) -> ph.Ensemble:
+def trained_ensemble(case: Burgers, data: ph.Trajectories, members: int, seed: int, device: str) -> ph.Ensemble:
     """Members that differ in their initial weights and in the order of the windows."""
     source, solvers = captured(case, case.coarse), []
     for number in range(members):
@@ -85,8 +79,8 @@ def trained_ensemble(case: Case, data: ph.Trajectories, members: int, seed: int,
         torch.manual_seed(own_seed)
         network = res_net(2 * case.dim, case.dim, list(case.filters), in_spatial=case.dim, periodic=True)
         solvers.append(ph.HybridSolver(source, network).to(device))
-        train(solvers[-1], data, 1, case.pretraining, 2e-3, case.batch, own_seed)
-        train(solvers[-1], data, 4, case.updates, 5e-4, case.batch, own_seed)
+        stages = [(1, case.pretraining, 2e-3, case.batch), (4, case.updates, 5e-4, case.batch)]
+        lab.train(solvers[-1], data, stages, own_seed)
     return ph.Ensemble(solvers)
 
 
@@ -153,23 +147,10 @@ def evaluate(forecasts: dict[str, Forecast], validation: Forecast) -> dict[str, 
     return metrics
 
 
-def tables(metrics: dict[str, dict[str, float]]) -> str:
-    """Three tables below each other: errors, spread, warnings."""
-    parts = {
-        "errors": (("source", "single", "ensemble"), ("mae", "rmse")),
-        "spread": (("ensemble", "covering", "rms"), ("factor", "crps", "spread_skill", "coverage_50", "coverage_90")),
-        f"warnings, from the first {EARLY} steps": (("ensemble",), ("flagged", "rank_correlation")),
-    }
-    return "\n\n".join(
-        f"{title}\n{Table({n: {c: row[c] for c in columns} for n, row in metrics.items() if n.startswith(methods)})}"
-        for title, (methods, columns) in parts.items()
-    )
-
-
 # --- figures ---
 
 
-def bands(forecasts: dict[str, Forecast], case: Case) -> Figure:
+def bands(forecasts: dict[str, Forecast], case: Burgers) -> Figure:
     """One trajectory per kind at several times: reference, mean of the members and ±2 s."""
     x = (np.arange(case.coarse) + 0.5) * case.length / case.coarse
     times = [case.steps // 8, case.steps // 4, case.steps // 2, case.steps - 1]
@@ -194,7 +175,7 @@ def pictures(found: Forecast) -> list[np.ndarray]:
     return [u.values.numpy("x,time,vector")[..., 0] for u in states]
 
 
-def spacetime(forecasts: dict[str, Forecast], case: Case) -> Figure:
+def spacetime(forecasts: dict[str, Forecast], case: Burgers) -> Figure:
     """|ū − u*| of one trajectory per kind above its spread."""
     figure, axes = plt.subplots(2, len(forecasts), figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
     extent = (0, case.steps * case.dt, 0, case.length)
@@ -211,7 +192,7 @@ def spacetime(forecasts: dict[str, Forecast], case: Case) -> Figure:
     return figure
 
 
-def reliability(forecasts: dict[str, Forecast], factor: float, case: Case) -> Figure:
+def reliability(forecasts: dict[str, Forecast], factor: float, case: Burgers) -> Figure:
     """Error and announced error over time, coverage over time, and nominal against observed coverage."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     t, levels, over_time = (np.arange(case.steps) + 1) * case.dt, np.linspace(0.05, 0.95, 19), ("time",)
@@ -232,8 +213,18 @@ def reliability(forecasts: dict[str, Forecast], factor: float, case: Case) -> Fi
     return figure
 
 
-def run(case: Case, members: int, seed: int, device: str) -> tuple[dict[str, dict[str, float]], dict[str, Forecast]]:
-    """Metrics and forecasts; training, validation and test data are drawn from different seeds."""
+def run(case: Burgers, members: int, seed: int, device: str) -> tuple[lab.Rows, Callable]:
+    """Training, validation and test data are drawn from different seeds."""
+    metrics, forecasts = forecasts_of(case, members, seed, device)
+    return metrics, lambda: {
+        "rollout": bands(forecasts, case),
+        "spacetime": spacetime(forecasts, case),
+        "calibration": reliability(forecasts, metrics["rms"]["factor"], case),
+    }
+
+
+def forecasts_of(case: Burgers, members: int, seed: int, device: str) -> tuple[lab.Rows, dict[str, Forecast]]:
+    """Metrics and forecasts of every kind of data."""
     ensemble = trained_ensemble(case, draw(case, Kind(), case.trajectories, seed), members, seed, device).cpu()
     source = captured(case, case.coarse)
     validation = forecast(ensemble, source, draw(case, Kind(), case.trajectories, 1000 + seed))
@@ -242,29 +233,22 @@ def run(case: Case, members: int, seed: int, device: str) -> tuple[dict[str, dic
     return evaluate(forecasts, validation), forecasts
 
 
+COLUMNS = (
+    ["mae", "rmse"],
+    ["factor", "crps", "spread_skill", "coverage_50", "coverage_90"],
+    ["flagged", "rank_correlation"],
+)
+"""Errors, spread, and warnings from the first steps."""
+
+
 def main() -> None:
-    options = arguments(__doc__, "burgers_uncertainty").parse_args()
-    require_device(options.device)
-    torch.set_num_threads(1)  # 64 cells are too few to share
+    options = lab.options(__doc__, "burgers_uncertainty", ["cpu", "cuda"])
     case, members = replace(LINE, pretraining=1000, updates=300), MEMBERS
     if options.quick:
         case, members = replace(case, trajectories=8, pretraining=150, updates=20), 5
     if options.full:
         case = replace(case, pretraining=3000, updates=900)
-    began, per_seed = time.perf_counter(), []
-    for seed in range(options.seed, options.seed + options.seeds):
-        metrics, forecasts = run(case, members, seed, options.device)
-        per_seed.append(metrics)
-        print(f"\nseed {seed}, {members} members\n\n{tables(metrics)}\n")
-        if seed == options.seed:
-            rollout, errors = bands(forecasts, case), spacetime(forecasts, case)
-            reliable = reliability(forecasts, metrics["rms"]["factor"], case)
-            save_figures(options.out, {"rollout": rollout, "spacetime": errors, "calibration": reliable})
-    if options.seeds > 1:
-        for start in ("source", "single", "ensemble", "covering", "rms"):
-            kept = [{n: row for n, row in metrics.items() if n.startswith(start)} for metrics in per_seed]
-            print(f"\nmedian [smallest, largest] of {options.seeds} seeds\n{seed_table(kept, list(kept[0][start]))}")
-    write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
+    lab.study(options, lambda seed: run(case, members, seed, options.device), *COLUMNS)
 
 
 if __name__ == "__main__":

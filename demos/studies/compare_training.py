@@ -4,9 +4,9 @@ Every method starts from the same weights, after a shared one-step training, and
 data of another seed. `noise` is the best of several noise levels, chosen on validation data of the same seed;
 `noise_unrolled` starts from a one-step training with that noise instead. `replacement` predicts without the solver.
 
-    python demos/compare_training.py [--case burgers|ks|wake] [--seeds N] [--quick | --full] [--out DIR]
-    python demos/compare_training.py --vary scheme [--seeds N]     several discretisations of Burgers, corrected
-    python demos/compare_training.py --case ks --tune              validation errors over learning rates
+    python demos/studies/compare_training.py [--case burgers|ks|wake] [--seeds N] [--quick | --full] [--out DIR]
+    python demos/studies/compare_training.py --vary scheme [--seeds N]     several discretisations of Burgers, corrected
+    python demos/studies/compare_training.py --case ks --tune              validation errors over learning rates
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import lab
 import matplotlib.pyplot as plt
 import torch
-from cases import CASES, Case, Data, burgers_schemes
-from common import arguments, require_device, save_figures, write_metrics
+from comparison_cases import CASES, Case, Data, burgers_schemes
+from matplotlib.figure import Figure
 
 import phi_hybrid as ph
-from phi_hybrid import Table
-from phi_hybrid.training import gradient
-from phi_hybrid.training.objective import Objective
+from phi_hybrid.evaluation import Table
+from phi_hybrid.training import Objective
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,7 @@ def train(
 ) -> Run:
     """Adam with a cosine schedule on a copy of the solver."""
     solver = copy.deepcopy(solver)
-    optimizer = torch.optim.Adam(solver.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    trainer = ph.Trainer(
-        solver, data, objective, optimizer=optimizer, scheduler=schedule, batch_size=case.batch, clip=1.0, seed=seed
-    )
+    trainer = lab.adam(solver, data, objective, updates, rate, case.batch, seed)
     began = time.process_time()  # of the CPU, so that other processes do not count
     history = trainer.fit(updates)
     return Run(solver, history, time.process_time() - began)
@@ -66,7 +64,7 @@ def objectives(case: Case, updates: int) -> dict[str, Objective]:
     return {
         "one_step": ph.Unrolled(1),
         "pushforward": ph.training.Pushforward(few),
-        f"nog_{few}": ph.Unrolled(few, gradient=gradient.Detached()),
+        f"nog_{few}": ph.Unrolled(few, gradient=ph.gradient.Detached()),
         f"unrolled_{few}": ph.Unrolled(few),
         f"unrolled_{many}": ph.Curriculum({0: ph.Unrolled(few), 2 * updates // 3: ph.Unrolled(many)}),
     }
@@ -144,7 +142,7 @@ class Comparison:
             runs[method] = self.train(method, objective, updates=updates) if longer else self.runs[method]
         return runs
 
-    def summary(self, runs: dict[str, Run]) -> dict[str, dict[str, float]]:
+    def summary(self, runs: dict[str, Run]) -> lab.Rows:
         """Method → metric → number, on all test data."""
         solvers = {"source": self.source, **{method: run.solver for method, run in runs.items()}}
         early, horizon, long = self.case.early, self.case.horizon, self.data.test.steps
@@ -178,7 +176,7 @@ def tune(case: Case, seed: int, rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e
     print(Table(found))
 
 
-def vary_scheme(case: Case, seed: int) -> dict[str, dict[str, float]]:
+def vary_scheme(case: Case, seed: int) -> lab.Rows:
     """Discretisation → errors before and after training, stability over the long test, and cost."""
     data, rows = case.data(seed), {}
     methods = {"one_step": ph.Unrolled(1), f"unrolled_{case.unrolled[0]}": ph.Unrolled(case.unrolled[0])}
@@ -204,22 +202,19 @@ def milliseconds(step: ph.PhysicsBlock, data: ph.Trajectories, repeats: int = 20
     return 1e3 * statistics.median(times)
 
 
-def figures(case: Case, comparison: Comparison, table: Table, timed: Table | None, out: Any) -> None:
+def figures(comparison: Comparison, table: Table) -> dict[str, Figure]:
+    """Errors of all methods, their growth with time, and the noise sweep."""
     solvers = {"source": comparison.source, **{name: run.solver for name, run in comparison.runs.items()}}
-    curves = ph.evaluate(solvers, comparison.data.test, case.horizon).curves()
+    curves = ph.evaluate(solvers, comparison.data.test, comparison.case.horizon).curves()
     bounded = {name: curve for name, curve in curves.items() if torch.isfinite(curve).all()}
-    sweep, ax = plt.subplots(figsize=(4.2, 3))
+    sweep, ax = plt.subplots(figsize=(4.2, 3), layout="constrained")
     ax.loglog(list(comparison.sweep), list(comparison.sweep.values()), "o-")
     ax.set(xlabel="σ / standard deviation of the data", ylabel="MAE, validation", title="noise")
-    sweep.tight_layout()
     dt = comparison.data.test.metadata["dt"]
-    plots = {"comparison": ph.plot.comparison(table, "mae"), "errors": ph.plot.errors(bounded, dt=dt), "noise": sweep}
-    if timed is not None:
-        plots["equal_time"] = ph.plot.comparison(timed, "mae")
-    save_figures(out, plots)
+    return {"comparison": ph.plot.comparison(table, "mae"), "errors": ph.plot.errors(bounded, dt=dt), "noise": sweep}
 
 
-def report(title: str, per_seed: list[dict[str, dict[str, float]]], out: Any) -> Table:
+def report(title: str, per_seed: list[lab.Rows], out: Path) -> Table:
     """Prints a table over the seeds and writes it as Markdown and CSV."""
     table = Table.over_seeds(per_seed) if len(per_seed) > 1 else Table(per_seed[0])
     print(f"\n{title}, {len(per_seed)} seed(s), median [smallest, largest]\n{table}\n")
@@ -229,21 +224,23 @@ def report(title: str, per_seed: list[dict[str, dict[str, float]]], out: Any) ->
     return table
 
 
-def compare(case: Case, options: Any) -> list[dict[str, dict[str, float]]]:
+def compare(case: Case, options: Namespace) -> None:
     """Both comparisons on every seed; tables and figures."""
-    per_seed, per_seed_timed = [], []
-    for seed in range(options.seed, options.seed + options.seeds):
+    timed: list[lab.Rows] = []
+
+    def run(seed: int) -> tuple[lab.Rows, Callable]:
         comparison = Comparison(case, case.data(seed), seed, options.device)
-        per_seed.append(comparison.summary(comparison.equal_updates()))
-        print(f"seed {seed}, equal updates\n{Table(per_seed[-1])}\nnoise sweep, validation: {comparison.sweep}\n")
+        rows = comparison.summary(comparison.equal_updates())
+        print(f"noise sweep, validation: {comparison.sweep}")
         if options.full:
-            per_seed_timed.append(comparison.summary(comparison.equal_time()))
-        if seed == options.seed:
-            first = comparison
-    table = report("equal updates", per_seed, options.out)
-    timed = report("equal time", per_seed_timed, options.out) if per_seed_timed else None
-    figures(case, first, table, timed, options.out)
-    return per_seed
+            timed.append(comparison.summary(comparison.equal_time()))
+        return rows, lambda: figures(comparison, Table(rows))
+
+    per_seed = lab.study(options, run, ["mae", "nrmse", "blow_up", "updates", "seconds"])
+    tables = {"comparison": report("equal updates", per_seed, options.out)}
+    if timed:
+        tables["equal_time"] = report("equal time", timed, options.out)
+    lab.save_figures(options.out, {name: ph.plot.comparison(table, "mae") for name, table in tables.items()})
 
 
 def shortened(case: Case) -> Case:
@@ -257,28 +254,24 @@ def shortened(case: Case) -> Case:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "compare_training")
-    parser.add_argument("--case", choices=list(CASES), default="burgers")
-    parser.add_argument("--vary", choices=["scheme"], help="compare discretisations instead of methods")
-    parser.add_argument("--tune", action="store_true", help="print validation errors over learning rates, and no more")
-    options = parser.parse_args()
+    options = lab.options(
+        __doc__,
+        "compare_training",
+        ["cpu", "cuda"],
+        case=dict(choices=list(CASES), default="burgers"),
+        vary=dict(choices=["scheme"], help="compare discretisations of Burgers' equation instead of methods"),
+        tune=dict(action="store_true", help="print validation errors over learning rates, and no more"),
+    )
     if options.vary and options.case != "burgers":
-        parser.error(
-            f"--vary scheme compares discretisations of Burgers' equation, not of --case {options.case}; leave it out"
-        )
-    require_device(options.device)
-    torch.set_num_threads(1)  # so that times can be compared
-    case, began = CASES[options.case], time.perf_counter()
-    if options.quick:
-        case = shortened(case)
+        raise SystemExit(f"--vary scheme is about Burgers' equation, not about --case {options.case}; leave it out")
+    case = shortened(CASES[options.case]) if options.quick else CASES[options.case]
     if options.tune:
         tune(case, options.seed)
     elif options.vary:
-        per_seed = [vary_scheme(case, seed) for seed in range(options.seed, options.seed + options.seeds)]
-        report("schemes", per_seed, options.out)
+        seeds = range(options.seed, options.seed + options.seeds)
+        report("schemes", [vary_scheme(case, seed) for seed in seeds], options.out)
     else:
-        per_seed = compare(case, options)
-        write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
+        compare(case, options)
 
 
 if __name__ == "__main__":

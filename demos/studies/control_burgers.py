@@ -7,19 +7,20 @@ sees state, target and remaining time, and sets the force of every step. It is t
   model-free   by PPO, if stable-baselines3 is installed: pip install -c constraints.txt -e ".[rl]".
 `optimised` searches the forces of every sample anew, through the solver: the lower bound.
 
-    python demos/control_burgers.py [--case smoke] [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+    python demos/studies/control_burgers.py [--case smoke] [--quick | --full] [--seed N] [--seeds N] [--out DIR]
 """
 
 from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
-from common import arguments, require_cpu, save_figures, seed_table, write_metrics
+import lab
 from control_cases import Burgers, Smoke
 from control_figures import figures
 from controllers import errors, optimised, pairs, run, supervised, through_solver
@@ -30,20 +31,8 @@ CASES = {"burgers": Burgers(), "smoke": Smoke()}
 HELD_OUT, LOOKS = 64, 8
 
 
-class Curve:
-    """Held-out errors over solver calls, looked at during a training."""
-
-    def __init__(self, case: Any, held_out: ph.Trajectories, free: tuple, before: int) -> None:
-        self.case, self.held_out, self.free, self.before = case, held_out, free, before
-        self.rows: list[dict[str, float]] = []
-
-    def __call__(self, solver: ph.HybridSolver, calls: int) -> None:
-        row = errors(self.case, run(solver, self.held_out), self.free, self.held_out)
-        self.rows.append({"calls": self.before + calls, **row})
-
-
-def compare(case: Any, seed: int) -> tuple[dict, dict, dict, ph.Trajectories]:
-    """Metrics, curves and held-out states of all controllers."""
+def compare(case: Any, seed: int, out: Path) -> tuple[lab.Rows, Callable]:
+    """All controllers; metrics, and figures to draw. Held-out errors are looked at during a training, over solver calls."""
     physics, budget = case.physics(), case.budget
     training = pairs(case, physics, budget.pairs, 2 * seed)
     held_out = pairs(case, physics, 2 * HELD_OUT, 2 * seed + 1)[:HELD_OUT]
@@ -51,15 +40,19 @@ def compare(case: Any, seed: int) -> tuple[dict, dict, dict, ph.Trajectories]:
     states = {"source": run(physics, held_out)}
     costs, curves = {}, {}
 
-    def enter(name: str, train: Any) -> ph.HybridSolver:
-        curve = curves[name] = Curve(case, held_out, states["source"], data_calls)
+    def enter(name: str, train: Callable) -> ph.HybridSolver:
+        rows = curves[name] = []
+
+        def look(solver: ph.HybridSolver, calls: int) -> None:
+            found = errors(case, run(solver, held_out), states["source"], held_out)
+            rows.append({"calls": data_calls + calls, **found})
+
         began = time.perf_counter()
-        solver = train(curve)
+        solver = train(look)
         costs[name] = {"seconds": time.perf_counter() - began}
-        if not curve.rows:
-            curve(solver, 0)
-        states[name], costs[name]["calls"] = run(solver, held_out), curve.rows[-1]["calls"]
-        print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in {**curve.rows[-1], **costs[name]}.items()), flush=True)
+        if not rows:
+            look(solver, 0)
+        states[name], costs[name]["calls"] = run(solver, held_out), rows[-1]["calls"]
         return solver
 
     start = enter("supervised", lambda look: supervised(case, physics, training, budget.supervised, seed))
@@ -80,30 +73,14 @@ def compare(case: Any, seed: int) -> tuple[dict, dict, dict, ph.Trajectories]:
     free = {"calls": 0, "seconds": 0.0}
     rows = {n: {**errors(case, s, states["source"], held_out), **costs.get(n, free)} for n, s in states.items()}
     rows["dp"]["break_even"] = rows["dp"]["calls"] / calls  # uses after which the training has paid for itself
-    return rows, {name: curve.rows for name, curve in curves.items()}, states, held_out
+    return rows, lambda: figures(case, curves, states, held_out, out)
 
 
 def main() -> None:
-    parser = arguments(__doc__, "control_burgers")
-    parser.add_argument("--case", choices=list(CASES), default="burgers")
-    options = parser.parse_args()
-    require_cpu(options.device)
-    torch.set_num_threads(1)
+    options = lab.options(__doc__, "control_burgers", case=dict(choices=list(CASES), default="burgers"))
     case = CASES[options.case]
-    factor = case.quick if options.quick else 3 if options.full else 1
-    case = replace(case, budget=case.budget.times(factor))
-    began, per_seed = time.perf_counter(), []
-    for seed in range(options.seed, options.seed + options.seeds):
-        rows, curves, states, held_out = compare(case, seed)
-        per_seed.append(rows)
-        print(
-            f"\nseed {seed}, {len(held_out)} held-out pairs\n{seed_table([rows], ['error', 'force', 'calls', 'seconds'])}"
-        )
-        if seed == options.seed:
-            save_figures(options.out, figures(case, curves, states, held_out, options.out))
-    if options.seeds > 1:
-        print(f"\nmedian [smallest, largest]\n{seed_table(per_seed, ['error', 'force', 'calls'])}")
-    write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
+    case = replace(case, budget=case.budget.times(lab.share(options, case.quick)))
+    lab.study(options, lambda seed: compare(case, seed, options.out), ["error", "force", "calls", "seconds"])
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ Needs stable-baselines3: pip install -c constraints.txt -e ".[rl]"
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from controllers import controlled, effort, whole
+from controllers import controlled, effort
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -18,7 +19,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import ChannelMap
-from phi_hybrid.bridge.layout import tuple_of
 
 
 class Environments(VecEnv):
@@ -37,11 +37,11 @@ class Environments(VecEnv):
 
     def reset(self) -> np.ndarray:
         chosen = torch.randint(len(self.data), (self.num_envs,), generator=self.generator)
-        self.batch, self.step_number = whole(self.data[chosen.tolist()]), 0
+        self.batch, self.step_number = self.data[chosen.tolist()].whole(), 0
         self.inputs, self.bound = self.batch.step_inputs, self.batch.bind(self.solver)
         self.state = self.bound.state
-        seen = (self.batch.layout, *self.inputs.frame_layout.children[1:])
-        self.channels = ChannelMap(tuple_of(*seen))
+        frame = self.inputs.frame_layout
+        self.channels = ChannelMap(replace(frame, children=(self.batch.layout, *frame.children[1:])))
         return self.observations()
 
     def observations(self) -> np.ndarray:

@@ -10,19 +10,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import lab
 import torch
 from phi.math import batch, wrap
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
-from phi_hybrid.training.losses import Losses
 
 States = tuple[torch.Tensor, ...]
 """Native, `(trajectory, time, …)`: components of the force, whatever else the state holds, and last what has a target."""
 
 
 class Controller(torch.nn.Module):
-    """Channels `(sample, channel, *spatial)` ↦ force: what a policy is shown, and what its action does."""
+    """Channels `(sample, channel, *spatial)` ↦ force, by a policy: observation ↦ action."""
 
     def __init__(self, case: Any, policy: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -38,12 +38,7 @@ def policy(case: Any, width: int = 128) -> torch.nn.Sequential:
     with torch.no_grad():
         last.weight.mul_(0.1)
         last.bias.zero_()
-    hidden = [
-        torch.nn.Linear(case.observations, width),
-        torch.nn.ReLU(),
-        torch.nn.Linear(width, width),
-        torch.nn.ReLU(),
-    ]
+    hidden = [layer for n in (case.observations, width) for layer in (torch.nn.Linear(n, width), torch.nn.ReLU())]
     return torch.nn.Sequential(*hidden, last)
 
 
@@ -72,12 +67,7 @@ def pairs(case: Any, physics: ph.PhysicsBlock, count: int, seed: int) -> ph.Traj
 @torch.no_grad()
 def run(solver: Callable, data: ph.Trajectories) -> States:
     """States after each step."""
-    return ph.Unrolled(data.steps).outputs(solver, whole(data))
-
-
-def whole(data: ph.Trajectories) -> Batch:
-    """All trajectories from beginning to end."""
-    return data.cut(slice(None), 0, data.steps)
+    return ph.Unrolled(data.steps).outputs(solver, data.whole())
 
 
 def effort(case: Any, states: States) -> torch.Tensor:
@@ -95,29 +85,13 @@ def errors(case: Any, states: States, uncontrolled: States, data: ph.Trajectorie
 # --- training ---
 
 
-def train(
-    solver: ph.HybridSolver,
-    data: ph.Trajectories,
-    objective: ph.Unrolled,
-    rate: float,
-    size: int,
-    updates: int,
-    seed: int,
-) -> ph.Trainer:
-    """A trainer that has yet to `fit`, by Adam with a cosine schedule."""
-    optimizer = torch.optim.Adam(solver.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    settings = dict(optimizer=optimizer, scheduler=schedule, batch_size=size, clip=1.0, seed=seed, progress=False)
-    return ph.Trainer(solver, data, objective, **settings)
-
-
 def imitation(case: Any) -> ph.Unrolled:
     """The forces of the data as targets."""
 
     def forces(states: States, batch: Batch) -> torch.Tensor:
         return sum(((f - g) ** 2).mean() for f, g in zip(states[: case.dims], batch.targets[: case.dims]))
 
-    return ph.Unrolled(1, Losses({"force": forces}))
+    return ph.Unrolled(1, ph.losses.Losses({"force": forces}))
 
 
 def control(case: Any) -> ph.Unrolled:
@@ -129,7 +103,7 @@ def control(case: Any) -> ph.Unrolled:
     def force(states: States, batch: Batch) -> torch.Tensor:
         return effort(case, states).mean()
 
-    return ph.Unrolled(case.steps, Losses({"target": target, "effort": (case.effort_weight, force)}))
+    return ph.Unrolled(case.steps, ph.losses.Losses({"target": target, "effort": (case.effort_weight, force)}))
 
 
 def supervised(case: Any, physics: ph.PhysicsBlock, data: ph.Trajectories, updates: int, seed: int) -> ph.HybridSolver:
@@ -137,7 +111,7 @@ def supervised(case: Any, physics: ph.PhysicsBlock, data: ph.Trajectories, updat
     torch.manual_seed(seed)
     noted = ph.capture(lambda state, force, target, remaining: {**state, "force": force})
     solver = controlled(case, noted, policy(case))
-    train(solver, data, imitation(case), case.supervised_rate, 128, updates, seed).fit(updates)
+    lab.adam(solver, data, imitation(case), updates, case.supervised_rate, 128, seed, progress=False).fit(updates)
     return controlled(case, physics, solver.network.policy)
 
 
@@ -146,7 +120,7 @@ def through_solver(
 ) -> ph.HybridSolver:
     """Trained through all steps of the solver; `look(solver, calls)` every now and then."""
     solver = copy.deepcopy(start)
-    trainer = train(solver, data, control(case), case.rate, case.batch, updates, seed)
+    trainer = lab.adam(solver, data, control(case), updates, case.rate, case.batch, seed, progress=False)
     for n in range(looks + 1):
         trainer.fit(n * updates // looks)
         look(solver, trainer.update * case.batch * case.steps)
@@ -155,7 +129,7 @@ def through_solver(
 
 def optimised(case: Any, physics: ph.PhysicsBlock, data: ph.Trajectories, iterations: int) -> tuple[States, int]:
     """The actions for each sample by L-BFGS through the solver; with the solver calls that a sample takes."""
-    actions, batch, objective, calls = torch.zeros(case.steps, len(data), case.actions), whole(data), control(case), 0
+    actions, batch, objective, calls = torch.zeros(case.steps, len(data), case.actions), data.whole(), control(case), 0
     optimizer = torch.optim.LBFGS(
         [actions.requires_grad_()], max_iter=iterations, history_size=20, line_search_fn="strong_wolfe"
     )

@@ -3,33 +3,33 @@
 The shape is a polar radius with six cosine modes; all ways start from the disc, stay in the same box of coefficients, and are
 counted in steps of the same flow solver (an adjoint step counts as one). Final shapes are verified on a grid twice as fine.
 
-    python demos/drag_shape.py [--quick | --full] [--seed N] [--out DIR]
+    python demos/studies/drag_shape.py [--quick | --full] [--seed N] [--out DIR]
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import lab
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import arguments, require_cpu, save_figures, write_metrics
 from matplotlib.figure import Figure
-from phi import math
+from phi.math import precision
 from scipy.optimize import Bounds, minimize
 from scipy.stats.qmc import Sobol
 
 import phi_hybrid as ph
-from phi_hybrid.evaluation.table import Table
-from phi_hybrid.inverse.steady import steady_state
+from phi_hybrid.inverse import steady_state
 from phi_hybrid.pde.penalized_flow import Channel, polar_radius
 
 LARGEST = np.array([0.5, 1.0, 0.4, 0.4, 0.2, 0.2])
 """Bounds of the coefficients |a_k|."""
 DISC = np.zeros(len(LARGEST))
 BOX = Bounds(-LARGEST, LARGEST)
+UNIT = Bounds(-np.ones(len(LARGEST)), np.ones(len(LARGEST)))
+"""The box of a/LARGEST."""
 
 
 @dataclass
@@ -48,11 +48,11 @@ class Tunnel:
     """Steps so far, drag and coefficients of every solve."""
 
     def __post_init__(self) -> None:
-        with math.precision(64):
-            velocity, (x, y) = self.channel.rest(), self.channel.points()
-            self.block = ph.capture(self.channel.step())
-            self.flow = self.block.flatten(velocity, x)[:2]
-            self.points = list(zip(self.block.flatten(velocity, x)[2:], self.block.flatten(velocity, y)[2:]))
+        with precision(64):
+            velocity, positions = self.channel.rest(), self.channel.points()
+            self.bound = ph.capture(self.channel.step()).bind(velocity, positions[0])
+            self.flow, *points = (ph.bridge.flatten(u)[0] for u in (velocity, *positions))
+            self.points = list(zip(*points))
 
     def mask(self, coefficients: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(self.channel.body(coefficients, points) for points in self.points)
@@ -69,9 +69,8 @@ class Tunnel:
 
     def _solve(self, a: torch.Tensor) -> torch.Tensor:
         mask = self.mask(a)
-        state = steady_state(
-            self.block.native, self.flow, mask, self.tolerance * self.channel.dt, 5000, counted=self._count
-        )
+        tolerance = self.tolerance * self.channel.dt
+        state = steady_state(self.bound.native, self.flow, mask, tolerance, 5000, counted=self._count)
         self.flow = tuple(s.detach() for s in state)
         drag = self.channel.drag(state[0], mask[0])
         self.solves += 1
@@ -84,8 +83,14 @@ class Tunnel:
             self.forward_steps += steps
 
     @property
+    def least(self) -> tuple[int, float, np.ndarray]:
+        """Entry of the history with the least drag."""
+        return min(self.history, key=lambda entry: entry[1])
+
+    @property
     def best(self) -> np.ndarray:
-        return min(self.history, key=lambda entry: entry[1])[2]
+        """Coefficients of least drag."""
+        return self.least[2]
 
 
 def by_adjoint(tunnel: Tunnel, solves: int, seed: int) -> None:
@@ -97,8 +102,7 @@ def by_adjoint(tunnel: Tunnel, solves: int, seed: int) -> None:
 def without_gradients(tunnel: Tunnel, solves: int, seed: int) -> None:
     """COBYLA: linear models through solved shapes in a trust region (Powell 1994)."""
     options = dict(maxiter=solves, rhobeg=0.3, tol=3e-3)
-    unit = Bounds(-np.ones(len(LARGEST)), np.ones(len(LARGEST)))
-    minimize(lambda a: tunnel.drag(a * LARGEST), DISC, method="COBYLA", bounds=unit, options=options)
+    minimize(lambda a: tunnel.drag(a * LARGEST), DISC, method="COBYLA", bounds=UNIT, options=options)
 
 
 def by_surrogate(tunnel: Tunnel, solves: int, seed: int) -> None:
@@ -120,9 +124,7 @@ def by_surrogate(tunnel: Tunnel, solves: int, seed: int) -> None:
             value.backward()
             return value.item(), x.grad.numpy()
 
-        best = tunnel.best / LARGEST
-        unit = Bounds(-np.ones(len(best)), np.ones(len(best)))
-        found = minimize(bound, best, jac=True, method="L-BFGS-B", bounds=unit)
+        found = minimize(bound, tunnel.best / LARGEST, jac=True, method="L-BFGS-B", bounds=UNIT)
         tunnel.drag(found.x * LARGEST)
 
 
@@ -145,7 +147,7 @@ WAYS: dict[str, tuple[Callable[[Tunnel, int, int], None], int]] = {
     "surrogate": (by_surrogate, 2),
     "gradient-free": (without_gradients, 3),
 }
-"""What each does, and how many solves it may take, in units of those of the adjoint."""
+"""Name → search, and its solves in units of those of the adjoint."""
 
 
 def histories(tunnels: dict[str, Tunnel]) -> Figure:
@@ -162,13 +164,13 @@ def histories(tunnels: dict[str, Tunnel]) -> Figure:
     return drawn
 
 
-def flows(shown: dict[str, tuple[Tunnel, tuple[torch.Tensor, ...], np.ndarray, float]]) -> Figure:
+def flows(fine: Tunnel, shown: dict[str, tuple[tuple[torch.Tensor, ...], np.ndarray, float]]) -> Figure:
     """Speed and streamlines on the fine grid, with the body."""
     drawn, axes = plt.subplots(len(shown), 1, figsize=(5.6, 2.4 * len(shown)), layout="constrained", sharex=True)
     phi = torch.linspace(0, 2 * np.pi, 400, dtype=torch.float64)
-    for ax, (name, (tunnel, (u, v), a, drag)) in zip(axes, shown.items()):
+    for ax, (name, ((u, v), a, drag)) in zip(axes, shown.items()):
         u, v = (u[0] if u.ndim > 2 else u), (v[0] if v.ndim > 2 else v)
-        x, y = (p[0] if p.ndim > 2 else p for p in tunnel.points[0])
+        x, y = (p[0] if p.ndim > 2 else p for p in fine.points[0])
         u = u[1:-1, 1:-1]
         v = (v[1:-1, 1:] + v[1:-1, :-1] + v[2:, 1:] + v[2:, :-1])[:, : u.shape[1]] / 4
         x, y = x[1:-1, 1].numpy(), y[1, 1:-1].numpy()
@@ -189,49 +191,38 @@ def flows(shown: dict[str, tuple[Tunnel, tuple[torch.Tensor, ...], np.ndarray, f
     return drawn
 
 
+def run(cells: int, solves: int, seed: int) -> tuple[lab.Rows, Callable]:
+    tunnels = {name: Tunnel(Channel(cells)) for name in WAYS}
+    for name, (search, factor) in WAYS.items():
+        search(tunnels[name], factor * solves, seed)
+        print(f"{name}: {tunnels[name].solves} solves, drag {tunnels[name].least[1]:.4f}", flush=True)
+    fine, shown, metrics = Tunnel(Channel(2 * cells)), {}, {}
+    steps, coarse, _ = tunnels["adjoint"].history[0]  # of the disc
+    for name, a in {"source": DISC, **{name: tunnel.best for name, tunnel in tunnels.items()}}.items():
+        drag, area = fine.drag(a), float(fine.mask(torch.as_tensor(a))[0].sum()) * fine.channel.dx**2 / (np.pi / 4)
+        shown["disc" if name == "source" else name] = fine.flow, a, drag
+        row = metrics[name] = {
+            "fine_drag": drag,
+            "fine_reduction": 1 - drag / shown["disc"][2],
+            "fine_area_error": area - 1,
+        }
+        row |= {"coarse_drag": coarse, "steps": steps, "solves": 1}
+        if name in tunnels:
+            found = tunnels[name]
+            row |= {"coarse_drag": found.least[1], "steps": found.steps, "solves": found.solves}
+            row["forward_steps"] = found.forward_steps
+        row["coarse_reduction"] = 1 - row["coarse_drag"] / coarse
+        print(name, np.round(a, 3))
+    return metrics, lambda: {"drag_histories": histories(tunnels), "drag_flows": flows(fine, shown)}
+
+
 def main() -> None:
-    options = arguments(__doc__, "drag_shape").parse_args()
-    require_cpu(options.device)
+    options = lab.options(__doc__, "drag_shape")
     cells, solves = (24, 8) if options.quick else (48, 20)
     solves *= 3 if options.full else 1
-    began, per_seed = time.perf_counter(), []
-    for seed in range(options.seed, options.seed + options.seeds):
-        tunnels = {name: Tunnel(Channel(cells)) for name in WAYS}
-        for name, (search, factor) in WAYS.items():
-            search(tunnels[name], factor * solves, seed)
-            print(
-                f"{name}: {tunnels[name].solves} solves, drag {min(d for _, d, _ in tunnels[name].history):.4f}",
-                flush=True,
-            )
-        fine, shown, metrics = Tunnel(Channel(2 * cells)), {}, {}
-        coarse = tunnels["adjoint"].history[0][1]
-        for name, a in {"source": DISC, **{name: tunnel.best for name, tunnel in tunnels.items()}}.items():
-            drag, area = fine.drag(a), float(fine.mask(torch.as_tensor(a))[0].sum()) * fine.channel.dx**2 / (np.pi / 4)
-            shown["disc" if name == "source" else name] = (fine, fine.flow, a, drag)
-            metrics[name] = {
-                "fine_drag": drag,
-                "fine_reduction": 1 - drag / shown["disc"][3],
-                "fine_area_error": area - 1,
-            }
-            metrics[name] |= {"coarse_drag": coarse, "steps": tunnels["adjoint"].history[0][0], "solves": 1}
-            if name != "source":
-                found = tunnels[name]
-                metrics[name] |= {
-                    "coarse_drag": min(d for _, d, _ in found.history),
-                    "steps": found.steps,
-                    "forward_steps": found.forward_steps,
-                    "solves": found.solves,
-                }
-            metrics[name]["coarse_reduction"] = 1 - metrics[name]["coarse_drag"] / coarse
-            print(name, np.round(a, 3), {k: round(v, 5) for k, v in metrics[name].items()}, flush=True)
-        per_seed.append(metrics)
-        if seed == options.seed:
-            save_figures(options.out, {"drag_histories": histories(tunnels), "drag_flows": flows(shown)})
     columns = ["coarse_drag", "coarse_reduction", "fine_drag", "fine_reduction", "solves", "steps"]
-    print(Table.over_seeds(per_seed, columns).text())
-    write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
+    lab.study(options, lambda seed: run(cells, solves, seed), columns)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()

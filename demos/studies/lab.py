@@ -1,69 +1,96 @@
-"""What the demos share: command line, training, figures and metrics on disk, tables over seeds."""
+"""Laboratory of the studies: command line, seeds, training by Adam, tables, figures and metrics on disk."""
 
 from __future__ import annotations
 
 import argparse
 import copy
 import json
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 import phi_hybrid as ph
-from phi_hybrid.evaluation.table import Spread, Table
+from phi_hybrid.evaluation import Spread, Table
+from phi_hybrid.training import Objective
+
+Rows = dict[str, dict[str, Any]]
+"""Method → metric → number."""
 
 
-def arguments(description: str, name: str) -> argparse.ArgumentParser:
-    """Options that every demo takes; add its own before parsing."""
+def options(
+    description: str, name: str, devices: Sequence[str] = ("cpu",), threads: int = 1, **extra: dict[str, Any]
+) -> argparse.Namespace:
+    """Options of the command line; sets the number of threads.
+
+    Args:
+        description: text of `--help`.
+        name: of the folder below out/.
+        devices: on which the study runs.
+        threads: of torch; a grid of 64 cells is too small to share.
+        extra: further options, name → settings of `add_argument`.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small version, under a minute")
     parser.add_argument("--full", action="store_true", help="long version, three times the training")
     parser.add_argument("--seed", type=int, default=0, help="of data, initial weights and training")
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="number of seeds, from --seed on; prints median and spread"
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from --seed on: median and spread")
+    parser.add_argument("--device", choices=devices, default="cpu")
     parser.add_argument("--out", type=Path, default=Path("out") / name, help="folder for figures and metrics.json")
-    return parser
+    for option, settings in extra.items():
+        parser.add_argument(f"--{option}", **settings)
+    chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device; use --device cpu")
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
+    return chosen
 
 
-def train(
-    solver: ph.HybridSolver, data: ph.Trajectories, steps: int, updates: int, lr: float, batch: int, seed: int
-) -> dict[str, Any]:
-    """Adam with a cosine schedule; returns the history."""
-    optimizer = torch.optim.Adam(solver.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    settings = dict(optimizer=optimizer, scheduler=schedule, batch_size=batch, clip=1.0, seed=seed)
-    return ph.Trainer(solver, data, ph.Unrolled(steps), **settings).fit(updates)
+def share(options: argparse.Namespace, quick: float) -> float:
+    """Factor of the budget: of `--quick`, 3 for `--full`, else 1."""
+    return quick if options.quick else 3 if options.full else 1
 
 
-def train_methods(
-    start: ph.HybridSolver,
-    data: ph.Trajectories,
-    methods: dict[str, tuple[int, int]],
-    updates: int,
-    batch: int,
-    seed: int,
-    long: int = 0,
-) -> tuple[dict[str, ph.HybridSolver], dict[str, Any]]:
-    """Trains copies of one solver, each over other numbers of steps in the first and the second half of its updates.
+def study(
+    options: argparse.Namespace,
+    run: Callable[[int], tuple[Rows, Callable[[], dict[str, Figure]]]],
+    *columns: Sequence[str],
+) -> list[Rows]:
+    """Runs a study for every seed: tables, figures of the first seed, metrics.json.
 
-    With `long`, one more of so many one-step updates, to compare at equal time. Returns solvers and histories.
+    Args:
+        options: of the command line.
+        run: `seed -> metrics, draw`; `draw()` makes the figures by name.
+        columns: metrics of each table.
+
+    Returns:
+        The metrics of every seed.
     """
-    solvers, histories = {}, {}
-    for method, unrolled in methods.items():
-        solvers[method] = copy.deepcopy(start)
-        for steps, lr in zip(unrolled, (1e-3, 5e-4)):
-            half = train(solvers[method], data, steps, updates // 2, lr, batch, seed)
-            histories[f"{method}, {steps}"] = half
-    if long:
-        solvers["one_step_long"] = copy.deepcopy(start)
-        histories["one_step_long"] = train(solvers["one_step_long"], data, 1, long, 5e-4, 2 * batch, seed)
-    return solvers, histories
+    began, per_seed = time.perf_counter(), []
+    for seed in range(options.seed, options.seed + options.seeds):
+        metrics, draw = run(seed)
+        per_seed.append(metrics)
+        print(f"\nseed {seed}\n" + "\n\n".join(str(table([metrics], names)) for names in columns), flush=True)
+        if seed == options.seed:
+            save_figures(options.out, draw())
+    if options.seeds > 1:
+        print("\nmedian [smallest, largest]\n" + "\n\n".join(str(table(per_seed, names)) for names in columns))
+    write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
+    return per_seed
 
 
-def write_metrics(folder: Path, per_seed: list[dict[str, dict[str, float]]], seconds: float) -> None:
+def table(per_seed: Sequence[Rows], columns: Sequence[str]) -> Table:
+    """Numbers of the methods that have the first of these columns, with their spread over seeds; others are ∞, failures."""
+    chosen = [{m: {c: row.get(c, math.inf) for c in columns} for m, row in run.items() if columns[0] in row}
+              for run in per_seed]  # fmt: skip
+    return Table.over_seeds(chosen) if len(chosen) > 1 else Table(chosen[0])
+
+
+def write_metrics(folder: Path, per_seed: Sequence[Rows], seconds: float) -> None:
     """metrics.json: method → metric → median over seeds, the single seeds beside it, and the seconds of one seed."""
     metrics = {method: _median([run[method] for run in per_seed]) for method in per_seed[0]}
     extra = {"seeds": per_seed} if len(per_seed) > 1 else {}
@@ -72,30 +99,77 @@ def write_metrics(folder: Path, per_seed: list[dict[str, dict[str, float]]], sec
 
 
 def _median(runs: list[Any]) -> Any:
-    """Of numbers, or of dicts of numbers entry by entry; entries that are not in all runs are left out."""
+    """Median of numbers, or of dicts of numbers entry by entry; entries that are not in all runs are left out."""
     if isinstance(runs[0], dict):
         return {key: _median([run[key] for run in runs]) for key in runs[0] if all(key in run for run in runs)}
     return Spread(tuple(runs)).median
 
 
-def seed_table(per_seed: list[dict[str, dict[str, float]]], metrics: list[str]) -> str:
-    """Median [smallest, largest] over the seeds, one row per method."""
-    return Table.over_seeds(per_seed, metrics).text()
-
-
-def save_figures(folder: Path, figures: dict[str, object]) -> None:
+def save_figures(folder: Path, figures: dict[str, Figure]) -> None:
+    """Figures as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=90)
         print(f"wrote {folder / name}.png")
 
 
-def require_cpu(device: str) -> None:
-    """For demos that are not written for other devices, so that they do not run elsewhere than asked."""
-    if device != "cpu":
-        raise SystemExit(f"--device {device}: this demo runs on the CPU only; leave --device out")
+# --- training ---
 
 
-def require_device(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: torch sees no CUDA device; use --device cpu")
+def adam(
+    solver: ph.HybridSolver,
+    data: ph.Trajectories,
+    objective: Objective,
+    updates: int,
+    rate: float,
+    batch: int,
+    seed: int,
+    **settings: Any,
+) -> ph.Trainer:
+    """Trainer with Adam, a rate that falls like a cosine over so many updates, and gradients clipped to length 1."""
+    optimizer = torch.optim.Adam(solver.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    settings = dict(optimizer=optimizer, scheduler=schedule, batch_size=batch, clip=1.0, seed=seed, **settings)
+    return ph.Trainer(solver, data, objective, **settings)
+
+
+Stage = tuple[int, int, float, int]
+"""Unrolled steps, updates, learning rate, batch size."""
+
+
+def train(
+    solver: ph.HybridSolver, data: ph.Trajectories, stages: Iterable[Stage], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Training of a solver in stages; returns the history of each, named by its unrolled steps."""
+    return {
+        str(steps): adam(solver, data, ph.Unrolled(steps), updates, rate, batch, seed).fit(updates)
+        for steps, updates, rate, batch in stages
+    }
+
+
+def train_methods(
+    start: ph.HybridSolver, data: ph.Trajectories, methods: dict[str, list[Stage]], seed: int
+) -> tuple[dict[str, ph.HybridSolver], dict[str, Any]]:
+    """Copies of one solver, each trained in its own stages; returns solvers and histories."""
+    solvers, histories = {}, {}
+    for method, stages in methods.items():
+        solvers[method] = copy.deepcopy(start)
+        found = train(solvers[method], data, stages, seed)
+        histories |= {f"{method}, {steps}" if len(found) > 1 else method: h for steps, h in found.items()}
+    return solvers, histories
+
+
+def halves(methods: dict[str, tuple[int, int]], updates: int, batch: int, long: int = 0) -> dict[str, list[Stage]]:
+    """Stages of methods that unroll other numbers of steps in the first and in the second half of their updates.
+
+    With `long`, one more of so many one-step updates, `one_step_long`, to compare at equal time.
+    """
+    rates = 1e-3, 5e-4
+    found = {m: [(n, updates // 2, rate, batch) for n, rate in zip(steps, rates)] for m, steps in methods.items()}
+    return {**found, "one_step_long": [(1, long, 5e-4, 2 * batch)]} if long else found
+
+
+def animate(trajectories: dict[str, Any], folder: Path, **show: Any) -> None:
+    """Trajectories as rollout.gif."""
+    folder.mkdir(parents=True, exist_ok=True)
+    print("wrote", ph.plot.animate(trajectories, folder / "rollout.gif", **show))

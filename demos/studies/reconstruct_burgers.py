@@ -5,7 +5,7 @@
 lost yet, and after 16, as in the book; the search begins with fluid at rest. Reported is the mean square of what is left of the
 observation, and ‖x − x*‖/‖x*‖, which the search does not see.
 
-    python demos/reconstruct_burgers.py [--quick | --full] [--seed N] [--out DIR]
+    python demos/studies/reconstruct_burgers.py [--quick | --full] [--seed N] [--out DIR]
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import lab
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import arguments, require_cpu, save_figures, write_metrics
 from matplotlib.figure import Figure
 from phi import math
 from phi.field import CenteredGrid, Field
@@ -30,7 +30,6 @@ from phi.math.extrapolation import PERIODIC
 from phi.physics import advect, diffuse
 
 import phi_hybrid as ph
-from phi_hybrid.evaluation.table import Table
 from phi_hybrid.inverse.flow import local_inverse
 from phi_hybrid.optim import GaussNewton, GaussNewtonCG, HalfInverse, Inverse, TrustRegion
 
@@ -70,7 +69,7 @@ LBFGS = partial(torch.optim.LBFGS, max_iter=1, max_eval=26, line_search_fn="stro
 
 
 def searches(steps: int) -> dict[str, Search]:
-    """What competes, tuned a little for 16 steps; iterations are such that all have come to an end."""
+    """Entrants, tuned a little for 16 steps; iterations are such that all have come to an end."""
     return {
         "gradient descent, lr 5": Search(100, dict(lr=5 * MEAN_SQUARE)),
         "gradient descent, lr 20": Search(100, dict(lr=20 * MEAN_SQUARE)),
@@ -91,10 +90,8 @@ def backwards(steps: int) -> Callable[..., tuple[torch.Tensor, ...]]:
     def back(u: Field) -> Field:
         return repeated(lambda v: advect.semi_lagrangian(v, -v, DT), u, steps)
 
-    inverse = ph.capture(local_inverse(lambda u: repeated(step, u, steps), back))
     one = sine().with_values(math.expand(sine().values, batch(sample=1)))
-    inverse.flatten(one, one)
-    return inverse.native
+    return ph.capture(local_inverse(lambda u: repeated(step, u, steps), back)).bind(one, one).native
 
 
 def repeated(function: Callable[[Field], Field], u: Field, steps: int) -> Field:
@@ -132,10 +129,9 @@ def search(observed: Field, times: Sequence[int], wanted: Search, quick: bool) -
 
 
 def errors(path: Field) -> np.ndarray:
-    others = [name for name in path.shape.batch.names if name != "iteration"]
-    values = path.values.numpy(["iteration", *others, "x", "vector"]).reshape(
-        path.shape.get_size("iteration"), -1, CELLS
-    )
+    """‖x − x*‖/‖x*‖, `(iteration, sample)`."""
+    others, count = path.shape.batch.without("iteration").names, path.shape.get_size("iteration")
+    values = path.values.numpy(["iteration", *others, "x", "vector"]).reshape(count, -1, CELLS)
     truth = sine().values.numpy("x,vector")[:, 0]
     return np.linalg.norm(values - truth, axis=2) / np.linalg.norm(truth)
 
@@ -162,7 +158,7 @@ def curves(by_steps: dict[int, dict[str, Found]]) -> Figure:
 
 
 def states(observed: Field, found: dict[str, Found], shown: Sequence[str]) -> Figure:
-    """What was found next to the truth."""
+    """States found, next to the truth."""
     figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 2.6), sharey=True, layout="constrained")
     x = (np.arange(CELLS) + 0.5) / CELLS * 2 - 1
     for ax, name in zip(axes, shown):
@@ -181,34 +177,40 @@ def landscape(observed: Field, steps: int, found: dict[str, Found], shown: Seque
     return ph.plot.descent({name: found[name].result.path for name in shown}, loss, marks={"truth": sine()})
 
 
-def main() -> None:
-    options = arguments(__doc__, "reconstruct_burgers").parse_args()
-    require_cpu(options.device)
-    torch.set_num_threads(1)
-    began, rows, by_steps = time.perf_counter(), {}, {}
+def run(quick: bool) -> tuple[lab.Rows, Callable]:
+    rows, by_steps = {}, {}
     with math.precision(64):
         trajectory = ph.rollout(BLOCK, sine(), 16)
         for steps in (8, 16):
-            observed = trajectory.time[steps]
-            wanted = searches(steps)
-            by_steps[steps] = found = {n: search(observed, (steps,), w, options.quick) for n, w in wanted.items()}
+            by_steps[steps] = found = {
+                name: search(trajectory.time[steps], (steps,), wanted, quick)
+                for name, wanted in searches(steps).items()
+            }
             rows["source"] = found["L-BFGS"].at(0)
             for name, one in found.items():
                 row = {**one.at(10_000), "seconds": one.seconds, "iterations": len(one.losses) - 1}
                 row |= {f"{key}_{n}": one.at(n)[key] for n in (10, 20, 40) for key in ("loss", "x")}
                 rows[f"step {steps}: {name}"] = row
-        figures = {
+    return rows, lambda: figures(trajectory.time[16], by_steps)
+
+
+def figures(observed: Field, by_steps: dict[int, dict[str, Found]]) -> dict[str, Figure]:
+    """Figures by name; states and landscape of the later observation."""
+    shown = ["gradient descent, lr 5", "L-BFGS", "Gauss–Newton", "half-inverse, lr 0.3"]
+    paths = ["gradient descent, lr 20", "L-BFGS", "Gauss–Newton, ‖Δx‖ ≤ 1"]
+    with math.precision(64):
+        return {
             "curves": curves(by_steps),
-            "states": states(
-                observed, found, ["gradient descent, lr 5", "L-BFGS", "Gauss–Newton", "half-inverse, lr 0.3"]
-            ),
-            "landscape": landscape(
-                observed, 16, found, ["gradient descent, lr 20", "L-BFGS", "Gauss–Newton, ‖Δx‖ ≤ 1"]
-            ),
+            "states": states(observed, by_steps[16], shown),
+            "landscape": landscape(observed, 16, by_steps[16], paths),
         }
-    save_figures(options.out, figures)
-    print(Table({name: row for name, row in rows.items() if name != "source"}).text())
-    write_metrics(options.out, [rows], time.perf_counter() - began)
+
+
+def main() -> None:
+    options = lab.options(__doc__, "reconstruct_burgers")
+    lab.study(
+        options, lambda seed: run(options.quick), ["loss", "x"], ["loss_10", "x_10", "loss_40", "x_40", "iterations"]
+    )
 
 
 if __name__ == "__main__":

@@ -1,27 +1,26 @@
 """Find where a flow came from with a coarse solver that a network corrects.
 
-The solvers of demos/burgers_correction.py: a reference on 512 cells, the coarse solver on 64, and the same with a correction
+The Burgers solvers of flows.py: a reference on 512 cells, the coarse solver on 64, and the same with a correction
 that was trained through it. Observed is the reference after 16, 32 and 50 steps, on coarse cells, without and with noise; the
 force is known. The initial state is searched by L-BFGS from fluid at rest, through the coarse solver and through the
 corrected one, for trajectories not seen in training.
 
-    python demos/reconstruct_hybrid.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+    python demos/studies/reconstruct_hybrid.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import lab
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from burgers_correction import LINE, physics, reference_data
-from common import arguments, require_cpu, save_figures, seed_table, train, write_metrics
+from flows import LINE
 from matplotlib.figure import Figure
 from phi.field import Field
-from phiml.nn import res_net
+from phi.torch.flow import res_net
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import flatten, unflatten
@@ -36,10 +35,10 @@ Errors = dict[tuple[int, float, str], np.ndarray]
 def trained(data: ph.Trajectories, seed: int, share: float) -> dict[str, Callable]:
     """The coarse solver, bare and corrected; about a minute and a half of training."""
     torch.manual_seed(seed)
-    source = physics(LINE, LINE.coarse)
+    source = LINE.physics(LINE.coarse)
     solver = ph.HybridSolver(source, res_net(2, 1, list(LINE.filters), in_spatial=1, periodic=True))
-    train(solver, data, 1, int(1000 * share), 2e-3, LINE.batch, seed)
-    train(solver, data, 8, int(300 * share), 5e-4, LINE.batch, seed)
+    stages = [(1, int(1000 * share), 2e-3, LINE.batch), (8, int(300 * share), 5e-4, LINE.batch)]
+    lab.train(solver, data, stages, seed)
     return {"source": source, "hybrid": solver}
 
 
@@ -58,18 +57,17 @@ def search(solver: Callable, data: ph.Trajectories, steps: int, observed: Field,
     except ph.NonFiniteError as error:
         print(f"stopped: {error}")
         path = error.trajectory.path
-    found, truth = (u.values.numpy([*dims, "x", "vector"])[..., 0] for u, dims in (
-        (path, ("iteration", "trajectory")), (data.initial_state, ("trajectory",))
-    ))  # fmt: skip
+    found = path.values.numpy("iteration,trajectory,x,vector")[..., 0]
+    truth = data.initial_state.values.numpy("trajectory,x,vector")[..., 0]
     return np.linalg.norm(found - truth, axis=-1) / np.linalg.norm(truth, axis=-1)
 
 
-def run(seed: int, quick: bool) -> Errors:
-    """Training, and errors of all searches on held-out trajectories."""
-    training, test = reference_data(LINE, seed)
+def run(seed: int, quick: bool) -> tuple[lab.Rows, Callable]:
+    training, test = LINE.data(seed)
     solvers = trained(training, seed, 0.4 if quick else 1.0)
     print(ph.evaluate(solvers, test).table((50,)))
-    return compare(solvers, test, (32,) if quick else STEPS, 12 if quick else ITERATIONS, seed)
+    errors = compare(solvers, test, (32,) if quick else STEPS, 12 if quick else ITERATIONS, seed)
+    return summary(errors), lambda: {"errors": figure(errors)}
 
 
 def compare(
@@ -117,18 +115,10 @@ def figure(errors: Errors) -> Figure:
 
 
 def main() -> None:
-    options = arguments(__doc__, "reconstruct_hybrid").parse_args()
-    require_cpu(options.device)
-    torch.set_num_threads(1)
-    began, per_seed = time.perf_counter(), []
-    for seed in range(options.seed, options.seed + options.seeds):
-        errors = run(seed, options.quick)
-        per_seed.append(summary(errors))
-        if seed == options.seed:
-            save_figures(options.out, {"errors": figure(errors)})
-    for name in per_seed[0]["source"]:
-        print(f"\n{seed_table(per_seed, [name])}")
-    write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
+    options = lab.options(__doc__, "reconstruct_hybrid")
+    steps = (32,) if options.quick else STEPS
+    columns = [[f"{kind}_{n}_{level:g}" for kind in ("x", "gain") for level in NOISE] for n in steps]
+    lab.study(options, lambda seed: run(seed, options.quick), *columns)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
 """What noise does to a recovered initial state, and what helps: early stopping, damping, more observation times.
 
-The Burgers problem of demos/reconstruct_burgers.py, observed at one or at several times, with white noise of 0, 1 and 10 % of
+The Burgers problem of reconstruct_burgers.py, observed at one or at several times, with white noise of 0, 1 and 10 % of
 the root mean square of what is seen, in several samples that are searched side by side. A search is stopped where the mean
 square of what is left falls to the variance of the noise (Morozov's discrepancy principle), or goes on to the end.
 
-    python demos/reconstruct_noise.py [--quick | --full] [--seed N] [--out DIR]
+    python demos/studies/reconstruct_noise.py [--quick | --full] [--seed N] [--out DIR]
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import lab
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import arguments, require_cpu, save_figures, write_metrics
 from matplotlib.figure import Figure
 from phi import math
 from phi.field import Field
@@ -25,7 +24,6 @@ from reconstruct_burgers import BLOCK, MEAN_SQUARE, Found, Search, search, sine
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import flatten, unflatten
-from phi_hybrid.evaluation.table import Table
 from phi_hybrid.optim import GaussNewton, HalfInverse
 
 TIMES: Sequence[tuple[int, ...]] = ((8,), (16,), (8, 16, 24))
@@ -81,28 +79,29 @@ def figure(all_found: dict[tuple, tuple[Found, float]]) -> Figure:
     return drawn
 
 
-def main() -> None:
-    options = arguments(__doc__, "reconstruct_noise").parse_args()
-    require_cpu(options.device)
-    torch.set_num_threads(1)
-    began, all_found, rows = time.perf_counter(), {}, {"source": {"x": 1.0}}
-    with math.precision(64):
-        for times in TIMES[:2] if options.quick else TIMES:
-            for level in LEVELS[::2] if options.quick else LEVELS:
-                observed, sigma = observe(times, level, 16 if options.full else 4, options.seed)
-                for name, wanted in searches(times).items():
-                    found = search(observed, times, wanted, options.quick)
-                    all_found[times, level, name] = found, sigma
-                    rows[f"{times} {level:g} {name}"] = summary(found, sigma)
-    save_figures(options.out, {"noise": figure(all_found)})
-    print(Table({name: row for name, row in rows.items() if name != "source"}).text())
-    write_metrics(options.out, [rows], time.perf_counter() - began)
-
-
 def summary(found: Found, sigma: float) -> dict[str, Any]:
     """Median error of x in the end, where it is stopped, and at its smallest, which the search itself cannot know."""
     medians, stop = np.median(found.errors, 1), stopped(found, sigma)
     return {"x": float(medians[-1]), "x_stopped": float(medians[stop]), "stop": stop, "x_best": float(medians.min())}
+
+
+def run(samples: int, quick: bool, seed: int) -> tuple[lab.Rows, Callable]:
+    all_found, rows = {}, {"source": {"x": 1.0}}
+    with math.precision(64):
+        for times in TIMES[:2] if quick else TIMES:
+            for level in LEVELS[::2] if quick else LEVELS:
+                observed, sigma = observe(times, level, samples, seed)
+                for name, wanted in searches(times).items():
+                    found = search(observed, times, wanted, quick)
+                    all_found[times, level, name] = found, sigma
+                    rows[f"{times} {level:g} {name}"] = summary(found, sigma)
+    return rows, lambda: {"noise": figure(all_found)}
+
+
+def main() -> None:
+    options = lab.options(__doc__, "reconstruct_noise")
+    samples = 16 if options.full else 4
+    lab.study(options, lambda seed: run(samples, options.quick, seed), ["x_stopped", "x", "stop", "x_best"])
 
 
 if __name__ == "__main__":

@@ -5,18 +5,19 @@ fourth does: wanted is the velocity at the start, which changes nothing but the 
 learning rate 1e-3 and the loss ½ Σ (s − s*)² over all cells and plumes are those of Thuerey et al., Physics-based Deep
 Learning (arXiv 2109.05237), where the loss falls from 298.3 to 233.7, 178.2, 169.9 after 9, 29, 79 iterations.
 
-    python demos/reconstruct_smoke.py [--quick | --full] [--out DIR]
+    python demos/studies/reconstruct_smoke.py [--quick | --full] [--out DIR]
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+import lab
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import arguments, require_cpu, save_figures, write_metrics
 from matplotlib.figure import Figure
 from phi import math
 from phi.field import Field
@@ -104,25 +105,26 @@ def arrows(ax: Any, velocity: Field) -> None:
     ax.text(1, 38, f"longest {speed:.2f}", fontsize=7, va="top")
 
 
-def main() -> None:
-    options = arguments(__doc__, "reconstruct_smoke").parse_args()
-    require_cpu(options.device)
-    torch.set_num_threads(1)
-    iterations, began = 12 if options.quick else 240 if options.full else 80, time.perf_counter()
+def run(iterations: int) -> tuple[lab.Rows, Callable]:
     with math.precision(64):
         physics = ph.capture(rise)
         found = {name: search(physics, iterations, settings) for name, settings in SEARCHES.items()}
         best = min((result for result, _ in found.values()), key=lambda result: result.losses[-1])
         air, inflow = plumes()
-        shown = pictures(physics(air, inflow), physics(best.state, inflow), best.state)
+        shown = physics(air, inflow), physics(best.state, inflow), best.state
     rows = {"source": {"loss": total(best)[0]}}
     for name, (result, seconds) in found.items():
         losses = total(result)
         rows[name] = {f"loss_{n}": losses[n] for n in PUBLISHED if n < len(losses)}
         rows[name] |= {"loss": losses[-1], "seconds": seconds}
-        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in rows[name].items()))
-    save_figures(options.out, {"curves": curves(found), "smoke": shown})
-    write_metrics(options.out, [rows], time.perf_counter() - began)
+    return rows, lambda: {"curves": curves(found), "smoke": pictures(*shown)}
+
+
+def main() -> None:
+    options = lab.options(__doc__, "reconstruct_smoke")
+    iterations = 12 if options.quick else 240 if options.full else 80
+    reached = [f"loss_{n}" for n in PUBLISHED if n < iterations]
+    lab.study(options, lambda seed: run(iterations), ["loss"], [*reached, "seconds"])
 
 
 if __name__ == "__main__":

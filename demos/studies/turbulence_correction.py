@@ -5,25 +5,24 @@ Kochkov et al. (2021). The reference has 128² cells and four steps for each of 
 trajectories start from other random states. After a shared one-step training, equal numbers of further updates are spent
 on one step, on 4 and on 16 unrolled steps.
 
-    python demos/turbulence_correction.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+    python demos/studies/turbulence_correction.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import lab
 import numpy as np
 import torch
-from common import arguments, require_device, save_figures, seed_table, train, train_methods, write_metrics
+from matplotlib.figure import Figure
 from phi.field import Field
-from phi.torch.flow import PERIODIC, advect, math
-from phiml.nn import res_net
+from phi.torch.flow import PERIODIC, advect, math, res_net
 
 import phi_hybrid as ph
-from phi_hybrid.evaluation import quantities as diagnostics
+from phi_hybrid.evaluation import Evaluation, quantities
 from phi_hybrid.pde import navier_stokes as ns
 
 VISCOSITY, DRAG, DT = 2e-3, 0.1, 0.05
@@ -60,13 +59,10 @@ def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ph.Trajector
     """Training and test trajectories in the statistically steady state, coarsened."""
     fine = physics(case.fine, DT / case.every)
     start = ns.divergence_free_noise(ns.periodic_square(case.fine), 2 * case.trajectories, 4, 1.5, seed)
-    tensors = fine.flatten(start)
-    with torch.no_grad():
-        for _ in range(case.spin_up * case.every):
-            tensors = fine.native(*tensors)
+    start = ph.repeat(fine, start, case.spin_up * case.every)
     data = ph.Trajectories.generate(
         fine,
-        fine.unflatten(tensors),
+        start,
         case.steps,
         coarsen=case.fine // case.coarse,
         every=case.every,
@@ -76,13 +72,14 @@ def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ph.Trajector
 
 
 def trained_solvers(case: Case, training: ph.Trajectories, seed: int, device: str) -> tuple[dict, dict]:
-    """Method → solver, and the histories of their training."""
+    """Solvers by method, and the histories of their training."""
     torch.manual_seed(seed)
     source = physics(case.coarse, DT)
     start = ph.HybridSolver(source, res_net(2, 2, list(case.filters), periodic=True)).to(device)
-    before = train(start, training, 1, case.pretraining, 1e-3, 2 * case.batch, seed)
-    solvers, histories = train_methods(start, training, METHODS, case.updates, case.batch, seed, case.long)
-    return {"source": source, **solvers}, {"pretraining": before, **histories}
+    before = lab.train(start, training, [(1, case.pretraining, 1e-3, 2 * case.batch)], seed)
+    methods = lab.halves(METHODS, case.updates, case.batch, case.long)
+    solvers, histories = lab.train_methods(start, training, methods, seed)
+    return {"source": source, **solvers}, {"pretraining": before["1"], **histories}
 
 
 def vorticity(velocity: Field) -> math.Tensor:
@@ -100,8 +97,7 @@ def spectrum_error(trajectory: Field, reference: Field) -> float:
     return float(np.abs(np.log10(own[1:] / true[1:])).mean())
 
 
-def run(case: Case, seed: int, device: str) -> tuple[dict[str, dict], dict[str, Any]]:
-    """Metrics of every method, and what the figures show."""
+def run(case: Case, seed: int, device: str, out: Path) -> tuple[lab.Rows, Callable]:
     training, test = reference_data(case, seed)
     solvers, histories = trained_solvers(case, training, seed, device)
     evaluation = ph.evaluate(solvers, test, metrics={"vorticity": ph.metrics.Correlation(of=ph.capture(vorticity))})
@@ -111,49 +107,34 @@ def run(case: Case, seed: int, device: str) -> tuple[dict[str, dict], dict[str, 
         if row["blow_up"] == 0:
             rollouts[method] = ph.rollout(solvers[method], test.initial_state, case.steps)
             row["spectrum_error"] = spectrum_error(rollouts[method], test.trajectory)
-            row["divergence"] = diagnostics.largest_divergence(rollouts[method].time[-1])
-    shown = ["mae", "mae_40", "nrmse", "vorticity", "time_to_0.8", "time_to_0.95", "blow_up"]
-    table = evaluation.table((40,), (0.8, 0.95), correlation="vorticity", dt=DT).select(shown)
-    print(f"\nseed {seed}, unseen initial states; times in which the vorticity correlates\n{table}")
-    return metrics, {"evaluation": evaluation, "rollouts": rollouts, "histories": histories}
+            row["divergence"] = quantities.largest_divergence(rollouts[method].time[-1])
+    return metrics, lambda: figures(evaluation, rollouts, histories, out)
 
 
-def figures(shown: dict[str, Any], out: Path) -> None:
-    trajectories = {k: v for k, v in shown["rollouts"].items() if k in ("reference", "source", "unrolled_16")}
+def figures(evaluation: Evaluation, rollouts: dict[str, Field], histories: dict, out: Path) -> dict[str, Figure]:
+    """Figures by name; the animation is written at once."""
+    trajectories = {k: v for k, v in rollouts.items() if k in ("reference", "source", "unrolled_16")}
     show = dict(reference="reference", dt=DT, quantity="vorticity")
-    correlation = shown["evaluation"].curves("vorticity", start=1.0)
-    save_figures(
-        out,
-        {
-            "rollout": ph.plot.rollout(trajectories, **show, times=5, title="Kolmogorov flow, unseen initial state"),
-            "errors": ph.plot.errors(shown["evaluation"].curves(), dt=DT),
-            "correlation": ph.plot.errors(correlation, dt=DT, quantity="correlation of vorticity", log=False),
-            "spectrum": ph.plot.spectrum(shown["rollouts"]),
-            "training": ph.plot.history(shown["histories"]),
-        },
-    )
-    print("wrote", ph.plot.animate(trajectories, out / "rollout.gif", **show, stride=2, fps=15))
+    correlation = evaluation.curves("vorticity", start=1.0)
+    lab.animate(trajectories, out, **show, stride=2, fps=15)
+    return {
+        "rollout": ph.plot.rollout(trajectories, **show, times=5, title="Kolmogorov flow, unseen initial state"),
+        "errors": ph.plot.errors(evaluation.curves(), dt=DT),
+        "correlation": ph.plot.errors(correlation, dt=DT, quantity="correlation of vorticity", log=False),
+        "spectrum": ph.plot.spectrum(rollouts),
+        "training": ph.plot.history(histories),
+    }
 
 
 def main() -> None:
-    options = arguments(__doc__, "turbulence_correction").parse_args()
-    require_device(options.device)
-    torch.set_num_threads(min(2, torch.get_num_threads()))  # more do not pay on 32² cells
+    options = lab.options(__doc__, "turbulence_correction", ["cpu", "cuda"], threads=2)
     case = Case()
     if options.quick:
         case = replace(case, fine=64, trajectories=3, spin_up=60, steps=80, pretraining=300, updates=60)
     if options.full:
         case = replace(case, trajectories=16, pretraining=4000, updates=3000, long=15000)
-    began, per_seed = time.perf_counter(), []
-    for seed in range(options.seed, options.seed + options.seeds):
-        metrics, shown = run(case, seed, options.device)
-        per_seed.append(metrics)
-        if seed == options.seed:
-            figures(shown, options.out)
-    if options.seeds > 1:
-        names = ["mae", "nrmse", "time_to_0.8", "time_to_0.95"]
-        print(f"\nmedian [smallest, largest] of {options.seeds} seeds\n{seed_table(per_seed, names)}")
-    write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
+    columns = ["mae", "mae_40", "nrmse", "vorticity", "time_to_0.8", "time_to_0.95", "blow_up"]
+    lab.study(options, lambda seed: run(case, seed, options.device, options.out), columns)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Axis:
 
 
 class Layout:
-    """What is needed besides the tensors to rebuild a state: hashable, comparable, picklable, free of data."""
+    """Description of a state without its values, from which tensors become the state again: hashable, comparable, picklable, free of data."""
 
     leaves: tuple[tuple[Axis, ...], ...] = ()
     """Axes of every tensor, in the order in which `flatten` returns them."""
@@ -79,8 +79,11 @@ class Layout:
         """The layout with `f` applied to the axes of every tensor in it."""
         return self
 
+    def __deepcopy__(self, memo: dict) -> Layout:
+        return self  # PhiML would round the bounds of its copies to the global precision
+
     def difference(self, other: Layout) -> str:
-        """What tells two layouts apart, in words."""
+        """Names, in words, what tells this layout from another."""
         if type(self) is not type(other):
             return f"{type(self).__name__} and {type(other).__name__}"
         return f"dims {describe_leaves(self)} and {describe_leaves(other)}"
@@ -270,14 +273,12 @@ def repeat(
     """Tensors of `source` with the batch axes that `target` has besides, of these sizes, or else of size 1."""
     result = []
     for tensor, old, new in zip(tensors, source.leaves, target.leaves):
-        if old is not new and old != new:
-            names = {a.name for a in old}
-            for position, axis in enumerate(new):
-                if axis.name not in names:
-                    tensor = tensor.unsqueeze(position)
-            shape = [sizes.get(a.name, s) if a.kind == "batch" else s for a, s in zip(new, tensor.shape)]
-            tensor = tensor.expand(shape).contiguous()
-        result.append(tensor)
+        names = {a.name for a in old}
+        for position, axis in enumerate(new):
+            if axis.name not in names:
+                tensor = tensor.unsqueeze(position)
+        shape = [sizes.get(a.name, s) if a.kind == "batch" else s for a, s in zip(new, tensor.shape)]
+        result.append(tensor.expand(shape).contiguous())
     return tuple(result)
 
 
@@ -297,7 +298,8 @@ def batch_sizes(tensors: Sequence[torch.Tensor], layout: Layout) -> dict[str, in
                     f"batch dim '{axis.name}' has sizes {sizes[axis.name]} and {size}: pass equal numbers of entries, or "
                     "leave the dim out to repeat a value along it"
                 )
-            sizes[axis.name] = max(size, sizes[axis.name])
+            if sizes[axis.name] == 1:
+                sizes[axis.name] = size
     return sizes
 
 

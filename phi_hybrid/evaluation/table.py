@@ -1,4 +1,4 @@
-"""Numbers by row and column, alone or with their spread over seeds, as text, CSV or Markdown."""
+"""Tables of numbers, alone or with their spread over seeds, as text, CSV or Markdown."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Spread:
 
     @property
     def median(self) -> float:
-        """The middle value; the mean of the two middle ones of an even number."""
+        """Middle value; the mean of the two middle ones of an even number."""
         return statistics.median(self.values)
 
     @property
     def lowest(self) -> float:
-        """The smallest value."""
+        """Smallest value."""
         return min(self.values)
 
     @property
     def highest(self) -> float:
-        """The largest value."""
+        """Largest value."""
         return max(self.values)
 
     def __str__(self) -> str:
@@ -67,8 +67,8 @@ class Table:
         for name, row in self.rows.items():
             if list(row) != self.columns:
                 raise StateError(
-                    f"row {name!r} has the columns {list(row)}, but the first row has {self.columns}: all rows take the "
-                    "same; pick common ones with a table.select([…]) of each part"
+                    f"row {name!r} has the columns {list(row)}, but the first row has {self.columns}: all rows take "
+                    "the same; pick common ones with a table.select([…]) of each part"
                 )
             for column, cell in row.items():
                 if isinstance(cell, bool) or not isinstance(cell, (int, float, Spread)):
@@ -80,7 +80,7 @@ class Table:
 
         Args:
             summaries: one per seed, method → metric → number, as `Evaluation.summary` returns.
-            columns: which metrics, all of the first summary by default.
+            columns: names of metrics, all of the first summary by default.
 
         Raises:
             StateError: if there is no summary, or a method or metric is missing in one of them.
@@ -92,8 +92,8 @@ class Table:
         for seed, summary in enumerate(summaries):
             if list(summary) != list(summaries[0]):
                 raise StateError(
-                    f"summary {seed} has the methods {list(summary)}, the first {list(summaries[0])}: a failed method is "
-                    "infinite, not left out"
+                    f"summary {seed} has the methods {list(summary)}, the first {list(summaries[0])}: a failed method "
+                    "is infinite, not left out"
                 )
             for method, row in summary.items():
                 missing = [c for c in columns if c not in row]
@@ -127,7 +127,7 @@ class Table:
         return Table({name: {c: row[c] for c in columns} for name, row in self.rows.items()})
 
     def text(self) -> str:
-        """Aligned for reading, four digits; a spread as `median [lowest, highest]`."""
+        """Text, aligned for reading, four digits; a spread as `median [lowest, highest]`."""
         lines = self._lines()
         widths = [max(map(len, column)) for column in zip(*lines)]
         return "\n".join(
@@ -136,21 +136,22 @@ class Table:
         )
 
     def markdown(self) -> str:
-        """A pipe table, four digits; a spread as `median [lowest, highest]`."""
+        """Pipe table, four digits; a spread as `median [lowest, highest]`."""
         head, *body = [[cell.replace("|", r"\|") for cell in line] for line in self._lines()]
         ruler = ["---", *["---:"] * len(self.columns)]
         return "\n".join("| " + " | ".join(line) + " |" for line in (head, ruler, *body))
 
     def csv(self) -> str:
-        """Comma-separated, all digits; a spread takes three columns, `…_median`, `…_lowest` and `…_highest`."""
+        """Comma-separated values, all digits; a spread takes three columns, `…_median`, `…_lowest` and `…_highest`."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         spread = {c for c in self.columns for row in self.rows.values() if isinstance(row[c], Spread)}
-        parts = ("median", "lowest", "highest")
-        heads = [[f"{c}_{part}" for part in parts] if c in spread else [c] for c in self.columns]
+        heads = [
+            [f"{c}_{part}" for part in ("median", "lowest", "highest")] if c in spread else [c] for c in self.columns
+        ]
         writer.writerow(["", *sum(heads, [])])
         for name, row in self.rows.items():
-            cells = [[getattr(_spread(row[c]), part) for part in parts] if c in spread else [row[c]] for c in row]
+            cells = [_three(row[c]) if c in spread else [row[c]] for c in row]
             writer.writerow([name, *sum(cells, [])])
         return out.getvalue()
 
@@ -162,5 +163,5 @@ class Table:
         return self.text()
 
 
-def _spread(cell: Cell) -> Spread:
-    return cell if isinstance(cell, Spread) else Spread((cell,))
+def _three(cell: Cell) -> list[float]:
+    return [cell.median, cell.lowest, cell.highest] if isinstance(cell, Spread) else [cell] * 3

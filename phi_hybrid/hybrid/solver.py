@@ -160,6 +160,15 @@ class HybridSolver(Step):
                 "HybridSolver(physics, solver.network), to try it all the same"
             )
 
+    def extra_repr(self) -> str:
+        count = sum(p.numel() for p in self.parameters())
+        scales = (
+            f"{self.input_scale.numel()} → {self.output_scale.numel()} channels" if self.scaled else "not yet known"
+        )
+        chosen = {"sees": self.sees, "corrects": self.corrects, "features": self._features or None}
+        settings = "".join(f", {name}={value}" for name, value in chosen.items() if value is not None)
+        return f"{self.coupling}{settings}; {count} parameters, scales {scales}"
+
     def get_extra_state(self) -> list[list[str]]:
         """Kinds of boundaries of the training data, saved with the scales."""
         return [list(entry) for entry in self.boundaries]

@@ -11,21 +11,33 @@ from typing import Any
 import torch
 
 from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance, require_number
-from phi_hybrid.bridge.dims import TIME
-from phi_hybrid.bridge.layout import Layout, batch_names, flatten, repeat, stack, unflatten, with_batch
+from phi_hybrid.bridge.dims import ITERATION, TIME
+from phi_hybrid.bridge.layout import (
+    Layout,
+    batch_names,
+    batch_sizes,
+    flatten,
+    repeat,
+    stack,
+    tuple_of,
+    unflatten,
+    with_batch,
+)
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
-from phi_hybrid.optim.chain import Chain, Distance, Link, half_square
-from phi_hybrid.optim.rules import Gradient, Rule
-from phi_hybrid.optim.vectors import as_tuple, pack
-from phi_hybrid.steps.bound import Inputs, Repeatable, bind, flatten_arguments
-from phi_hybrid.steps.face import Step
-from phi_hybrid.steps.plain import as_step
-from phi_hybrid.steps.time_loop import evaluation_mode, require_finite, unroll
+from phi_hybrid.optim import Chain, Distance, Gradient, Link, Rule, as_tuple, half_square, pack
+from phi_hybrid.steps import (
+    Inputs,
+    Repeatable,
+    Step,
+    as_step,
+    bind,
+    evaluation_mode,
+    flatten_arguments,
+    require_finite,
+    unroll,
+)
 
 Tensors = tuple[torch.Tensor, ...]
-
-ITERATION = "iteration"
-"""Name of the batch dim that runs over iterates."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +162,15 @@ class _Problem:
     ) -> None:
         self.times, self.inputs = _ascending(times), inputs
         self._require_entries(observed)
-        sizes = _batch_sizes(
-            (state, layout), (observed.at(0), observed.frame_layout), (inputs.at(0), inputs.frame_layout)
-        )
+        frame = tuple_of(layout, observed.frame_layout, inputs.frame_layout)
+        sizes = batch_sizes((*state, *observed.at(0), *inputs.at(0)), frame)
+        if empty := [name for name, size in sizes.items() if size == 0]:
+            raise StateError(f"batch dim '{empty[0]}' is empty: expected at least one sample")
         _require_start(state)
         require_finite(observed.tensors, 0, "the observation")
-        self.bound = self._bound(step, *_repeated(state, layout, sizes))
+        self.bound = self._bound(
+            step, repeat(state, layout, with_batch(layout, *sizes), sizes), with_batch(layout, *sizes)
+        )
         names = batch_names(self.bound.layout)
         self._batch = self.bound.state[0].shape[: len(names)]
         frame = with_batch(observed.frame_layout, *names)
@@ -231,22 +246,6 @@ def _ascending(times: Any) -> tuple[int, ...]:
     return steps
 
 
-def _batch_sizes(*frames: tuple[Tensors, Layout]) -> dict[str, int]:
-    """Of all batch dims of x₀, the observation and the inputs."""
-    sizes: dict[str, int] = {}
-    for tensors, layout in frames:
-        for tensor, axes in zip(tensors, layout.leaves):
-            for name, size in [(a.name, s) for a, s in zip(axes, tensor.shape) if a.kind == "batch"]:
-                if size == 0:
-                    raise StateError(f"batch dim '{name}' is empty: expected at least one sample")
-                if sizes.setdefault(name, size) != size:
-                    raise StateError(
-                        f"batch dim '{name}' has sizes {sizes[name]} and {size} in x0, the observation and the inputs: pass "
-                        "equal numbers of samples, or leave the dim out to repeat a value along it"
-                    )
-    return sizes
-
-
 def _require_start(state: Tensors) -> None:
     if not all(t.is_floating_point() or t.is_complex() for t in state):
         raise StateError(
@@ -254,16 +253,6 @@ def _require_start(state: Tensors) -> None:
             "phi.math.to_float(x0)"
         )
     require_finite(state, 0, "x0")
-
-
-def _repeated(tensors: Tensors, layout: Layout, sizes: dict[str, int]) -> tuple[Tensors, Layout]:
-    """With all these batch dims in all tensors."""
-    widened = with_batch(layout, *sizes)
-    result = []
-    for tensor, axes in zip(repeat(tensors, layout, widened), widened.leaves):
-        shape = [sizes[a.name] if a.kind == "batch" else s for a, s in zip(axes, tensor.shape)]
-        result.append(tensor.expand(shape).contiguous())
-    return tuple(result), widened
 
 
 def _copies(tensors: Sequence[torch.Tensor]) -> Tensors:

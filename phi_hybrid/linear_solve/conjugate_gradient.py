@@ -15,16 +15,16 @@ from phi_hybrid.linear_solve.system import Csr, System
 
 @dataclass(frozen=True)
 class ConjugateGradient:
-    """Iterative solve of symmetric definite grid operators with obstacles, on any device.
+    """Preconditioned conjugate gradients for symmetric definite grid operators with obstacles, on any device.
 
     The preconditioner solves the same equation on the whole box, so that the number of iterations hardly depends on the
     resolution. Cells that are coupled to nothing (inside obstacles) or fixed by an equation of their own are solved
     directly.
 
-    Attributes:
-        rel_tol: ‖b − A·x‖ ≤ rel_tol·‖b‖; by default 1e-7 for float32 and 1e-11 for float64 states. Tighter tolerances of
+    Args:
+        rel_tol: largest residual, ‖b − A·x‖ ≤ rel_tol·‖b‖; by default 1e-7 for float32 and 1e-11 for float64 states. Tighter tolerances of
             the `Solve` in the step prevail.
-        max_iterations: before `SolveError` is raised.
+        max_iterations: largest number of iterations, else `SolveError`; 200 by default, 10 … 20 are usual.
 
     Source: M. R. Hestenes, E. Stiefel, J. Res. Natl. Bur. Stand. 49 (1952) 409–436.
     """
@@ -39,7 +39,7 @@ class ConjugateGradient:
 
 
 class KrylovSolver:
-    """Solves on the free cells F: A_FF·x_F = b_F − A_FD·x_D, x_D = b_D / diag(A_DD)."""
+    """Solver on the free cells F: A_FF·x_F = b_F − A_FD·x_D, x_D = b_D / diag(A_DD)."""
 
     def __init__(
         self, system: System, free: np.ndarray, preconditioner: SpectralSolver, tolerance: float, max_iterations: int

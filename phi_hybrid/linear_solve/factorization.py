@@ -15,7 +15,7 @@ from phi_hybrid.linear_solve.system import System, from_columns, to_columns
 
 @dataclass(frozen=True)
 class SparseFactorization:
-    """Direct solve A = L·U of any square matrix, all batch entries at once. Runs on the CPU wherever the state is.
+    """Sparse factorisation A = L·U: a direct solve with any square matrix, all batch entries at once. Runs on the CPU wherever the state is.
 
     Source: X. S. Li, An overview of SuperLU, ACM Trans. Math. Softw. 31 (2005) 302–325.
     """
@@ -30,7 +30,7 @@ class SparseFactorization:
 
 
 class FactoredSolver:
-    """Solves with a kept factorisation.
+    """Solver with a kept factorisation.
 
     Singular symmetric matrices are fixed at one cell of each singular part, which leaves solutions for right-hand sides
     in the range as they are up to a constant, and that is taken out. Unsymmetric ones are bordered by their null vectors.
@@ -52,7 +52,7 @@ class FactoredSolver:
         self.factors = scipy.sparse.linalg.splu(scipy.sparse.csc_matrix(matrix), **options)
 
     def recovers(self, x: np.ndarray) -> bool:
-        """Whether solving A·y = A·x gives back x, up to the null vectors: not for matrices singular to rounding."""
+        """Check that A·y = A·x gives y = x, up to the null vectors: not for matrices singular to rounding."""
         found = to_columns(self.solve(from_columns(self.system.matrix @ x, torch.empty(0)), False).x)
         error = (found - x) - self.null @ (self.null.T @ (found - x))
         return np.linalg.norm(error) <= 1e-5 * np.linalg.norm(x)

@@ -12,7 +12,6 @@ import torch
 from phi_hybrid.linear_solve.solution import Balance, Solution, symmetric_balance
 from phi_hybrid.linear_solve.system import Csr, System, from_columns, to_columns
 from phi_hybrid.linear_solve.transforms import (
-    Fourier,
     Transform,
     fourier_transform_of,
     transform_of,
@@ -22,7 +21,7 @@ from phi_hybrid.linear_solve.transforms import (
 
 @dataclass(frozen=True)
 class FastDiagonalization:
-    """Direct solve on boxes: x = Q·Λ⁺·Q⁻¹·b with one transform per axis. Any device.
+    """Fast diagonalisation x = Q·Λ⁺·Q⁻¹·b, a direct solve on boxes with one transform per axis. Any device.
 
     For operators A = Σ_d I ⊗ … ⊗ T_d ⊗ … ⊗ I, such as Laplacians and implicit diffusion with constant coefficients on a
     box without obstacles. FFT, DCT-II or DST-I where they fit, else the eigenvectors of T_d.
@@ -35,23 +34,7 @@ class FastDiagonalization:
         operators = axis_operators(system)
         if operators is None or not _same(kronecker_sum(operators), system.matrix):
             return None
-        if system.is_symmetric:
-            spectral = spectral_solver(operators, system.shape, device)
-            return (
-                None
-                if spectral is None
-                else ExactSolver(spectral, spectral, symmetric_balance(system, device), system.tolerates_imbalance)
-            )
-        transforms = [unsymmetric_transform_of(operator, device) for operator in operators]
-        if any(t is None for t in transforms):
-            return None
-        adjoint = SpectralSolver([t.transpose() for t in transforms], system.shape, device)
-        spectral = SpectralSolver(transforms, system.shape, device)
-        if not _is_inverse(spectral, system.matrix):
-            return None
-        return ExactSolver(
-            spectral, adjoint, Balance(spectral.null_vectors(), adjoint.null_vectors()), system.tolerates_imbalance
-        )
+        return _symmetric(system, operators, device) if system.is_symmetric else _unsymmetric(system, operators, device)
 
 
 class ExactSolver:
@@ -73,7 +56,7 @@ class SpectralSolver:
     def __init__(self, transforms: list[Transform], shape: tuple[int, ...], device: torch.device) -> None:
         self.transforms, self.shape = transforms, shape
         self.axes = tuple(range(1, len(shape) + 1))
-        self.is_periodic = all(isinstance(t, Fourier) for t in transforms)
+        self.is_periodic = all(t.is_periodic for t in transforms)  # then one FFT over all axes does it
         eigenvalues = torch.zeros(shape, dtype=torch.float64, device=device)
         for d, transform in enumerate(transforms):
             own = transform.spectrum if self.is_periodic else transform.eigenvalues
@@ -111,8 +94,27 @@ class SpectralSolver:
         return x
 
     def _half(self, factors: torch.Tensor) -> torch.Tensor:
-        """What a real FFT needs of a spectrum."""
+        """The half of a spectrum that a real FFT needs."""
         return factors[..., : self.shape[-1] // 2 + 1] if self.is_periodic else factors
+
+
+def _symmetric(system: System, operators: list[Csr], device: torch.device) -> ExactSolver | None:
+    spectral = spectral_solver(operators, system.shape, device)
+    if spectral is None:
+        return None
+    return ExactSolver(spectral, spectral, symmetric_balance(system, device), system.tolerates_imbalance)
+
+
+def _unsymmetric(system: System, operators: list[Csr], device: torch.device) -> ExactSolver | None:
+    transforms = [unsymmetric_transform_of(operator, device) for operator in operators]
+    if any(t is None for t in transforms):
+        return None
+    spectral = SpectralSolver(transforms, system.shape, device)
+    adjoint = SpectralSolver([t.transpose() for t in transforms], system.shape, device)
+    if not _is_inverse(spectral, system.matrix):
+        return None
+    balance = Balance(spectral.null_vectors(), adjoint.null_vectors())
+    return ExactSolver(spectral, adjoint, balance, system.tolerates_imbalance)
 
 
 def spectral_solver(operators: list[Csr], shape: tuple[int, ...], device: torch.device) -> SpectralSolver | None:

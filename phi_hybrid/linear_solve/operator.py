@@ -22,10 +22,16 @@ _numbers = itertools.count()
 
 
 class LinearSolve(torch.nn.Module):
-    """Solves A·x = b for constant A: `(batch, size)` → `(batch, size)`, in the precision of b, computed in float64.
+    """Solve A·x = b for constant A: `(batch, size)` → `(batch, size)`, in the precision of b, computed in float64.
 
     Every derivative is again a solve with A or Aᵀ. Solvers are built when first used on a device and stay behind when
     the module is copied or pickled.
+
+    Args:
+        system: matrix and grid.
+        method: method of the solve; `None`, the choice by the structure of the matrix, is usual.
+        rel_tol: ‖b − A·x‖ ≤ rel_tol·‖b‖ is required of every batch entry.
+        abs_tol: or ‖b − A·x‖ ≤ abs_tol.
     """
 
     def __init__(self, system: System, method: Method | None, rel_tol: float, abs_tol: float) -> None:
@@ -36,7 +42,7 @@ class LinearSolve(torch.nn.Module):
     def forward(self, rhs: torch.Tensor) -> torch.Tensor:
         """Raises SolveError if b is not finite, has no solution, or the solution misses the tolerance."""
         if torch.compiler.is_compiling():
-            return linear_solve(rhs, self.number, False)
+            return solve_numbered(rhs, self.number, False)
         if not (torch.is_grad_enabled() or _compat.functorch_active() or _compat.forward_mode_active()):
             return self.solve(rhs, False)
         return _Solve.apply(rhs, self.number, False)
@@ -115,12 +121,12 @@ _MISSED = (
 
 
 @torch.library.custom_op("phi_hybrid::linear_solve", mutates_args=())
-def linear_solve(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
-    """What graphs hold: opaque to tracers and compilers."""
+def solve_numbered(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
+    """Operator in graphs, opaque to tracers and compilers."""
     return solve_of(number).solve(rhs, transposed)
 
 
-@linear_solve.register_fake
+@solve_numbered.register_fake
 def _(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
     return torch.empty_like(rhs, memory_format=torch.contiguous_format)
 
@@ -131,10 +137,10 @@ def _setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 
 def _backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-    return linear_solve(cotangent, ctx.number, not ctx.transposed), None, None
+    return solve_numbered(cotangent, ctx.number, not ctx.transposed), None, None
 
 
-linear_solve.register_autograd(_backward, setup_context=_setup)
+solve_numbered.register_autograd(_backward, setup_context=_setup)
 
 
 class _Solve(torch.autograd.Function):
@@ -172,7 +178,7 @@ LARGEST_FACTORIZATION = {1: 1_000_000, 2: 100_000, 3: 10_000}
 
 
 def methods_for(system: System, device: torch.device) -> tuple[Method, ...]:
-    """In order of preference."""
+    """Methods to try, in order of preference."""
     moderate = system.size <= LARGEST_FACTORIZATION[min(len(system.shape), 3)]
     if device.type == "cpu" and moderate:
         return FastDiagonalization(), SparseFactorization(), ConjugateGradient()
@@ -189,10 +195,11 @@ def build_solver(system: System, method: Method | None, device: torch.device, to
         solver = candidate.build(system, device, tolerance)
         if solver is not None:
             return solver
+    verdict = "no method applies" if method is None else f"{method} does not apply"
+    advice = "" if method is None else ". Pass solver=None to let the matrix decide"
     raise SolveError(
-        f"{method or 'no method'} {'does not apply' if method else 'applies'} to this matrix of {system.size} unknowns on a grid {system.shape} "
+        f"{verdict} to this matrix of {system.size} unknowns on a grid {system.shape} "
         f"({'symmetric' if system.is_symmetric else 'not symmetric'}). FastDiagonalization needs a box without obstacles "
         "and constant coefficients, ConjugateGradient a symmetric definite matrix, SparseFactorization a regular one or "
-        "one whose null space is constant on uncoupled parts"
-        + (". Pass solver=None to let the matrix decide" if method is not None else "")
+        f"one whose null space is constant on uncoupled parts{advice}"
     )

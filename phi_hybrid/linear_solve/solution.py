@@ -1,4 +1,4 @@
-"""What a solver returns, and the protocols of solvers and methods."""
+"""Solutions of linear systems, and the protocols of solvers and methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from phi_hybrid.linear_solve.system import System
 
 @dataclass(frozen=True)
 class Solution:
-    """x with what is known of its quality, norms over the unknowns of each batch entry, `(batch)`."""
+    """Solution x and its quality, norms over the unknowns of each batch entry, `(batch)`."""
 
     x: torch.Tensor
     """`(batch, size)`, float64."""
@@ -40,10 +40,16 @@ class Method(Protocol):
 
 
 class Balance:
-    """Splits right-hand sides of a singular system into a part in the range of A and the rest: b = (b − R·Lᵀ·b) + R·Lᵀ·b."""
+    """Split of right-hand sides of a singular system into a part in the range of A and the rest.
+
+    b = (b − R·Lᵀ·b) + R·Lᵀ·b
+
+    Args:
+        right: R, null vectors of A, `(size, count)`.
+        left: L, null vectors of Aᵀ, `(size, count)`, with LᵀR = I.
+    """
 
     def __init__(self, right: torch.Tensor, left: torch.Tensor) -> None:
-        """`right` and `left`: null vectors of A and Aᵀ, `(size, count)`, with LᵀR = I."""
         self.right, self.left = right, left
 
     def split(self, rhs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -54,10 +60,11 @@ class Balance:
         return rhs - rest, rest.norm(dim=1)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Balanced part alone."""
         return self.split(x)[0]
 
 
 def symmetric_balance(system: System, device: torch.device) -> Balance:
-    """Of a symmetric system."""
+    """Balance of a symmetric system."""
     null = torch.tensor(system.null_vectors, device=device)
     return Balance(null, null)

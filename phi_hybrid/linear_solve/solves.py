@@ -1,4 +1,4 @@
-"""Takes over the linear solves of PhiFlow code."""
+"""Takeover of the linear solves of PhiFlow code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ KEPT = 32
 
 
 class Solves:
-    """The linear systems met so far, each with its solver."""
+    """Linear systems met so far, each with its solver.
+
+    Args:
+        method: method of every solve; by default the matrix decides.
+    """
 
     def __init__(self, method: Method | None = None) -> None:
         self.method = method
@@ -27,12 +31,12 @@ class Solves:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, PhiFlow's linear solves on torch tensors are done here, with all derivatives."""
+        """Context in which PhiFlow's linear solves on torch tensors are done here, with all derivatives."""
         with _compat.hooked_solves(self.solve, leave=_compat.varies):
             yield
 
     def solve(self, matrix: _compat.MatrixStandIn, rhs: torch.Tensor, rel_tol: Any, abs_tol: Any) -> torch.Tensor:
-        """`rhs` `(batch, row)` → `(batch, column)`."""
+        """Solution `(batch, column)` for a right-hand side `(batch, row)`."""
         module, order = self.module_for(matrix, rel_tol, abs_tol)
         return in_order(module(rhs), order)
 
@@ -60,14 +64,15 @@ def in_order(x: torch.Tensor, order: np.ndarray | None) -> torch.Tensor:
 
 @contextlib.contextmanager
 def linear_solves(solver: Method | None = None) -> Iterator[None]:
-    """Inside, linear solves of plain PhiFlow code (torch) are exact, fast and differentiable.
+    """Context in which linear solves of plain PhiFlow code (torch) are exact, fast and differentiable.
 
     `fluid.make_incompressible(v)`, `diffuse.implicit(u, …)` and `math.solve_linear(f, y, Solve(…))` keep their meaning
     and their tolerances; method and preconditioner of a `Solve` are ignored. Solvers are kept for equal matrices.
     `capture` does this by itself.
 
     Args:
-        solver: `FastDiagonalization()`, `SparseFactorization()` or `ConjugateGradient(…)`; by default the matrix decides.
+        solver: method, `FastDiagonalization()`, `SparseFactorization()` or `ConjugateGradient(…)`; by default the matrix
+            decides.
 
     Raises:
         SolveError: in the body, where a solve misses its tolerance, has no solution, or is given NaN.

@@ -18,13 +18,13 @@ Csr = scipy.sparse.csr_matrix
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """A·x = b with constant A in float64; unknowns in the order of `shape`, last dim fastest."""
+    """Linear system A·x = b with constant A in float64; unknowns in the order of `shape`, last dim fastest."""
 
     matrix: Csr
     shape: tuple[int, ...]
     """Resolution of the grid, or `(n,)` where the unknowns have no grid."""
     tolerates_imbalance: bool
-    """Whether the part of b outside of the range of a singular A is dropped (declared `rank_deficiency`) or an error."""
+    """The part of b outside of the range of a singular A is dropped (declared `rank_deficiency`) instead of an error."""
 
     @cached_property
     def key(self) -> bytes:

@@ -17,9 +17,10 @@ LARGEST_CONDITION = 1e4
 
 
 class Transform(Protocol):
-    """Acts on the last axis of real float64 tensors."""
+    """Transform of the last axis of real float64 tensors."""
 
     eigenvalues: torch.Tensor
+    is_periodic: bool
 
     def analyse(self, x: torch.Tensor) -> torch.Tensor:
         """Q⁻¹·x."""
@@ -32,6 +33,8 @@ class Transform(Protocol):
 
 class Dense:
     """Any T with real eigenvalues: eigenvectors by LAPACK, transforms by matrix products."""
+
+    is_periodic = False
 
     def __init__(self, eigenvalues: torch.Tensor, vectors: torch.Tensor, inverse: torch.Tensor) -> None:
         self.eigenvalues, self.vectors, self.inverse = eigenvalues, vectors, inverse
@@ -50,11 +53,11 @@ class Dense:
 class Fourier:
     """Periodic axis: the discrete Fourier transform, real and imaginary parts packed into n real numbers."""
 
+    is_periodic = True
+
     def __init__(self, size: int, column: np.ndarray, device: torch.device) -> None:
         self.size = size
-        self.spectrum = torch.tensor(
-            np.fft.fft(column).real, device=device
-        )  # in the order of an FFT, which is not packed
+        self.spectrum = torch.tensor(np.fft.fft(column).real, device=device)  # in the order of an FFT, not packed
         self.eigenvalues = torch.cat([self.spectrum[: size // 2 + 1], self.spectrum[1 : (size + 1) // 2]])
 
     def analyse(self, x: torch.Tensor) -> torch.Tensor:
@@ -69,6 +72,8 @@ class Fourier:
 
 class Cosine:
     """Vanishing normal derivative on both sides: DCT-II, by one complex FFT of the reordered values (Makhoul 1980)."""
+
+    is_periodic = False
 
     def __init__(self, size: int, diagonal: float, neighbour: float, device: torch.device) -> None:
         k = torch.arange(size, dtype=torch.float64, device=device)
@@ -89,6 +94,8 @@ class Cosine:
 
 class Sine:
     """Vanishing value one cell outside on both sides: DST-I, by the FFT of the odd continuation."""
+
+    is_periodic = False
 
     def __init__(self, size: int, diagonal: float, neighbour: float, device: torch.device) -> None:
         k = torch.arange(1, size + 1, dtype=torch.float64, device=device)
@@ -132,10 +139,9 @@ def fourier_transform_of(axis: scipy.sparse.csr_matrix, device: torch.device) ->
     size = axis.shape[0]
     column = axis[:, [0]].toarray().ravel()
     entries = axis.tocoo()
-    circulant = _close(entries.data, column[(entries.row - entries.col) % size]) and entries.nnz == size * np.sum(
-        column != 0
-    )
-    return Fourier(size, column, device) if circulant else None
+    complete = entries.nnz == size * np.sum(column != 0)
+    circulant = _close(entries.data, column[(entries.row - entries.col) % size])
+    return Fourier(size, column, device) if complete and circulant else None
 
 
 def _fast_transform(axis: scipy.sparse.csr_matrix, device: torch.device) -> Transform | None:

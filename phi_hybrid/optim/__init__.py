@@ -1,27 +1,45 @@
-"""Floor 3: update rules for networks and physics: half-inverse gradients, and chains of pieces with a rule each."""
+"""Floor 2: update rules for networks and physics: half-inverse gradients, and chains of pieces with a rule each."""
 
 from phi_hybrid.optim.automatic import Automatic
-from phi_hybrid.optim.chain import Chain, Link, Step, absolute, half_square, mean_square
-from phi_hybrid.optim.engines import Dense, Gram, ParameterGram, Update
-from phi_hybrid.optim.filters import Cutoff, Smooth
+from phi_hybrid.optim.chain import Chain, ChainStep, Distance, Link, absolute, half_square, mean_square
+from phi_hybrid.optim.closure import Closure
+from phi_hybrid.optim.engines import Dense, Engine, Gram, ParameterGram, Update
+from phi_hybrid.optim.filters import Cutoff, Filter, Smooth
 from phi_hybrid.optim.golub_kahan import GolubKahan
-from phi_hybrid.optim.hig import HIG, Closure
+from phi_hybrid.optim.hig import HIG
 from phi_hybrid.optim.inverse import Inverse, InverseByOptimization, LinearInverse, NewtonKrylov, QuasiNewton
 from phi_hybrid.optim.levenberg_marquardt import LevenbergMarquardt
 from phi_hybrid.optim.newton import Clipped, Dropped, Newton, SeparableNewton
-from phi_hybrid.optim.rules import Blend, Damped, GaussNewton, GaussNewtonCG, Gradient, HalfInverse, Rule, TrustRegion
+from phi_hybrid.optim.rules import (
+    Blend,
+    Damped,
+    Function,
+    GaussNewton,
+    GaussNewtonCG,
+    Gradient,
+    HalfInverse,
+    Pullback,
+    Rule,
+    TrustRegion,
+)
 from phi_hybrid.optim.structured import Structured
+from phi_hybrid.optim.vectors import Tensors, as_tuple, pack, unpack
 
 __all__ = [
     "Automatic",
     "Blend",
     "Chain",
+    "ChainStep",
     "Clipped",
     "Closure",
     "Cutoff",
     "Damped",
     "Dense",
+    "Distance",
     "Dropped",
+    "Engine",
+    "Filter",
+    "Function",
     "GaussNewton",
     "GaussNewtonCG",
     "GolubKahan",
@@ -37,15 +55,19 @@ __all__ = [
     "Newton",
     "NewtonKrylov",
     "ParameterGram",
+    "Pullback",
     "QuasiNewton",
     "Rule",
     "SeparableNewton",
     "Smooth",
-    "Step",
     "Structured",
+    "Tensors",
     "TrustRegion",
     "Update",
     "absolute",
+    "as_tuple",
     "half_square",
     "mean_square",
+    "pack",
+    "unpack",
 ]

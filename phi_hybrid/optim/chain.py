@@ -44,12 +44,12 @@ def absolute(error: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Link:
-    """A piece of a chain.
+    """Piece of a chain: a function with the rule for its updates.
 
     Args:
-        function: `(*x) -> y` on torch tensors `(sample, …)`, e.g. `block.native` of captured physics, a network, or a loss
+        function: function `(*x) -> y` on torch tensors `(sample, …)`, e.g. `block.native` of captured physics, a network, or a loss
             `(sample,)`.
-        rule: how an update at y becomes one at x, see `phi_hybrid.optim.rules`.
+        rule: rule that turns an update at y into one at x, see `phi_hybrid.optim.rules`.
     """
 
     function: Function
@@ -69,27 +69,27 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a chain wants."""
+class ChainStep:
+    """Updates that a chain wants at the input of every link."""
 
     loss: torch.Tensor
-    """Of every sample, `(sample,)`."""
+    """Loss of every sample, `(sample,)`."""
     inputs: tuple[Tensors, ...]
-    """Of every link, in the precision of the chain."""
+    """Input of every link, in the precision of the chain."""
     updates: tuple[Tensors, ...]
-    """Wanted at the input of every link."""
+    """Update wanted at the input of every link."""
     update: torch.Tensor | Tensors
     """Δx, like the x that was given, in its precision."""
     distance: Distance = half_square
 
     def proxy(self, x: torch.Tensor | Tensors, link: int = 0) -> torch.Tensor:
-        """d(x − stop_gradient(x₀ + Δx)), mean over samples, with d = ½‖·‖² unless the chain has another distance.
+        """Proxy loss d(x − stop_gradient(x₀ + Δx)), mean over samples, d = ½‖·‖² unless the chain has another distance.
 
         Computed as d((x − x₀) − Δx), so that a small Δx survives next to a large x₀.
 
         Args:
             x: input of a link as the network makes it, with its graph.
-            link: which one; that of a network within the chain is trained towards the input of the next.
+            link: number of that link; that of a network within the chain is trained towards the input of the next.
 
         Raises:
             StateError: if x is not like the one that the step was made for.
@@ -108,15 +108,15 @@ class Step:
 
 
 class Chain:
-    """Pieces in the order in which they are computed; the last is a loss, `(sample,)`.
+    """Chain of pieces in the order in which they are computed; the last is a loss, `(sample,)`.
 
     With the rule `Gradient()` throughout, Δx = −∂Σ_samples ℓ/∂x.
 
     Args:
-        *links: `Link(function, rule)`.
+        *links: pieces `Link(function, rule)`.
         precision: torch dtype to compute in, e.g. `torch.float64` under a single-precision network; x is converted on entry
             and Δx on return. Complex x get the complex type of that precision. That of x by default.
-        distance: what `proxy` measures, `half_square` or `absolute`.
+        distance: distance that `proxy` measures, `half_square` (default), `mean_square` or `absolute`.
     """
 
     def __init__(self, *links: Link, precision: torch.dtype | None = None, distance: Distance = half_square) -> None:
@@ -128,8 +128,8 @@ class Chain:
         self.precision = precision
         self.distance = distance
 
-    def update(self, x: torch.Tensor | Sequence[torch.Tensor]) -> Step:
-        """Forward through all pieces, then backward through their rules.
+    def update(self, x: torch.Tensor | Sequence[torch.Tensor]) -> ChainStep:
+        """Pass forward through all pieces, then backward through their rules.
 
         Args:
             x: input of the first link, a tensor `(sample, …)` or a tuple of them; its graph is not used.
@@ -160,11 +160,14 @@ class Chain:
         returned = tuple(dx.to(t.dtype) for dx, t in zip(updates[0], given))
         _require_finite(returned, f"Δx in {given[0].dtype}", "bound it with TrustRegion(rule, radius)")
         update = returned[0] if isinstance(x, torch.Tensor) else returned
-        return Step(loss, tuple(inputs), tuple(updates), update, self.distance)
+        return ChainStep(loss, tuple(inputs), tuple(updates), update, self.distance)
 
     def proxy(self, x: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-        """½‖x − stop_gradient(x + Δx)‖², mean over samples: a loss for whatever made x. See `Step.proxy`, and `update`
-        for the errors; a line search over one target is `step = chain.update(x)`, then `step.proxy`."""
+        """Proxy loss ½‖x − stop_gradient(x + Δx)‖², mean over samples, for whatever made x.
+
+        See `ChainStep.proxy`, and `update` for the errors; a line search over one target is `step = chain.update(x)`,
+        then `step.proxy`.
+        """
         return self.update(x).proxy(x if isinstance(x, torch.Tensor) else tuple(x))
 
     def _converted(self, tensor: torch.Tensor) -> torch.Tensor:

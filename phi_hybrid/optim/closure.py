@@ -1,29 +1,43 @@
-"""What optimizers are given: outputs of a batch, and a loss of them."""
+"""Closures: what optimizers call to learn the outputs of a batch, and a loss of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from phi_hybrid.errors import StateError
+from phi_hybrid.optim.vectors import Tensors, as_tuple, pack
 
-Tensors = tuple[torch.Tensor, ...]
+
+class OutputsAndLoss(Protocol):
+    """Interface of closures for optimizers that look at outputs; the `Trainer` passes one, `Closure` is another."""
+
+    def __call__(self) -> torch.Tensor:
+        """The loss; its gradient is left in `grad` of the parameters."""
+        ...
+
+    def outputs(self) -> torch.Tensor | Tensors:
+        """Outputs y of the batch, `(sample, …)` each."""
+        ...
+
+    def loss(self, y: Any) -> torch.Tensor:
+        """Scalar loss of outputs."""
+        ...
 
 
 @dataclass(frozen=True)
 class Closure:
-    """What every optimizer looks at: outputs of network and physics on a batch, and a loss of them.
+    """Outputs of network and physics on a batch, and a loss of them, for every optimizer.
 
-    HIG takes both. `torch.optim` optimizers, L-BFGS included, call it, which sets the gradients of `parameters`. The
-    `Trainer` passes one of its own.
+    HIG takes both. `torch.optim` optimizers, L-BFGS included, call it, which sets the gradients of `parameters`.
 
     Args:
-        outputs: `() -> y`, a tensor or a tuple of them, `(sample, …)` each, real or complex.
-        loss: `y -> scalar`, a mean over the samples.
-        parameters: whose `grad` a call sets.
+        outputs: function `() -> y`, a tensor or a tuple of them, `(sample, …)` each, real or complex.
+        loss: function `y -> scalar`, a mean over the samples.
+        parameters: tensors whose `grad` a call sets; none by default, which is enough for HIG.
     """
 
     outputs: Callable[[], torch.Tensor | Tensors]
@@ -48,25 +62,32 @@ class Closure:
         return loss.detach()
 
 
+def require_outputs(closure: Any) -> OutputsAndLoss:
+    """The closure, or a StateError if it gives a loss alone."""
+    if not all(callable(getattr(closure, name, None)) for name in ("outputs", "loss")):
+        raise StateError(
+            f"{closure!r} gives no outputs, only a loss: train with phi_hybrid.Trainer, or pass "
+            "step(Closure(outputs=lambda: y, loss=lambda y: …))"
+        )
+    return closure
+
+
+def flattened(outputs: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """Real numbers `(m,)`, sample by sample: real and imaginary parts of complex outputs."""
+    return pack(as_tuple(outputs)).reshape(-1)
+
+
+def loss_gradient(loss: Callable, outputs: torch.Tensor | Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """L and ∂L/∂y by real and imaginary parts, `(m,)`."""
+    leaves = tuple(t.detach().requires_grad_() for t in as_tuple(outputs))
+    value = loss(leaves[0] if isinstance(outputs, torch.Tensor) else leaves)
+    back = torch.autograd.grad(value, leaves, allow_unused=True)
+    # torch's gradient of a real function by a complex z is ∂L/∂Re z + i·∂L/∂Im z
+    return value.detach(), flattened([torch.zeros_like(t) if g is None else g for g, t in zip(back, leaves)])
+
+
 def _laid_out_like(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """In the memory layout of the parameter, as `backward` leaves it; torch's L-BFGS depends on that."""
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
-
-
-def flattened(outputs: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-    """Real numbers `(m,)`, sample by sample: real and imaginary parts of complex outputs."""
-    tensors = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
-    return torch.cat([t.reshape(t.shape[0], -1) for t in real], 1).reshape(-1)
-
-
-def loss_gradient(loss: Callable, outputs: torch.Tensor | Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-    """L and ∂L/∂y by real and imaginary parts, `(m,)`."""
-    single = isinstance(outputs, torch.Tensor)
-    leaves = [t.detach().requires_grad_() for t in ([outputs] if single else outputs)]
-    value = loss(leaves[0] if single else tuple(leaves))
-    back = torch.autograd.grad(value, leaves, allow_unused=True)
-    # torch's gradient of a real function by a complex z is ∂L/∂Re z + i·∂L/∂Im z
-    return value.detach(), flattened([torch.zeros_like(t) if g is None else g for g, t in zip(back, leaves)])

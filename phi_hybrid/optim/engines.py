@@ -1,29 +1,33 @@
-"""Engines: how Jᵀ·f(J·Jᵀ)·g is computed. All give the same result, at different cost.
+"""Engines: ways to compute Jᵀ·f(J·Jᵀ)·g. All give the same result, at different cost.
 
 | engine | largest array | time |
 |---|---|---|
 | `Dense` | J, m·P numbers | SVD of J |
 | `Gram` | K = J·Jᵀ, m² | m vector–Jacobian products per group of parameters, eigenvectors of K |
 | `ParameterGram` | G = Jᵀ·J, P² | m vector–Jacobian products, eigenvectors of G |
+
+`Structured` and `GolubKahan` are in modules of their own, `Automatic` chooses.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
-from typing import Protocol
 
 import scipy.linalg
 import torch
 
-from phi_hybrid.errors import NonFiniteError
+from phi_hybrid.errors import NonFiniteError, StateError
 from phi_hybrid.optim.filters import Filter
 from phi_hybrid.optim.jacobian import Jacobian
+
+GIB, MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
 class Update:
-    """Direction of a step, and what the spectrum was."""
+    """Direction of a step with the singular values that led to it."""
 
     direction: list[torch.Tensor]
     """Jᵀ·f(J·Jᵀ)·g, like the parameters."""
@@ -40,25 +44,66 @@ class Update:
         return float(sum(d.detach().double().square().sum() for d in self.direction) ** 0.5)
 
 
-class Engine(Protocol):
-    """Interface of engines."""
+@dataclass(frozen=True)
+class Cost:
+    """Estimate of an update's needs.
+
+    Args:
+        bytes: memory besides the graph.
+        seconds: time; good to a factor of a few.
+    """
+
+    bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.bytes / MIB:.1f} MiB, about {self.seconds:.1g} s an update"
+
+
+class Engine:
+    """Base class of engines, frozen dataclasses with `update`, `cost` and, where they do not suit every Jacobian, `mismatch`."""
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         """Jᵀ·f(scale·J·Jᵀ)·g for g = `cotangent`, `(m,)`."""
-        ...
+        raise NotImplementedError
 
     def cost(self, jacobian: Jacobian) -> Cost:
-        """Estimate of what an update takes."""
-        ...
+        """Estimate of an update's needs."""
+        raise NotImplementedError
+
+    def mismatch(self, jacobian: Jacobian, filter: Filter) -> str | None:
+        """Reason why an update would be wrong, with the way out; `None` if it would not."""
+        return None
+
+    def suits(self, jacobian: Jacobian, filter: Filter) -> bool:
+        """Permission for `Automatic` to choose this engine."""
+        return self.mismatch(jacobian, filter) is None
+
+    def chosen(self, jacobian: Jacobian, filter: Filter) -> Engine:
+        """This engine.
+
+        Raises:
+            StateError: if it would give a wrong update, or needs more memory than there is.
+        """
+        name = type(self).__name__
+        if reason := self.mismatch(jacobian, filter):
+            raise StateError(f"{name} cannot be used: {reason}")
+        needed, there = self.cost(jacobian).bytes, _available(jacobian.outputs.device)
+        if needed > there:
+            raise StateError(
+                f"{name} needs {needed / GIB:.1f} GiB for {jacobian.rows} outputs and {jacobian.columns} parameters, this "
+                f"machine has {there / GIB:.1f} GiB; use engine=Automatic(), a smaller batch or fewer outputs"
+            )
+        return self
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Engine):
     """Singular value decomposition of J itself: the reference.
 
     Args:
-        precision: torch dtype that J is decomposed in.
-        chunk: rows of J that are computed at once.
+        precision: torch dtype that J is decomposed in; `torch.float64` by default.
+        chunk: number of rows of J that are computed at once.
     """
 
     precision: torch.dtype = torch.float64
@@ -82,12 +127,12 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Gram:
+class Gram(Engine):
     """Eigenvectors of K = J·Jᵀ in double precision, J being computed parameter group by parameter group and forgotten.
 
     Args:
-        chunk: rows of J that are computed at once.
-        columns: of J that are held at once.
+        chunk: number of rows of J that are computed at once.
+        columns: number of columns of J that are held at once, as far as a single parameter does not have more.
     """
 
     chunk: int = 256
@@ -112,11 +157,11 @@ class Gram:
 
 
 @dataclass(frozen=True)
-class ParameterGram:
+class ParameterGram(Engine):
     """Eigenvectors of G = Jᵀ·J in double precision, for fewer parameters than outputs.
 
     Args:
-        chunk: rows of J that are computed, and held, at once.
+        chunk: number of rows of J that are computed, and held, at once.
     """
 
     chunk: int = 256
@@ -173,29 +218,12 @@ def _shaped(flat: torch.Tensor, jacobian: Jacobian) -> list[torch.Tensor]:
     return [part.view_as(p).to(p) for part, p in zip(parts, jacobian.parameters)]
 
 
-# --- what an update will take ---
+# --- cost of an update ---
 
-GIB, MIB = 2**30, 2**20
 _NODE_SECONDS = 2e-5
-"""Of one operation of a backward pass."""
+"""Time of one operation of a backward pass."""
 _FLOPS = {"cpu": 1e10, "cuda": 5e12}
 """Floating-point operations in double precision per second, on a CPU of a single thread. Orders of magnitude."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Estimate of an update's needs.
-
-    Args:
-        bytes: memory besides the graph.
-        seconds: time; good to a factor of a few.
-    """
-
-    bytes: int
-    seconds: float
-
-    def __str__(self) -> str:
-        return f"{self.bytes / MIB:.1f} MiB, about {self.seconds:.1g} s an update"
 
 
 def estimate(jacobian: Jacobian, bytes: float, calls: float, passes: float, flops: float, at_once: int = 0) -> Cost:
@@ -218,11 +246,13 @@ def estimate(jacobian: Jacobian, bytes: float, calls: float, passes: float, flop
     return Cost(int(bytes), calls * _nodes(jacobian.outputs) * _NODE_SECONDS + (arithmetic + flops) / rate)
 
 
-def available(device: torch.device) -> int:
+def _available(device: torch.device) -> int:
     """Bytes of memory that the device has, on a GPU those that are free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63
+    if sys.platform == "win32":  # which does not say
+        return 2**63
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _nodes(outputs: torch.Tensor) -> int:

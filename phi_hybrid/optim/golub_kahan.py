@@ -7,33 +7,29 @@ from dataclasses import dataclass, field
 
 import torch
 
-from phi_hybrid.errors import StateError
-from phi_hybrid.optim.engines import Cost, Update, estimate
-from phi_hybrid.optim.filters import Filter, Smooth
+from phi_hybrid.optim.engines import Cost, Engine, Update, estimate
+from phi_hybrid.optim.filters import Filter
 from phi_hybrid.optim.jacobian import Jacobian
 
 
 @dataclass(frozen=True)
-class GolubKahan:
-    """Jᵀ·f(J·Jᵀ)·g from products with J and Jᵀ only, to a tolerance; needs a filter without jumps, `Smooth(rcond)`.
+class GolubKahan(Engine):
+    """Golub–Kahan bidiagonalisation: Jᵀ·f(J·Jᵀ)·g from products with J and Jᵀ only, for filters without jumps.
 
     Golub and Kahan's recurrence, begun with g, gives orthonormal U, V and a bidiagonal B with Jᵀ·U = V·Bᵀ, so that
     Jᵀ·f(J·Jᵀ)·g ≈ V·Bᵀ·f(B·Bᵀ)·e₁·‖g‖. U is orthogonalised anew in every iteration. The number of iterations grows as rcond
     gets smaller. Singular values are resolved to the precision of J, since J·Jᵀ is not formed.
 
     Args:
-        tolerance: of the update, relative; estimated from how it has changed of late.
-        iterations: the largest number; a warning follows if the tolerance has not been met by then.
+        tolerance: relative error of the update, estimated from its latest changes; 0.01 by default.
+        iterations: largest number of iterations; a warning follows if the tolerance has not been met by then. 2000 by
+            default, a few hundred do for `Smooth(1e-2)`.
     """
 
     tolerance: float = 0.01
     iterations: int = 2000
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
-        if not isinstance(filter, Smooth):
-            raise StateError(
-                f"GolubKahan needs a filter without jumps, got {filter}: use HIG(…, rcond=Smooth(1e-3)), or an exact engine"
-            )
         norm = float(cotangent.double().norm())
         if norm == 0:
             zeros = [torch.zeros_like(p) for p in jacobian.parameters]
@@ -60,8 +56,12 @@ class GolubKahan:
         direction = jacobian.transposed_times(norm * bases.combined(weights))
         return Update(direction, values, len(values), error)
 
+    def mismatch(self, jacobian: Jacobian, filter: Filter) -> str | None:
+        """Complaint about a filter with a jump, which no polynomial in J·Jᵀ follows."""
+        return f"{filter} has a jump; use rcond=Smooth(1e-3), or an exact engine" if filter.has_jump else None
+
     def cost(self, jacobian: Jacobian) -> Cost:
-        """With as many iterations as a filter with rcond = 1e-3 has been seen to need; they do not depend on the size much."""
+        """Estimate with as many iterations as a filter with rcond = 1e-3 has been seen to need; they do not depend on the size much."""
         count = min(500, self.iterations, jacobian.rows, jacobian.columns)
         size = torch.finfo(jacobian.outputs.dtype).bits // 8
         bytes = size * jacobian.rows * count + 16 * jacobian.columns
@@ -73,7 +73,7 @@ class GolubKahan:
 class _Filtered:
     """f(scale·σ²) of some of the singular values of J, relative to the largest of all."""
 
-    filter: Smooth
+    filter: Filter
     kappa: float
     scale: float
     largest: float
@@ -103,7 +103,7 @@ class _Bidiagonal:
     alphas: list[float] = field(default_factory=list)
     betas: list[float] = field(default_factory=list)
     complete: bool = False
-    """Whether the space that J·Jᵀ makes of g has been exhausted."""
+    """The space that J·Jᵀ makes of g has been exhausted."""
 
     def __post_init__(self) -> None:
         self._left = self.start.to(self.jacobian.outputs)

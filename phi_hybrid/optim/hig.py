@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -11,13 +10,12 @@ import torch
 from tqdm import tqdm
 
 from phi_hybrid.errors import NonFiniteError, StateError
-from phi_hybrid.optim.automatic import Automatic, engine_for
-from phi_hybrid.optim.closure import Closure, flattened, loss_gradient
+from phi_hybrid.optim.automatic import Automatic
+from phi_hybrid.optim.closure import OutputsAndLoss, flattened, loss_gradient, require_outputs
 from phi_hybrid.optim.engines import Engine, Update
 from phi_hybrid.optim.filters import Cutoff, Filter, Smooth
 from phi_hybrid.optim.jacobian import Jacobian, Processes
 from phi_hybrid.optim.layers import recorded
-from phi_hybrid.optim.structured import Structured
 
 _COUPLED = (
     torch.nn.BatchNorm1d,
@@ -45,24 +43,25 @@ class HIG(torch.optim.Optimizer):
     of different sensitivity are treated more alike and the update stays bounded.
 
     Args:
-        module: whose parameters are trained; frozen ones are left alone.
-        lr: η, often 1 for losses Σ|y − y*|² of each sample. Of a loss that is a mean over d_y entries, a whole Gauss–Newton
+        module: network or hybrid solver to train; frozen parameters are left alone.
+        lr: learning rate η, 1 by default, which suits losses Σ|y − y*|² of each sample. Of a loss that is a mean over d_y entries, a whole Gauss–Newton
             step is d_y/2 times as long; under `Unrolled`, d_y·σ²/2 with the scale σ of the data.
-        kappa: κ, −1 … 1.
-        rcond: singular values up to rcond·σ_max are dropped; or a filter, `Cutoff(rcond, damping)` or
-            `Smooth(rcond, damping)`.
-        per_sample: whether J and the gradients of the single samples are divided by √samples, so that an update does not
+        kappa: exponent κ, −1 … 1; ½ by default.
+        rcond: number, singular values up to rcond·σ_max are dropped, or a filter, `Cutoff(rcond, damping)` or
+            `Smooth(rcond, damping)`. 1e-6 by default, 1e-4 … 1e-3 for long or noisy physics.
+        per_sample: division of J and of the gradients of the single samples by √samples, so that an update does not
             depend on how often a sample is repeated in the batch; `False` is the paper's scaling.
-        engine: how the update is computed, see `phi_hybrid.optim.engines`; its needs are estimated before the first step.
+        engine: engine that computes the update, see `phi_hybrid.optim.engines`; its needs are estimated before the first
+            step.
         then: torch optimizer over the same parameters that takes the half-inverse gradient as its gradient, e.g.
             `torch.optim.SGD(module.parameters(), 1.0, momentum=0.9)`; its learning rate counts then, and `lr` does not.
-        progress: whether to show that estimate.
+        progress: display of that estimate.
 
     Under `DistributedDataParallel`, around the module or within it, the mini-batch is that of all processes together; they
     must have equal numbers of samples.
 
     Attributes:
-        takes_outputs: that a gradient alone would not do.
+        takes_outputs: sign that a gradient alone would not do.
         last: `Update` of the last step: direction, singular values, number kept, `norm`.
 
     Raises:
@@ -90,7 +89,7 @@ class HIG(torch.optim.Optimizer):
             raise StateError(f"kappa = {kappa!r}: use −1 (gradient descent) … 1 (Gauss–Newton), 0.5 for half-inverse")
         if not isinstance(rcond, (Real, Cutoff, Smooth)):
             raise StateError(f"rcond = {rcond!r}: expected a number, Cutoff(rcond, damping) or Smooth(rcond, damping)")
-        if isinstance(engine, type) or not (hasattr(engine, "update") or isinstance(engine, Automatic)):
+        if not isinstance(engine, (Engine, Automatic)):
             raise StateError(f"engine = {engine!r}: expected an engine such as Gram() or Automatic()")
         _refuse_random_or_coupled(module)
         parameters = _trained(module)
@@ -110,11 +109,11 @@ class HIG(torch.optim.Optimizer):
         if then is not None:
             self.param_groups = then.param_groups  # schedulers on this optimizer change that learning rate
 
-    def step(self, closure: Closure | Callable) -> torch.Tensor:
+    def step(self, closure: OutputsAndLoss) -> torch.Tensor:
         """One update; leaves the half-inverse gradient in `grad` of the parameters.
 
         Args:
-            closure: with `outputs` and `loss`, see `Closure`.
+            closure: object with `outputs` and `loss`, such as `Closure`.
 
         Returns:
             The loss before the update.
@@ -123,11 +122,7 @@ class HIG(torch.optim.Optimizer):
             StateError: for a closure without outputs, or an engine that needs too much memory.
             NonFiniteError: if outputs, loss or update are not finite; the weights are not changed.
         """
-        if not (hasattr(closure, "outputs") and hasattr(closure, "loss")):
-            raise StateError(
-                "HIG needs the outputs, not only a loss: train with phi_hybrid.Trainer, or pass "
-                "step(Closure(outputs=lambda: (y,), loss=lambda y: …))"
-            )
+        closure = require_outputs(closure)
         _refuse_random_or_coupled(self.module)
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         with torch.enable_grad():
@@ -163,12 +158,12 @@ class HIG(torch.optim.Optimizer):
         return self._processes.summed(loss.clone()) / self._processes.size
 
     def _engine(self, jacobian: Jacobian) -> Engine:
-        """The engine for Jacobians of this size; when there is a new one, what it will cost is said."""
+        """The engine for Jacobians of this size; the cost of a new one is shown."""
         size = jacobian.rows, jacobian.columns
         key = (*size, self.engine, self.filter)
         engine = self._chosen.get(key)
-        if engine is None or isinstance(engine, Structured) and engine.mismatch(jacobian):
-            engine = self._chosen[key] = engine_for(self.engine, jacobian, self.filter)
+        if engine is None or engine.mismatch(jacobian, self.filter):
+            engine = self._chosen[key] = self.engine.chosen(jacobian, self.filter)
             if self.progress and self._processes.rank == 0:
                 cost = engine.cost(jacobian)
                 tqdm.write(f"HIG: {size[0]} outputs, {size[1]} parameters: {type(engine).__name__}, {cost}", sys.stderr)
@@ -205,7 +200,7 @@ def _trained(module: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def _require_same(parameters: list[torch.nn.Parameter], then: torch.optim.Optimizer) -> None:
     """The optimizer that follows moves these parameters, and wants a gradient only."""
-    if isinstance(then, (torch.optim.LBFGS, HIG)):
+    if isinstance(then, torch.optim.LBFGS) or getattr(then, "takes_outputs", False):
         raise StateError(f"then = {type(then).__name__}, which wants a closure; use e.g. SGD with momentum, or Adam")
     own = {id(p) for group in then.param_groups for p in group["params"] if p.requires_grad}
     if own != {id(p) for p in parameters}:

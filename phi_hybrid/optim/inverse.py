@@ -15,13 +15,13 @@ from phi_hybrid.optim.vectors import Tensors, as_tuple, lengths, pack, positive,
 
 @dataclass(frozen=True)
 class Inverse:
-    """Δx = f⁻¹(y + Δy; x) − x with an inverse simulator. Needs no derivatives of f.
+    """Inverse simulator as a rule: Δx = f⁻¹(y + Δy; x) − x. Needs no derivatives of f.
 
     The difference of two states loses digits: give the chain `precision=torch.float64`, or use `LinearInverse`.
 
     Args:
-        fn: `(*y, *x) -> x̃` for the wanted output y + Δy, x being where the result should be near; e.g. `block.native` of a
-            captured `(y, x) -> x̃`.
+        fn: function `(*y, *x) -> x̃` for the wanted output y + Δy, x being a point near the result; e.g. `block.native`
+            of a captured `(y, x) -> x̃`.
     """
 
     fn: Function
@@ -38,10 +38,10 @@ class Inverse:
 
 @dataclass(frozen=True)
 class LinearInverse:
-    """Δx = f⁻¹·Δy for linear f, without the difference of two states.
+    """Inverse of linear physics as a rule: Δx = f⁻¹·Δy, without the difference of two states.
 
     Args:
-        fn: `(*Δy) -> Δx`, e.g. `block.native` of the captured inverse.
+        fn: function `(*Δy) -> Δx`, e.g. `block.native` of the captured inverse.
     """
 
     fn: Function
@@ -52,18 +52,18 @@ class LinearInverse:
 
 @dataclass(frozen=True)
 class QuasiNewton:
-    """Minimises the squared residual by L-BFGS with a strong Wolfe line search, all samples together.
+    """L-BFGS with a strong Wolfe line search on the squared residual, all samples together.
 
     Args:
-        iterations: the largest number.
-        history: pairs of steps and gradients that are kept.
+        iterations: largest number of iterations; 200 by default.
+        history: number of pairs of steps and gradients that are kept; 20 by default.
     """
 
     iterations: int = 200
     history: int = 20
 
     def solve(self, residual: Function, start: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, int]:
-        """Where the residual is small, and the iterations it took."""
+        """The point with a small residual, and the number of iterations."""
         unknown = start.clone().requires_grad_()
         search = torch.optim.LBFGS(
             [unknown],
@@ -93,20 +93,20 @@ class QuasiNewton:
 
 @dataclass(frozen=True)
 class NewtonKrylov:
-    """Solves for a residual of zero by SciPy's `newton_krylov`, all samples together; for f with as many outputs as inputs.
+    """Newton–Krylov search for a zero residual (SciPy), all samples together; for f with as many outputs as inputs.
 
     Needs no derivatives, and double precision, since it takes finite differences.
 
     Args:
-        iterations: the largest number.
-        method: of the inner linear solves.
+        iterations: largest number of iterations; 50 by default.
+        method: SciPy's name of the inner linear solver; `"lgmres"` by default.
     """
 
     iterations: int = 50
     method: str = "lgmres"
 
     def solve(self, residual: Function, start: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, int]:
-        """Where the residual is small, and the iterations it took."""
+        """The point with a small residual, and the number of iterations."""
         self._require_equations(residual, start)
         count = [0]
 
@@ -152,11 +152,11 @@ class NewtonKrylov:
 
 @dataclass(frozen=True)
 class InverseByOptimization:
-    """Δx = argmin ‖f(x + Δx) − (y + Δy)‖², searched from x: a local inverse where there is no inverse simulator.
+    """Local inverse where there is no inverse simulator: Δx = argmin ‖f(x + Δx) − (y + Δy)‖², searched from x.
 
     Args:
-        method: `QuasiNewton(…)` or `NewtonKrylov(…)`.
-        tolerance: largest ‖f(x + Δx) − (y + Δy)‖ / ‖Δy‖ of a sample; `float("inf")` takes what is found.
+        method: search, `QuasiNewton(…)` (default) or `NewtonKrylov(…)`.
+        tolerance: largest ‖f(x + Δx) − (y + Δy)‖ / ‖Δy‖ of a sample, 1e-3 by default; `float("inf")` takes what is found.
 
     Raises:
         StateError: for a tolerance ≤ 0.

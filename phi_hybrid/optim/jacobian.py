@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from phi_hybrid.errors import StateError
 
-# --- the same rows in several processes ---
+# --- rows in several processes ---
 
 
 @dataclass(frozen=True)
 class Processes:
-    """What one process must know of the others; by default there are none."""
+    """Knowledge that one process has of the others; by default there are none."""
 
     size: int = 1
     rank: int = 0
@@ -27,7 +27,7 @@ class Processes:
 
     @classmethod
     def of(cls, module: torch.nn.Module) -> Processes:
-        """Those among which `DistributedDataParallel`, around the module or within it, shares the samples."""
+        """The processes among which `DistributedDataParallel`, around the module or within it, shares the samples."""
         for part in module.modules():
             if isinstance(part, DistributedDataParallel):
                 group = part.process_group
@@ -68,11 +68,11 @@ class Jacobian:
     """J of one evaluation. Its graph is kept until the object goes.
 
     Args:
-        outputs: y, real and flat, with their graph; of several processes, those of this one.
+        outputs: y `(m,)`, real, with their graph; of several processes, those of this one.
         parameters: θ, tensors of any shapes and precisions.
-        samples: b, number of samples; the outputs of one follow those of another.
-        layers: what layers saw when the outputs were computed, for engines that look at them.
-        processes: that have rows of J; those of the first come first.
+        samples: number b of samples; the outputs of one follow those of another.
+        layers: layers that were recorded when the outputs were computed, for engines that look at them.
+        processes: processes that have rows of J; those of the first come first.
     """
 
     def __init__(

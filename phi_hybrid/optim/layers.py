@@ -1,4 +1,4 @@
-"""What linear and convolutional layers saw when the outputs were computed.
+"""Linear and convolutional layers: their inputs when the outputs were computed, and the sensitivities of the outputs.
 
 The weights of a layer act on inputs a as z_t = W·a_t + w, t running over all its applications: spatial positions, calls in
 an unrolled rollout, places where the weights are shared.
@@ -20,11 +20,12 @@ class Layer:
     """One weight with its bias and all applications."""
 
     module: torch.nn.Module
-    inputs: list[torch.Tensor] = field(default_factory=list)
-    """Of each call, `(sample, …)`."""
+    arguments: list[torch.Tensor] = field(default_factory=list)
+    """Argument of each call, `(sample, …)`."""
     outputs: list[torch.Tensor] = field(default_factory=list)
+    """Result z of each call."""
     half_shared: bool = False
-    """Whether another layer has the same weight but another bias."""
+    """Another layer has the same weight but another bias."""
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -32,14 +33,14 @@ class Layer:
         both = (self.module.weight, self.module.bias)
         return [p for p in both if p is not None and p.requires_grad]
 
-    def seen(self) -> torch.Tensor:
-        """Inputs of the weights, `(sample, application, input)`, in double precision."""
-        return torch.cat([_patches(self.module, a.detach().double()) for a in self.inputs], 1)
+    def inputs(self) -> torch.Tensor:
+        """Inputs a of the weights, `(sample, application, input)`, in double precision."""
+        return torch.cat([_patches(self.module, a.detach().double()) for a in self.arguments], 1)
 
-    def felt(self, sensitivities: list[torch.Tensor]) -> torch.Tensor:
+    def sensitivities(self, deltas: list[torch.Tensor]) -> torch.Tensor:
         """∂y/∂z of each call, `(output, sample, …)` → `(sample, output, application, unit)` in double precision."""
         flat = []
-        for delta in sensitivities:
+        for delta in deltas:
             if isinstance(self.module, _CONVOLUTIONS):
                 delta = delta.movedim(2, -1)
             flat.append(delta.reshape(*delta.shape[:2], -1, delta.shape[-1]).double())
@@ -74,7 +75,7 @@ def recorded(module: torch.nn.Module) -> Iterator[dict[int, Layer]]:
     def record(part: torch.nn.Module, arguments: tuple, output: torch.Tensor) -> None:
         layer = layers.setdefault(id(part.weight), Layer(part))
         layer.half_shared |= part.bias is not layer.module.bias
-        layer.inputs.append(arguments[0])
+        layer.arguments.append(arguments[0])
         layer.outputs.append(output)
 
     handles = [part.register_forward_hook(record) for part in module.modules() if _is_covered(part)]
@@ -94,7 +95,7 @@ def _is_covered(part: torch.nn.Module) -> bool:
 
 
 def _patches(module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """What the weights are multiplied with, `(sample, application, input)`."""
+    """Numbers that the weights are multiplied with, `(sample, application, input)`."""
     if isinstance(module, torch.nn.Linear):
         return inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
     padded = _padded(module, inputs)

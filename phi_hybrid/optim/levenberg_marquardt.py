@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.optim.automatic import Automatic
-from phi_hybrid.optim.closure import Closure
+from phi_hybrid.optim.closure import OutputsAndLoss
 from phi_hybrid.optim.engines import Engine, Update
 from phi_hybrid.optim.filters import Cutoff
 from phi_hybrid.optim.hig import HIG
 
 
 class LevenbergMarquardt(torch.optim.Optimizer):
-    """Δθ = −η Jᵀ (J Jᵀ + λ²·1)⁻¹ ∂L/∂y, where λ falls when the loss of the mini-batch does, and rises otherwise.
+    """Levenberg–Marquardt: Δθ = −η Jᵀ (J Jᵀ + λ²·1)⁻¹ ∂L/∂y, λ falling with the loss of the mini-batch, or else rising.
 
     A step that does not reduce the loss is taken back. `HIG` with κ = 1 and a constant damping is Gauss–Newton.
 
     Args:
-        module: whose parameters are trained.
-        lr: η.
-        damping: initial λ, in units of the singular values of J (per sample, see `HIG`).
-        factor: that λ is divided by after a success, and multiplied with after a failure.
-        engine: as for `HIG`.
-        progress: whether to show the estimate of what an update takes.
+        module: network or hybrid solver to train.
+        lr: learning rate η; 1 by default.
+        damping: initial λ, in units of the singular values of J (per sample, see `HIG`); 0.1 by default.
+        factor: number that λ is divided by after a success, and multiplied with after a failure; 2 by default.
+        engine: engine, as for `HIG`.
+        progress: display of the estimate of an update's needs.
 
     Attributes:
-        damping: λ at present.
+        damping: present λ.
         last: `Update` of the last step.
 
     Raises:
@@ -62,7 +61,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     def last(self) -> Update | None:
         return self._step.last
 
-    def step(self, closure: Closure | Callable) -> torch.Tensor:
+    def step(self, closure: OutputsAndLoss) -> torch.Tensor:
         """One trial step; the loss before it is returned. Arguments and errors are those of `HIG.step`."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         before = [p.detach().clone() for p in parameters]
@@ -78,7 +77,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         return loss
 
     @torch.no_grad()
-    def _loss_after(self, closure: Closure | Callable) -> float:
+    def _loss_after(self, closure: OutputsAndLoss) -> float:
         try:
             loss = closure.loss(closure.outputs())
         except (NonFiniteError, SolveError):  # a step that went too far, like any other

@@ -1,4 +1,4 @@
-"""J = ∂y/∂x of a piece of physics, sample by sample: a block-diagonal Jacobian whose blocks are had all at once."""
+"""Jacobians J = ∂y/∂x of a piece of physics, sample by sample: blocks of a diagonal that are computed all at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from phi_hybrid.optim.vectors import Tensors, as_tuple, lengths, pack, probe, un
 
 
 class Linearization:
-    """f(x + Δx) ≈ y + J·Δx, in real numbers `(sample, entry)`. Its graph is kept until the object goes.
+    """Linearisation f(x + Δx) ≈ y + J·Δx, in real numbers `(sample, entry)`. Its graph is kept until the object goes.
 
     Args:
         function: f, torch tensors `(sample, …)` to torch tensors `(sample, …)`, each sample by itself.
-        x: where.
+        x: point, tensors `(sample, …)`.
 
     Attributes:
         y: f(x), without a graph.
@@ -64,7 +64,7 @@ class Linearization:
         """J of every sample in double precision, `(sample, d_y, d_x)`, by as many passes as the shorter side has entries.
 
         Args:
-            chunk: passes that are made at once.
+            chunk: number of passes that are made at once.
 
         Raises:
             StateError: if one sample depends on another.

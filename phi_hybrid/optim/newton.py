@@ -1,6 +1,6 @@
 """Newton's method that cannot climb: Δx = −|H|⁻¹·∇φ (saddle-free Newton, Dauphin et al. 2014, arXiv 1406.2572).
 
-φ(x) = −⟨Δy, f(x)⟩ is what Δy wants to be small: the loss itself where f is the loss.
+φ(x) = −⟨Δy, f(x)⟩ is the function that Δy wants to be small: the loss itself where f is the loss.
 """
 
 from __future__ import annotations
@@ -11,31 +11,27 @@ from dataclasses import dataclass
 import torch
 
 from phi_hybrid.errors import StateError
+from phi_hybrid.optim.filters import require_nonnegative
 from phi_hybrid.optim.linearization import Linearization, finite_derivatives
 from phi_hybrid.optim.rules import Function, Pullback
 from phi_hybrid.optim.vectors import Tensors, as_tuple, pack, probe, unpack
 
 
-def _require_number(name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        raise StateError(f"{name} = {value!r}: must be a finite number ≥ 0")
-
-
 @dataclass(frozen=True)
 class Clipped:
-    """1/max(|h|, floor, rcond·|h|_max): along small curvatures the step is that of the smallest allowed one.
+    """Inverse curvature 1/max(|h|, floor, rcond·|h|_max): along small ones the step is that of the smallest allowed one.
 
     Args:
-        rcond: smallest |h| that is used, relative to the largest of the sample.
-        floor: smallest |h| that is used.
+        rcond: smallest |h| that is used, relative to the largest of the sample; 1e-6 by default.
+        floor: smallest |h| that is used; 0 by default.
     """
 
     rcond: float = 1e-6
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("rcond", "floor"):
-            _require_number(name, getattr(self, name))
+        require_nonnegative("rcond", self.rcond)
+        require_nonnegative("floor", self.floor)
 
     def __call__(self, curvature: torch.Tensor) -> torch.Tensor:
         size = curvature.abs()
@@ -44,16 +40,16 @@ class Clipped:
 
 @dataclass(frozen=True)
 class Dropped:
-    """1/|h| for |h| > rcond·|h|_max, 0 below: no step along small curvatures.
+    """Inverse curvature 1/|h| for |h| > rcond·|h|_max, 0 below: no step along small ones.
 
     Args:
-        rcond: relative to the largest |h| of the sample.
+        rcond: size relative to the largest |h| of the sample; 1e-6 by default.
     """
 
     rcond: float = 1e-6
 
     def __post_init__(self) -> None:
-        _require_number("rcond", self.rcond)
+        require_nonnegative("rcond", self.rcond)
 
     def __call__(self, curvature: torch.Tensor) -> torch.Tensor:
         size = curvature.abs()
@@ -62,13 +58,13 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Newton:
-    """Δx = −|H|⁻¹·∇φ with H the Hessian of each sample, |H| with the absolute values of its eigenvalues.
+    """Saddle-free Newton Δx = −|H|⁻¹·∇φ with H the Hessian of each sample, |H| with the absolute values of its eigenvalues.
 
     Takes as many passes as x has entries, all samples at once, and the eigenvectors of H.
 
     Args:
-        curvature: what is done with small eigenvalues: `Clipped(rcond, floor)` or `Dropped(rcond)`.
-        chunk: passes that are made at once.
+        curvature: treatment of small eigenvalues, `Clipped(rcond, floor)` or `Dropped(rcond)`.
+        chunk: number of passes that are made at once.
 
     Raises:
         StateError: when used, if samples depend on each other.
@@ -92,10 +88,10 @@ class Newton:
 
 @dataclass(frozen=True)
 class SeparableNewton:
-    """`Newton` for φ(x) = Σᵢ φᵢ(xᵢ), such as a squared distance: H is diagonal and takes one pass, however many entries.
+    """Newton for φ(x) = Σᵢ φᵢ(xᵢ), such as a squared distance: H is diagonal and takes one pass, however many entries.
 
     Args:
-        curvature: as for `Newton`.
+        curvature: treatment of small second derivatives, as for `Newton`.
 
     Raises:
         StateError: when used, if the entries of x depend on each other.

@@ -1,4 +1,4 @@
-"""Rules: how a wanted update Δy at the output of a piece, y = f(x), becomes an update Δx at its input.
+"""Rules turn a wanted update Δy at the output of a piece, y = f(x), into an update Δx at its input.
 
 | rule | Δx | needs |
 |---|---|---|
@@ -9,7 +9,7 @@
 | `Newton`, `SeparableNewton` | −∣H∣⁻¹·∇φ, φ = −⟨Δy, f⟩ | second derivatives, see `newton` |
 | `Inverse`, `LinearInverse`, `InverseByOptimization` | f⁻¹(y + Δy) − x | an inverse, see `inverse` |
 | `Damped`, `TrustRegion` | those of another rule, shorter | |
-| `Blend` | those of several rules, added up, see `blend` | |
+| `Blend` | those of several rules, added up | |
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 
 from phi_hybrid.errors import SolveError, StateError
-from phi_hybrid.optim.filters import Cutoff, Filter
+from phi_hybrid.optim.filters import Cutoff, Filter, require_nonnegative
 from phi_hybrid.optim.linearization import Linearization
 from phi_hybrid.optim.vectors import Tensors, as_tuple, lengths, pack, positive, unit, unpack
 
@@ -43,7 +43,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Gradient:
-    """Δx = Jᵀ·Δy: the adjoint, as in backpropagation. Samples may depend on each other."""
+    """Adjoint Δx = Jᵀ·Δy, as in backpropagation. Samples may depend on each other."""
 
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         linear = Linearization(function, x)
@@ -52,13 +52,13 @@ class Gradient:
 
 @dataclass(frozen=True)
 class HalfInverse:
-    """Δx = V σ^(−κ) Uᵀ·Δy with J = U σ Vᵀ of each sample (Schnell et al. 2022, arXiv 2203.10131).
+    """Half-inverse Δx = V σ^(−κ) Uᵀ·Δy with J = U σ Vᵀ of each sample (Schnell et al. 2022, arXiv 2203.10131).
 
     Args:
-        kappa: κ, −1 (gradient) … 1 (pseudo-inverse), ½ for half-inverse.
-        rcond: singular values up to rcond·σ_max of the sample are dropped; or a filter, `Cutoff(rcond, damping)` or
-            `Smooth(rcond, damping)`.
-        chunk: passes that are made at once for J.
+        kappa: exponent κ, −1 (gradient) … 1 (pseudo-inverse), ½ (half-inverse) by default.
+        rcond: number, singular values up to rcond·σ_max of the sample are dropped, or a filter, `Cutoff(rcond, damping)`
+            or `Smooth(rcond, damping)`; 1e-6 by default.
+        chunk: number of passes that are made at once for J.
 
     Raises:
         StateError: for settings out of range; when used, if samples depend on each other.
@@ -92,12 +92,12 @@ class HalfInverse:
 
 @dataclass(frozen=True)
 class GaussNewton:
-    """Δx = (JᵀJ + λ²)⁻¹ Jᵀ·Δy of each sample; without damping the pseudo-inverse J⁺·Δy, the shortest of all solutions.
+    """Gauss–Newton Δx = (JᵀJ + λ²)⁻¹ Jᵀ·Δy of each sample; undamped the pseudo-inverse J⁺·Δy, the shortest solution.
 
     Args:
-        damping: λ, in units of the singular values of J.
-        rcond: singular values up to rcond·σ_max of the sample are dropped.
-        chunk: passes that are made at once for J.
+        damping: λ, in units of the singular values of J; 0 by default.
+        rcond: number, singular values up to rcond·σ_max of the sample are dropped; 1e-6 by default.
+        chunk: number of passes that are made at once for J.
 
     Raises:
         StateError: for settings out of range; when used, if samples depend on each other.
@@ -120,15 +120,15 @@ class GaussNewton:
 
 @dataclass(frozen=True)
 class GaussNewtonCG:
-    """Δx = (JᵀJ + λ²)⁻¹ Jᵀ·Δy by conjugate gradients, from products with J and Jᵀ only: for large pieces.
+    """Gauss–Newton Δx = (JᵀJ + λ²)⁻¹ Jᵀ·Δy by conjugate gradients, from products with J and Jᵀ only: for large pieces.
 
     Conjugate gradients on the normal equations without forming them (CGLS, Björck 1996), each sample with its own step
     sizes. Without damping, iterations grow with the condition number of J.
 
     Args:
-        damping: λ, in units of the singular values of J.
-        tolerance: ‖Jᵀ·(Δy − J·Δx) − λ²·Δx‖ / ‖Jᵀ·Δy‖ of every sample, as far as rounding allows.
-        iterations: the largest number.
+        damping: λ, in units of the singular values of J; 0 by default.
+        tolerance: largest ‖Jᵀ·(Δy − J·Δx) − λ²·Δx‖ / ‖Jᵀ·Δy‖ of every sample, as far as rounding allows; 1e-4 by default.
+        iterations: largest number of iterations; 200 by default.
 
     Raises:
         StateError: for settings out of range; when used, if samples depend on each other.
@@ -140,8 +140,7 @@ class GaussNewtonCG:
     iterations: int = 200
 
     def __post_init__(self) -> None:
-        if not 0 <= self.damping < float("inf"):
-            raise StateError(f"damping = {self.damping!r}: must be a finite number ≥ 0")
+        require_nonnegative("damping", self.damping)
         if not 0 < self.tolerance < 1:
             raise StateError(f"tolerance = {self.tolerance!r}: must be between 0 and 1")
         if self.iterations < 1:
@@ -181,11 +180,11 @@ class GaussNewtonCG:
 
 @dataclass(frozen=True)
 class Damped:
-    """factor · Δx of another rule.
+    """Shorter updates: factor · Δx of another rule.
 
     Args:
-        rule: whose updates.
-        factor: > 0, often < 1.
+        rule: rule that makes the updates.
+        factor: number > 0, often 0.3 … 1.
     """
 
     rule: Rule
@@ -202,10 +201,10 @@ class Damped:
 
 @dataclass(frozen=True)
 class TrustRegion:
-    """Δx · min(1, radius/‖Δx‖) of another rule, sample by sample.
+    """Bounded updates: Δx · min(1, radius/‖Δx‖) of another rule, sample by sample.
 
     Args:
-        rule: whose updates.
+        rule: rule that makes the updates.
         radius: largest ‖Δx‖ of a sample, over all its entries.
     """
 
@@ -226,28 +225,15 @@ class TrustRegion:
         return y, bounded
 
 
-def _square(vectors: torch.Tensor) -> torch.Tensor:
-    """‖v‖² of every sample, `(sample, 1)`."""
-    return (vectors**2).sum(1, keepdim=True)
-
-
-def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a/b, 0 where b = 0: samples that have converged exactly stay where they are."""
-    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))
-
-
-# --- several rules for one piece ---
-
-
 @dataclass(frozen=True)
 class Blend:
-    """Δx = Σᵢ wᵢ·Δxᵢ of several rules, e.g. an inverse that sees small structures and a gradient that sees large ones.
+    """Sum Δx = Σᵢ wᵢ·Δxᵢ of several rules, e.g. an inverse that sees small structures and a gradient that sees large ones.
 
     With y = A·x, `Blend((LinearInverse(solve), 1.0), (Gradient(), c))` and an error y* − y, Δx descends
     ½‖x − x*‖² + c/2·‖y − y*‖². Where one of the rules is scale-invariant, the sum is not.
 
     Args:
-        *parts: `(rule, weight)`, each weight finite and > 0.
+        *parts: pairs `(rule, weight)`, each weight finite and > 0.
 
     Raises:
         StateError: for no parts, or weights out of range.
@@ -279,3 +265,13 @@ class Blend:
             return tuple(sum(w * t for w, t in zip(weights, own)) for own in zip(*updates))
 
         return y, blended
+
+
+def _square(vectors: torch.Tensor) -> torch.Tensor:
+    """‖v‖² of every sample, `(sample, 1)`."""
+    return (vectors**2).sum(1, keepdim=True)
+
+
+def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a/b, 0 where b = 0: samples that have converged exactly stay where they are."""
+    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))

@@ -6,24 +6,24 @@ from dataclasses import dataclass
 
 import torch
 
-from phi_hybrid.optim.engines import Cost, Gram, Update, add_square, eigh_bytes, eigh_flops, estimate, from_gram
+from phi_hybrid.optim.engines import Cost, Engine, Gram, Update, add_square, eigh_bytes, eigh_flops, estimate, from_gram
 from phi_hybrid.optim.filters import Filter
 from phi_hybrid.optim.jacobian import Jacobian, Processes, products
 from phi_hybrid.optim.layers import Layer
 
 
 @dataclass(frozen=True)
-class Structured:
-    """K = J·Jᵀ layer by layer from inputs and sensitivities of `Linear` and `Conv` layers, others by rows of J.
+class Structured(Engine):
+    """Gram matrix K = J·Jᵀ from inputs a and sensitivities δ of `Linear` and `Conv` layers, others by rows of J.
 
-    The samples of a batch must not influence each other: then one backward pass serves an output of all samples at once,
-    d_y passes instead of b·d_y. HIG compares one gradient with autograd in every
-    update.
+    K[(i, p), (j, q)] = Σ_ts (a_it·a_js + 1)(δ_ipt·δ_jqs) over all applications t, s of a layer. The samples of a batch must
+    not influence each other: then one backward pass serves an output of all samples at once, d_y passes instead of b·d_y.
+    HIG compares one gradient with autograd in every update.
 
     Args:
-        chunk: outputs of each sample whose sensitivities are computed at once.
-        rest: for parameters of other layers.
-        tolerance: largest relative error of that gradient.
+        chunk: number of outputs of each sample whose sensitivities are computed at once.
+        rest: engine for parameters of other layers.
+        tolerance: largest relative error of that gradient; 1e-3 by default.
 
     Raises:
         StateError: in an update by HIG, if they do, or if the weights of a layer are used outside of it.
@@ -43,19 +43,21 @@ class Structured:
             factor.add_to(total, jacobian.processes)
         return from_gram(total, jacobian, cotangent, filter, kappa, scale)
 
-    def applies(self, jacobian: Jacobian) -> bool:
-        """Whether there are layers to go by, and they explain this Jacobian."""
-        return bool(self._parts(jacobian)[0]) and self.mismatch(jacobian) is None
+    def suits(self, jacobian: Jacobian, filter: Filter) -> bool:
+        """Permission for `Automatic`: there are layers to go by, and they explain this Jacobian."""
+        return bool(self._parts(jacobian)[0]) and super().suits(jacobian, filter)
 
-    def mismatch(self, jacobian: Jacobian) -> str | None:
-        """Why K would be wrong for this Jacobian, the same on all processes; `None` if it would not.
+    def mismatch(self, jacobian: Jacobian, filter: Filter) -> str | None:
+        """Reason why K would be wrong, the same on all processes; `None` if it would not.
 
         To be asked in every update: behind a last layer of zeros, where networks often begin, nothing is felt yet of samples
         that influence each other.
         """
         reason = self._mismatch(jacobian, self._parts(jacobian)[0])
         found = jacobian.processes.summed(torch.tensor(float(reason is not None), device=jacobian.outputs.device))
-        return reason or ("another process has found samples that influence each other" if found else None)
+        if not found:
+            return None
+        return f"{reason or 'another process has found samples that influence each other'}. Use engine=Gram()"
 
     def cost(self, jacobian: Jacobian) -> Cost:
         factors, others = self._parts(jacobian)
@@ -98,7 +100,7 @@ class Structured:
                 factor.fill(part, [next(back) for _ in factor.layer.outputs])
 
     def _mismatch(self, jacobian: Jacobian, factors: list[Factor]) -> str | None:
-        """Why the layers do not explain the gradient of a random product of the outputs of some samples; `None` if they do."""
+        """Reason why layers do not explain the gradient of a random product of outputs of some samples; `None` if they do."""
         if not factors:
             return None
         generator = torch.Generator().manual_seed(0)
@@ -131,7 +133,7 @@ def _usable(jacobian: Jacobian) -> list[Layer]:
         for layer in layers
         if not layer.half_shared
         and all(z.requires_grad and z.shape[0] == jacobian.samples for z in layer.outputs)
-        and all(a.shape[0] == jacobian.samples and a.ndim >= layer.least_dims for a in layer.inputs)
+        and all(a.shape[0] == jacobian.samples and a.ndim >= layer.least_dims for a in layer.arguments)
         and all(id(p) in wanted for p in layer.parameters)
     ]
 
@@ -144,10 +146,10 @@ _BLOCK = 512
 
 @dataclass
 class Factor:
-    """What is held of one layer until its part of K is formed.
+    """Numbers that are held of one layer until its part of K is formed.
 
     Args:
-        layer: that was recorded.
+        layer: recorded layer.
         rows: m of this process.
         samples: b of this process.
     """
@@ -176,38 +178,38 @@ class Factor:
             return rows**2 * t**2 * units
         return rows**2 * self.width + 2 * rows * t * units * inputs
 
-    def fill(self, outputs: slice, sensitivities: list[torch.Tensor]) -> None:
+    def fill(self, outputs: slice, deltas: list[torch.Tensor]) -> None:
         """Takes in δ of some outputs p, one tensor `(output, sample, …)` for each call of the layer."""
-        delta = self.layer.felt(sensitivities)  # (sample, output, application, unit)
+        delta = self.layer.sensitivities(deltas)  # (sample, output, application, unit)
         if self._held is None:
-            self._seen = self.layer.seen()
+            self._inputs = self.layer.inputs()
             self._held = delta.new_empty(self.samples, self.rows // self.samples, self.width)
         if self.by_products:
             self._held[:, outputs] = delta.flatten(2)
             return
         parts = []
         if self.weight:
-            parts.append(torch.einsum("iptu,itk->ipuk", delta, self._seen).flatten(2))
+            parts.append(torch.einsum("iptu,itk->ipuk", delta, self._inputs).flatten(2))
         if self.bias:
             parts.append(delta.sum(2))
         self._held[:, outputs] = torch.cat(parts, 2)
 
-    def gradient(self, sensitivities: list[torch.Tensor]) -> list[torch.Tensor]:
+    def gradient(self, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         """Σ_it δ_it ⊗ a_it and Σ_it δ_it for δ of one product of the outputs, like the parameters of the layer."""
-        delta = self.layer.felt([d[None] for d in sensitivities])[:, 0]
-        weight = torch.einsum("itu,itk->uk", delta, self.layer.seen()).view_as(self.layer.module.weight)
+        delta = self.layer.sensitivities([d[None] for d in deltas])[:, 0]
+        weight = torch.einsum("itu,itk->uk", delta, self.layer.inputs()).view_as(self.layer.module.weight)
         return [weight] * self.weight + [delta.sum((0, 1))] * self.bias
 
     def add_to(self, gram: torch.Tensor, processes: Processes) -> None:
         """Adds the layer's part to the lower triangle of K, and lets go of what was held."""
         held, self._held = processes.gathered(self._held), None
         if self.by_products:
-            self._add_products(gram, processes.gathered(self._seen), held)
+            self._add_products(gram, processes.gathered(self._inputs), held)
         else:
             add_square(gram, held.flatten(0, 1), _BLOCK)
 
-    def _add_products(self, gram: torch.Tensor, seen: torch.Tensor, held: torch.Tensor) -> None:
-        samples, outputs, applications = *held.shape[:2], seen.shape[1]
+    def _add_products(self, gram: torch.Tensor, inputs: torch.Tensor, held: torch.Tensor) -> None:
+        samples, outputs, applications = *held.shape[:2], inputs.shape[1]
         delta = held.view(samples * outputs, applications, -1)
         step = max(1, _BLOCK // outputs)
         for start in range(0, samples, step):
@@ -216,7 +218,7 @@ class Factor:
             block = gram[rows, columns].view(stop - start, outputs, stop, outputs)
             for t in range(applications):
                 for s in range(applications):
-                    inputs = seen[start:stop, t] @ seen[:stop, s].mT if self.weight else 0.0
-                    weights = torch.as_tensor(inputs + float(self.bias), dtype=gram.dtype, device=gram.device)
+                    products = inputs[start:stop, t] @ inputs[:stop, s].mT if self.weight else 0.0
+                    weights = torch.as_tensor(products + float(self.bias), dtype=gram.dtype, device=gram.device)
                     weights = weights.expand(stop - start, stop)[:, None, :, None]
                     block.addcmul_((delta[rows, t] @ delta[columns, s].mT).view_as(block), weights)

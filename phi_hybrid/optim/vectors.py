@@ -18,7 +18,7 @@ def as_tuple(tensors: torch.Tensor | Sequence[torch.Tensor]) -> Tensors:
 
 def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Real numbers `(sample, entry)`: real and imaginary parts of complex tensors. Differentiable."""
-    real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
     return torch.cat([t.reshape(t.shape[0], -1) for t in real], 1)
 
 

@@ -1,31 +1,25 @@
-"""The heat equation, ∂u/∂t = ν ∇²u, on periodic grids, and its inverse, which sharpens as far as noise allows."""
+"""The heat equation, ∂u/∂t = ν ∇²u, on periodic grids, and its inverse, which sharpens as far as noise allows.
+
+State u: any periodic field `(batch, x, …)`. No inputs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 
 from phi import math
-from phi.field import CenteredGrid, Field
-from phi.geom import Box
+from phi.field import Field
 from phi.math import Tensor
 from phi.math.extrapolation import PERIODIC
 
 from phi_hybrid.errors import StateError
+from phi_hybrid.pde.checks import require_number
+from phi_hybrid.pde.grids import centred_square
 
-__all__ = ["Sharpening", "filtered", "heat_step", "inverse_heat_step", "square"]
+__all__ = ["Sharpening", "filtered", "heat_step", "square"]
 
-
-def square(cells: int = 64, length: float | None = None) -> Field:
-    """Zero on a periodic square, centred `(x, y)`.
-
-    Args:
-        cells: along each side.
-        length: of a side; cells of size 1 without.
-    """
-    size = cells if length is None else length
-    return CenteredGrid(0.0, PERIODIC, x=cells, y=cells, bounds=Box(x=size, y=size))
+# --- step ---
 
 
 def heat_step(dt: float, viscosity: float | Tensor) -> Callable[[Field], Field]:
@@ -40,30 +34,13 @@ def heat_step(dt: float, viscosity: float | Tensor) -> Callable[[Field], Field]:
     Returns:
         `step(u) -> u`, periodic fields `(batch, x, …)`, to be captured or used as it is. It raises StateError for fields
         with another boundary.
+
+    Raises:
+        StateError: for a time step or viscosity that is not finite.
     """
+    require_number("dt", dt)
+    require_number("viscosity", viscosity)
     return lambda u: filtered(u, lambda k2: math.exp(-viscosity * dt * k2))
-
-
-def inverse_heat_step(sharpening: Sharpening) -> Callable[[Field, Field], Field]:
-    """Inverse of `heat_step` near a state, x̃ = x + G·(y − P x), with the gain G of `Sharpening` over its whole time.
-
-    Exact to the relative error (σ/s)²·exp(2νk²T) in modes with exp(−νk²T) ≫ σ/s, and in the mean. Modes with
-    exp(−νk²T) ≪ (σ/s)² stay as they are in x, because the observation tells nothing of them; those in between get an
-    error of up to s/2 from noise of strength σ. For a step in terms of updates use the `Sharpening` itself: Δx = G·Δy.
-
-    Args:
-        sharpening: with the viscosity and the time of the step.
-
-    Returns:
-        `inverse(y, x) -> x̃`: observation and present state, `(batch, x, …)`; to be captured or used as it is.
-    """
-    step = heat_step(sharpening.time, sharpening.viscosity)
-
-    def inverse(y: Field, x: Field) -> Field:
-        with math.precision(x.values.dtype.precision):  # PhiML would convert the values to the global precision
-            return x + sharpening(y - step(x))
-
-    return inverse
 
 
 @dataclass(frozen=True)
@@ -77,10 +54,11 @@ class Sharpening:
     G ≈ K⁻¹ where the signal is stronger than the noise, at most s/(2σ), and 0 where the signal has drowned; the mean is
     kept. For every x of the assumed strength, |x̂ₖ| ≤ √n·s, the error of K·x̂ is at most half the noise level. Going back
     by a part t of the way amplifies by G^(t/T): many small steps give what a single one gives, with the same bounds.
+    Near a state x, the inverse of `heat_step` is x̃ = x + G·(y − K·x): modes that tell nothing stay as they are in x.
 
     Holl et al. 2022 (arXiv 2109.15048) likewise amplify by the probability that a mode is signal.
 
-    Attributes:
+    Args:
         viscosity: ν, length² per time, a number or `(batch)`.
         time: T, the whole time to go back.
         noise: σ, standard deviation of the noise of y per cell, rounding at least; in units of y, a number or `(batch)`.
@@ -96,13 +74,9 @@ class Sharpening:
     signal: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
+        rounding = "without noise take that of rounding, e.g. 1e-15 times the largest value"
         for name in ("viscosity", "time", "noise", "signal"):
-            value = getattr(self, name)
-            if isinstance(value, Real) and not 0 < value < float("inf"):
-                way_out = "; without noise take that of rounding, e.g. 1e-15 times the largest value"
-                raise StateError(
-                    f"{name} = {value!r}: expected a finite number > 0{way_out if name == 'noise' else ''}"
-                )
+            require_number(name, getattr(self, name), positive=True, way_out=rounding if name == "noise" else "")
 
     def __call__(self, u: Field, time: float | None = None) -> Field:
         """u as it was some time ago, F⁻¹ G^(t/T) F u.
@@ -141,3 +115,11 @@ def filtered(u: Field, factor: Callable[[Tensor], Tensor]) -> Field:
     with math.precision(u.values.dtype.precision):
         k2 = (2 * math.PI) ** 2 * math.vec_squared(math.fftfreq(u.resolution, u.dx), "vector")
         return u.with_values(math.real(math.ifft(math.fft(u.values) * factor(k2))))
+
+
+# --- states ---
+
+
+def square(cells: int = 64, length: float | None = None) -> Field:
+    """Zero on a periodic square, centred `(x, y)`; cells of size 1 without a `length`."""
+    return centred_square(cells, length)

@@ -2,36 +2,38 @@
 
 Tᵢ = α·sᵢ + β·sᵢ³ is the tension of the spring between neighbours, sᵢ = xᵢ₊₁ − xᵢ; both ends of the chain are free.
 All quantities are in units of the mass and of the frequency of a single oscillator.
+
+State: a tensor `(batch, oscillators, phase='position,velocity')`. Input: the control u, `(batch)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from phi import math
 from phi.math import Tensor, batch, channel, instance
 from torch.nn.functional import pad
 
 from phi_hybrid.errors import StateError
-from phi_hybrid.pde._control import advanced, as_tensor, require, require_number
+from phi_hybrid.pde.checks import require_count, require_number
+from phi_hybrid.pde.controlled import Controlled
+from phi_hybrid.pde.grids import as_tensor
 
 __all__ = ["Oscillators", "nonlinear_oscillators"]
 
-_DIMS = ("oscillators", "phase")
 _PHASE = channel(phase="position,velocity")
 
 
 @dataclass(frozen=True)
-class Oscillators:
+class Oscillators(Controlled):
     """A chain of oscillators and its time step; by default the linear chain of Thuerey et al., *Physics-based Deep Learning*.
 
     There, a network sees a start and a target state and returns the controls of 24 steps, by which the chain gets from
     one to the other. `nonlinear_oscillators()` is the chain with cubic springs of Schnell et al. 2022 (arXiv 2203.10131).
-
-    A state is a tensor `(batch, oscillators, phase='position,velocity')`, a control `(batch)`.
+    A step is one of the classical Runge–Kutta method, of fourth order in dt.
 
     Args:
         count: number of oscillators.
@@ -53,54 +55,18 @@ class Oscillators:
     dt: float = 0.5
     steps: int = 24
 
+    dims: ClassVar = ("oscillators", "phase")
+
     def __post_init__(self) -> None:
         for name in ("count", "steps"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, f"{name} = {value!r}: expected an integer of at least 1")
+            require_count(name, getattr(self, name))
         for name in ("coupling", "cubic", "gain"):
             require_number(name, getattr(self, name))
-        require_number("dt", self.dt, nonzero=True)
+        require_number("dt", self.dt, nonzero=True, way_out="a negative one runs backwards in time")
 
-    def step(self, state: Tensor, control: float | Tensor) -> Tensor:
-        """One step of the classical Runge–Kutta method of fourth order, the control being constant within it.
+    # --- step ---
 
-        Args:
-            state: `(batch, oscillators, phase)`.
-            control: u, `(batch)` or a number; in a rollout `(time, batch)`.
-
-        Returns:
-            Tensor like `state`, to be captured or used as it is.
-
-        Raises:
-            StateError: for states and controls of other dims.
-        """
-        self._check(state)
-        return advanced(self._advance, state, _DIMS, control, sequence=False)
-
-    def controlled(self, state: Tensor, controls: Tensor) -> Tensor:
-        """The state after a whole sequence of controls, `(time, batch)`, one per step: `step` applied again and again.
-
-        Like `step`, to be captured or used as it is, with the same result and errors.
-        """
-        self._check(state)
-        return advanced(self._advance, state, _DIMS, controls, sequence=True)
-
-    def energy(self, state: Tensor) -> Tensor:
-        """E = Σ (ẋᵢ² + xᵢ²)/2 + Σ (α·sᵢ²/2 + β·sᵢ⁴/4), conserved while nothing drives the chain, `(batch)`."""
-        self._check(state)
-        x, v = state.phase["position"], state.phase["velocity"]
-        total = math.sum((v**2 + x**2) / 2, "oscillators")
-        if self.count == 1:
-            return total
-        stretch = x.oscillators[1:] - x.oscillators[:-1]
-        return total + math.sum(self.coupling * stretch**2 / 2 + self.cubic * stretch**4 / 4, "oscillators")
-
-    def random_states(self, trajectories: int, seed: int) -> Tensor:
-        """Positions and velocities uniform in 0 … 1, `(trajectory, oscillators, phase)`, as in both sources."""
-        values = np.random.default_rng(seed).random((trajectories, self.count, 2))
-        return as_tensor(values, batch("trajectory"), instance("oscillators"), _PHASE)
-
-    def _advance(self, state: torch.Tensor, controls: torch.Tensor) -> torch.Tensor:
+    def advance(self, state: torch.Tensor, controls: torch.Tensor) -> torch.Tensor:
         """Runge–Kutta for ẍ = a(x) + drive: the stages of the velocity inserted into those of the position."""
         x, v = state.unbind(-1)
         dt, acceleration = self.dt, self._acceleration(x)
@@ -124,13 +90,23 @@ class Oscillators:
         stretch, force = torch.as_tensor(difference.T).to(like), torch.as_tensor(-self.cubic * difference).to(like)
         return lambda x: x @ linear + (x @ stretch) ** 3 @ force
 
-    def _check(self, state: Tensor) -> None:
+    # --- states ---
+
+    def random_states(self, trajectories: int, seed: int) -> Tensor:
+        """Positions and velocities uniform in 0 … 1, `(trajectory, oscillators, phase)`, as in both sources."""
+        values = np.random.default_rng(seed).random((trajectories, self.count, 2))
+        return as_tensor(values, batch("trajectory"), instance("oscillators"), _PHASE)
+
+    # --- checks ---
+
+    def check(self, state: Tensor) -> None:
+        """Raises StateError for states of other dims or numbers."""
         expected = (
             f"expected dims (batch, oscillators={self.count}, phase=position,velocity), e.g. from random_states(…)"
         )
         if not isinstance(state, Tensor):
             raise StateError(f"state is a {type(state).__name__}: {expected}")
-        known = set(state.shape.non_batch.names) == set(_DIMS) and state.shape.get_size("oscillators") == self.count
+        known = set(state.shape.non_batch.names) == set(self.dims) and state.shape.get_size("oscillators") == self.count
         if not known or state.shape["phase"] != _PHASE:
             raise StateError(f"state has shape {state.shape}: {expected}")
         if state.dtype.kind is not float:

@@ -2,6 +2,8 @@
 
 ∂u/∂t + u·∇u = ν ∇²u − ∇p − (χ/η) u, ∇·u = 0, with χ = 1 in the body, 0 in the fluid, and small permeability η.
 Since χ is an argument of the step, drag can be differentiated by the shape, and the pressure solve is that of a plain box.
+
+State u: velocity, staggered `(batch, x, y)`. Input: the mask χ on the same faces.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from phi.math.extrapolation import ZERO_GRADIENT
 from phi.physics import advect, diffuse, fluid
 
 from phi_hybrid.errors import StateError
+from phi_hybrid.pde.checks import require_count, require_number
 
 __all__ = ["Channel", "polar_radius", "signed_distance"]
 
@@ -29,26 +32,35 @@ class Channel:
     The defaults are benchmark 2D-1 of Schäfer & Turek (1996) with the body on the centre line: height 4.1 D, parabolic
     inflow 2 D ahead of the body, Re = U·D/ν = 20. PhiFlow's constant boundary holds at the first ghost points, half a cell
     outside, so that `cells` cells of size height/(cells + 1) make up the height.
+
+    Args:
+        cells: across the channel, e.g. 48.
+        height: of the channel.
+        aspect: cells along the channel per cell across.
+        centre: position of the body along x.
+        reynolds: Re.
+        smoothing: width δ of the mask in cells.
+
+    Raises:
+        StateError: for numbers that are not positive and finite.
     """
 
     cells: int
-    """Across the channel."""
     height: float = 4.1
     aspect: int = 2
-    """Cells along the channel per cell across."""
     centre: float = 2.0
-    """Position of the body along x."""
     reynolds: float = 20.0
     smoothing: float = 1.5
-    """Width δ of the mask in cells."""
 
     def __post_init__(self) -> None:
-        for name in ("cells", "height", "aspect", "centre", "reynolds", "smoothing"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise StateError(f"{name} = {getattr(self, name)!r}: expected a finite number > 0, e.g. Channel(48)")
+        for name in ("cells", "aspect"):
+            require_count(name, getattr(self, name))
+        for name in ("height", "centre", "reynolds", "smoothing"):
+            require_number(name, getattr(self, name), positive=True)
 
     @property
     def dx(self) -> float:
+        """Size of a cell."""
         return self.height / (self.cells + 1)
 
     @property
@@ -66,6 +78,34 @@ class Channel:
         """η = (δ/2.648)²/ν: no shear flow is displaced then by a tanh mask of width δ (Hester, Vasil & Burns 2021)."""
         return (self.smoothing * self.dx / 2.648228) ** 2 / self.viscosity
 
+    # --- step ---
+
+    def step(self) -> Callable:
+        """`step(velocity, mask) -> velocity`: both staggered `(batch, x, y)`, mask χ on the faces. To be captured.
+
+        The inflow profile is prescribed in the first columns.
+        """
+        inflow, rest = self.rest(), self._grid(0, inflow=0.0)
+        near = self._grid(lambda x: math.vec(x=x.vector["x"], y=x.vector["x"])).values < 2.2 * self.dx
+        inlet = math.to_float(near)
+
+        def step(velocity: Field, mask: Field) -> Field:
+            change = advect.differential(velocity, velocity, order=2).values
+            diffused = diffuse.explicit(velocity, self.viscosity, self.dt)
+            values = diffused.values + self.dt * change
+            values = values + inlet * (inflow.values - values)
+            # PhiFlow's boundary values are constant; the difference to the profile is 0 at the inflow
+            free = inflow.values + fluid.make_incompressible(rest.with_values(values - inflow.values))[0].values
+            return velocity.with_values(free / (1 + self.dt / self.permeability * mask.values))
+
+        return step
+
+    def drag(self, velocity: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """C_D = 2F/(U²D), F = ∫ (χ/η) u_x dV, of x components `(batch, x, y)` on their faces, in steady flow."""
+        return 2 * self.dx**2 / self.permeability * (mask * velocity).sum((-2, -1))
+
+    # --- states ---
+
     def rest(self) -> Field:
         """The undisturbed parabolic flow, staggered `(x, y)`."""
         return self._grid(lambda x: math.vec(x=self._parabola(x.vector["y"]), y=0 * x.vector["y"]))
@@ -75,6 +115,8 @@ class Channel:
         middle = self.cells * self.dx / 2
         along = self._grid(lambda x: math.vec(x=x.vector["x"] - self.centre, y=x.vector["x"] - self.centre))
         return along, self._grid(lambda x: math.vec(x=x.vector["y"] - middle, y=x.vector["y"] - middle))
+
+    # --- inputs ---
 
     def mask(self, distance: torch.Tensor) -> torch.Tensor:
         """χ = (1 − tanh(2d/δ))/2 of the signed distance d to the body, negative inside."""
@@ -101,29 +143,7 @@ class Channel:
             scale = scale.detach() - surplus(scale.detach()) / slope
         return scaled(scale)
 
-    def step(self) -> Callable:
-        """`step(velocity, mask) -> velocity`: both staggered `(batch, x, y)`, mask χ on the faces. To be captured.
-
-        The inflow profile is prescribed in the first columns.
-        """
-        inflow, rest = self.rest(), self._grid(0, inflow=0.0)
-        near = self._grid(lambda x: math.vec(x=x.vector["x"], y=x.vector["x"])).values < 2.2 * self.dx
-        inlet = math.to_float(near)
-
-        def step(velocity: Field, mask: Field) -> Field:
-            change = advect.differential(velocity, velocity, order=2).values
-            diffused = diffuse.explicit(velocity, self.viscosity, self.dt)
-            values = diffused.values + self.dt * change
-            values = values + inlet * (inflow.values - values)
-            # PhiFlow's boundary values are constant; the difference to the profile is 0 at the inflow
-            free = inflow.values + fluid.make_incompressible(rest.with_values(values - inflow.values))[0].values
-            return velocity.with_values(free / (1 + self.dt / self.permeability * mask.values))
-
-        return step
-
-    def drag(self, velocity: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """C_D = 2F/(U²D), F = ∫ (χ/η) u_x dV, of x components `(batch, x, y)` on their faces, in steady flow."""
-        return 2 * self.dx**2 / self.permeability * (mask * velocity).sum((-2, -1))
+    # --- grid ---
 
     def _parabola(self, y: math.Tensor) -> math.Tensor:
         """Mean 1 over the faces of the grid."""
@@ -144,6 +164,15 @@ def polar_radius(
     """r(φ) of a body that is symmetric about φ = 0, of given area, nowhere thinner than the smallest radius.
 
     r² = r_min² + (A − π r_min²)·q/∫½q dφ·½ with q = exp(2 Σ_k a_k cos kφ): ∫½r² dφ = A for all coefficients a_k, k = 1, 2, ….
+
+    Args:
+        coefficients: a_k, `(k,)`; 0 for a disc.
+        angle: φ, of any shape.
+        area: A, default that of a disc of diameter 1.
+        smallest: r_min.
+
+    Raises:
+        StateError: for a smallest radius that does not fit into the area.
     """
     if pymath.pi * smallest**2 >= area:
         raise StateError(

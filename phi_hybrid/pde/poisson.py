@@ -1,4 +1,7 @@
-"""Poisson's equation, ∇²u = f with u = 0 outside, in any number of dimensions."""
+"""Poisson's equation, ∇²u = f with u = 0 outside, in any number of dimensions.
+
+State u or f: centred with zero boundary, `(batch, x, …)`. No inputs: `laplace` and `solve` are each other's inverse.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,16 @@ import torch
 from phi import field, math
 from phi.field import CenteredGrid, Field
 from phi.field import Noise as PhiNoise
-from phi.geom import Box
 from phi.math import Solve, batch
 from phi.math.extrapolation import ZERO
 
 from phi_hybrid import _compat
 from phi_hybrid.errors import StateError
+from phi_hybrid.pde.grids import centred_square
 
 __all__ = ["laplace", "noise", "solve", "square"]
 
-
-def square(cells: int = 8, length: float | None = None) -> Field:
-    """Zero on a square, centred `(x, y)`, with zero boundary; by default that of Schnell et al. 2022 (arXiv 2203.10131).
-
-    Args:
-        cells: along each side.
-        length: of a side; cells of size 1 without.
-    """
-    size = cells if length is None else length
-    return CenteredGrid(0.0, ZERO, x=cells, y=cells, bounds=Box(x=size, y=size))
+# --- steps ---
 
 
 def laplace(u: Field) -> Field:
@@ -60,6 +54,19 @@ def solve(f: Field) -> Field:
     return math.solve_linear(laplace, f, Solve("CG", 1e-5, 1e-5, x0=f.with_values(0 * f.values)))
 
 
+# --- states ---
+
+
+def square(cells: int = 8, length: float | None = None) -> Field:
+    """Zero on a square, centred `(x, y)`, with zero boundary; by default that of Schnell et al. 2022 (arXiv 2203.10131).
+
+    Args:
+        cells: along each side.
+        length: of a side; cells of size 1 without.
+    """
+    return centred_square(cells, length, ZERO)
+
+
 def noise(grid: Field, trajectories: int, seed: int, scale: float = 10.0, smoothness: float = 1.0) -> Field:
     """PhiFlow's `Noise` with a seed, of mean 0 and standard deviation 1: random u, or random right-hand sides.
 
@@ -82,6 +89,9 @@ def noise(grid: Field, trajectories: int, seed: int, scale: float = 10.0, smooth
         torch.manual_seed(seed)
         drawn = PhiNoise(shape, scale=scale, smoothness=smoothness)
         return CenteredGrid(drawn, grid.boundary, bounds=grid.bounds, resolution=grid.resolution)
+
+
+# --- checks ---
 
 
 def _check(u: Field) -> None:

@@ -1,4 +1,7 @@
-"""Smoke that flows into a box and rises, without viscosity: ∂u/∂t + u·∇u = −∇p + β s ŷ, ∇·u = 0, ∂s/∂t + u·∇s = q."""
+"""Smoke that flows into a box and rises, without viscosity: ∂u/∂t + u·∇u = −∇p + β s ŷ, ∇·u = 0, ∂s/∂t + u·∇s = q.
+
+State: `{"velocity": staggered (batch, x, y), "smoke": centred (batch, x, y)}`. Input: the inflow q, smoke per time.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from phi.math import Tensor
 from phi.math.extrapolation import ZERO_GRADIENT
 from phi.physics import advect, fluid
 
+from phi_hybrid.pde.checks import require_number
+
 __all__ = ["inflow_at", "smoke_step", "still_air"]
+
+# --- step ---
 
 
 def smoke_step(dt: float, buoyancy: float = 1.0) -> Callable[[dict[str, Field], Field], dict[str, Field]]:
@@ -26,7 +33,12 @@ def smoke_step(dt: float, buoyancy: float = 1.0) -> Callable[[dict[str, Field], 
     Returns:
         `step({"velocity": …, "smoke": …}, inflow) -> state`: staggered and centred `(batch, x, y)`, and q, smoke per time,
         centred. To be captured, or used within `linear_solves()`.
+
+    Raises:
+        StateError: for a time step or buoyancy that is not finite.
     """
+    require_number("dt", dt)
+    require_number("buoyancy", buoyancy)
 
     def step(state: dict[str, Field], inflow: Field) -> dict[str, Field]:
         velocity = state["velocity"]
@@ -38,10 +50,16 @@ def smoke_step(dt: float, buoyancy: float = 1.0) -> Callable[[dict[str, Field], 
     return step
 
 
+# --- states ---
+
+
 def still_air(x: int, y: int) -> dict[str, Field]:
     """State without motion and smoke in a closed box of `x` × `y` cells of size 1, `(x, y)`."""
     grid = dict(x=x, y=y, bounds=Box(x=x, y=y))
     return {"velocity": StaggeredGrid(0.0, 0, **grid), "smoke": CenteredGrid(0.0, ZERO_GRADIENT, **grid)}
+
+
+# --- inputs ---
 
 
 def inflow_at(place: Tensor, radius: float, rate: float, like: Field) -> Field:

@@ -9,9 +9,18 @@ from pathlib import Path
 
 from phi.field import Field
 
-from phi_hybrid.plot._data import Trajectories, as_mapping, check_reference, frame_count, pick_frames, read
-from phi_hybrid.plot._movie import write_gif, write_mp4
-from phi_hybrid.plot._moving import moving_images, moving_lines
+from phi_hybrid.errors import StateError
+from phi_hybrid.plot._data import (
+    Trajectories,
+    check_reference,
+    frame_count,
+    named_fields,
+    pick_frames,
+    read,
+    require_counts,
+    require_numbers,
+)
+from phi_hybrid.plot._movie import moving_images, moving_lines, write_gif, write_mp4
 from phi_hybrid.plot._style import styled
 
 
@@ -22,6 +31,7 @@ def animate(
     *,
     reference: str | None = None,
     dt: float = 1.0,
+    part: str | int | None = None,
     quantity: str | Callable[[Field], Field] | None = None,
     example: int = 0,
     fps: float = 20,
@@ -36,10 +46,11 @@ def animate(
     complete. A GIF that would exceed `max_bytes` gets fewer shades, then fewer frames at the same playing time.
 
     Args:
-        trajectories: Field (time, x[, y[, z]][, vector]), or a mapping name → Field.
+        trajectories: Field (time, x[, y[, z]][, vector]), or a mapping name → Field; with `part`, states of several Fields instead.
         path: Target, ending in `.gif` or, where ffmpeg is installed, `.mp4`. Its folder must exist.
         reference: Name of the trajectory that differences are taken to and that sets the colour scale.
         dt: Time between two frames of the trajectory.
+        part: As in `rollout`.
         quantity: As in `rollout`.
         example: Entry of each batch dim other than `time`.
         fps: Shown frames per second.
@@ -52,15 +63,17 @@ def animate(
         The path of the written file.
 
     Raises:
-        ValueError: For another suffix, a missing ffmpeg or a stride below 1, and as in `rollout`.
+        StateError: For another suffix, a missing folder or ffmpeg, numbers that are not positive, and as in `rollout`.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".gif", ".mp4"):
-        raise ValueError(f"cannot write {path.name!r}: unsupported suffix {suffix!r}, expected .gif or .mp4")
-    if stride < 1 or max_frames < 1 or fps <= 0:
-        raise ValueError(f"stride={stride}, max_frames={max_frames}, fps={fps}: all must be positive")
-    fields = as_mapping(trajectories)
+        raise StateError(f"cannot write {path.name!r}: unsupported suffix {suffix!r}, expected .gif or .mp4")
+    if not path.parent.is_dir():
+        raise StateError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    require_numbers(dt=dt, fps=fps, dpi=dpi, max_bytes=max_bytes)
+    require_counts(stride=stride, max_frames=max_frames)
+    fields = named_fields(trajectories, part)
     check_reference(list(fields), reference)
     count = frame_count(fields)
     thinning = -(-len(range(0, count, stride)) // max_frames)

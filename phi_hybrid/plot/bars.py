@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from phi_hybrid.evaluation.table import Spread, Table
+from phi_hybrid.errors import StateError
+from phi_hybrid.evaluation import Spread, Table
 from phi_hybrid.plot._style import COLOURS, line_figure, open_axes, styled
 
 
@@ -31,15 +32,18 @@ def comparison(table: Table, column: str, *, ax: Axes | None = None, quantity: s
         The figure.
 
     Raises:
-        StateError: For a column that the table does not have.
-        ValueError: For values ≤ 0 on a logarithmic axis.
+        StateError: For a column that the table does not have, or values ≤ 0 on a logarithmic axis.
     """
+    if not isinstance(table, Table):
+        raise StateError(
+            f"table is a {type(table).__name__}: expected a Table, e.g. Table({{'hybrid': {{'mae': 0.1}}}})"
+        )
     cells = {name: row[column] for name, row in table.select([column]).rows.items()}
     spreads = {name: c if isinstance(c, Spread) else Spread((c,)) for name, c in cells.items()}
     values = [v for spread in spreads.values() for v in spread.values]
     finite = [v for v in values if math.isfinite(v)]
     if log and any(v <= 0 for v in finite):
-        raise ValueError(
+        raise StateError(
             f"column {column!r} holds {min(finite):.4g}, which a logarithmic axis cannot show; use log=False"
         )
     given = ax is not None

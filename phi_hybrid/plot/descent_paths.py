@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from phi.math import Tensor
 
+from phi_hybrid.bridge.dims import ITERATION
 from phi_hybrid.bridge.layout import Layout, batch_names, flatten, unflatten
+from phi_hybrid.errors import StateError
 from phi_hybrid.plot._style import HALO, INK, line_figure, line_styles, styled
-
-ITERATION = "iteration"
 
 
 @styled
@@ -46,15 +46,15 @@ def descent(
         The figure.
 
     Raises:
-        ValueError: For paths without `iteration`, with further batch dims, of different kinds, or of less than three
+        StateError: For paths without `iteration`, with further batch dims, of different kinds, or of less than three
             different iterates altogether.
     """
-    if not paths:
-        raise ValueError("paths is empty: expected a mapping name -> states with a batch dim 'iteration'")
+    if not isinstance(paths, Mapping) or not paths:
+        raise StateError(f"paths = {paths!r:.60}: expected a mapping name -> states with a batch dim 'iteration'")
     layouts, vectors = zip(*(_iterates(str(name), states) for name, states in paths.items()))
     for name, layout in zip(paths, layouts):
         if layout != layouts[0]:
-            raise ValueError(f"path {name!r} is of states of another kind than {next(iter(paths))!r}")
+            raise StateError(f"path {name!r} is of states of another kind than {next(iter(paths))!r}")
     centre, plane, shares = _principal_plane(torch.cat(vectors))
     tracks = {str(name): _coordinates(v, centre, plane) for name, v in zip(paths, vectors)}
     stars = {str(name): _coordinates(_vectors(flatten(s)[0], 1), centre, plane)[0] for name, s in (marks or {}).items()}
@@ -76,7 +76,7 @@ def _iterates(name: str, states: Any) -> tuple[Layout, torch.Tensor]:
     """Layout, and all iterates as vectors in double precision, `(iteration, entry)`."""
     tensors, layout = flatten(states)
     if batch_names(layout) != [ITERATION]:
-        raise ValueError(
+        raise StateError(
             f"path {name!r} has the batch dims {batch_names(layout)}, expected 'iteration' alone: keep_path=True of "
             "reconstruct gives it, and path.trajectory[0] takes one of several samples"
         )
@@ -93,7 +93,7 @@ def _principal_plane(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     centre = vectors.mean(0)
     _, sizes, directions = torch.linalg.svd(vectors - centre, full_matrices=False)
     if len(sizes) < 2 or not sizes[1] > 1e-12 * sizes[0]:
-        raise ValueError(
+        raise StateError(
             f"the {len(vectors)} iterates lie on a line, which spans no plane; show at least three that turn"
         )
     shares = (sizes**2 / (sizes**2).sum())[:2].tolist()

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from phiml.math import Tensor
+from phi.math import Tensor
 
-from phi_hybrid.plot._labels import LineEnd, label_ends
-from phi_hybrid.plot._style import HALO, line_figure, line_styles, open_axes, styled
+from phi_hybrid.bridge.dims import TIME
+from phi_hybrid.errors import StateError
+from phi_hybrid.plot._data import require_numbers
+from phi_hybrid.plot._style import HALO, LineEnd, label_ends, line_figure, line_styles, open_axes, styled
 
 
 @styled
@@ -43,12 +46,13 @@ def errors(
         The figure.
 
     Raises:
-        ValueError: For curves of another rank, without a `time` dim or empty, and for percentiles out of order.
+        StateError: For curves of another rank, without a `time` dim or empty, and for percentiles out of order.
     """
     if not 0 <= band[0] <= band[1] <= 100:
-        raise ValueError(f"band={band}: expected two increasing percentiles between 0 and 100, e.g. (10, 90)")
-    if not curves:
-        raise ValueError("curves is empty: expected a mapping name -> errors (samples, time)")
+        raise StateError(f"band={band}: expected two increasing percentiles between 0 and 100, e.g. (10, 90)")
+    if not isinstance(curves, Mapping) or not curves:
+        raise StateError(f"curves = {curves!r:.60}: expected a mapping name -> errors (samples, time)")
+    require_numbers(dt=dt)
     samples = {str(name): as_samples(str(name), curve) for name, curve in curves.items()}
     figure, ax = line_figure(ax)
     open_axes(ax)
@@ -68,13 +72,15 @@ def errors(
 def as_samples(name: str, curve: Any) -> np.ndarray:
     """Errors as an array (samples, time)."""
     if isinstance(curve, Tensor):
-        if "time" not in curve.shape:
-            raise ValueError(f"curve {name!r}: no dim 'time' in {curve.shape}; average over space, not over time")
-        return np.asarray(curve.numpy([curve.shape.without("time"), "time"]), dtype=np.float64)
-    values = curve.detach().cpu().numpy() if hasattr(curve, "detach") else curve
-    values = np.asarray(values, dtype=np.float64)
+        if TIME not in curve.shape:
+            raise StateError(f"curve {name!r}: no dim 'time' in {curve.shape}; average over space, not over time")
+        return np.asarray(curve.numpy([curve.shape.without(TIME), TIME]), dtype=np.float64)
+    try:
+        values = torch.as_tensor(curve).detach().cpu().double().numpy()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise StateError(f"curve {name!r}: expected an array (samples, time), got {curve!r:.60}") from error
     if values.ndim not in (1, 2) or not values.size:
-        raise ValueError(f"curve {name!r}: expected shape (samples, time) or (time,), got {values.shape}")
+        raise StateError(f"curve {name!r}: expected shape (samples, time) or (time,), got {values.shape}")
     return np.atleast_2d(values)
 
 

@@ -10,11 +10,30 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from phi.field import Field
 
-from phi_hybrid.plot._data import Series, Trajectories, as_mapping, check_reference, frame_count, pick_frames, read
-from phi_hybrid.plot._labels import LineEnd, corner_notes, label_ends
-from phi_hybrid.plot._panels import PanelGrid, image, image_aspect, note_non_finite, outer_labels, panel_grid
-from phi_hybrid.plot._scale import Scale, difference_scale, line_limits, value_scale
-from phi_hybrid.plot._style import FAINT, line_styles, open_axes, styled, with_unit
+from phi_hybrid.plot._data import (
+    Series,
+    Trajectories,
+    check_reference,
+    frame_count,
+    named_fields,
+    pick_frames,
+    read,
+    require_numbers,
+)
+from phi_hybrid.plot._panels import (
+    PanelGrid,
+    Scale,
+    differences,
+    image,
+    image_aspect,
+    line_limits,
+    note_non_finite,
+    outer_labels,
+    panel_grid,
+    remarks,
+    scales,
+)
+from phi_hybrid.plot._style import FAINT, LineEnd, corner_notes, label_ends, line_styles, open_axes, styled, with_unit
 
 
 @styled
@@ -24,6 +43,7 @@ def rollout(
     reference: str | None = None,
     times: int | Sequence[int] = 5,
     dt: float = 1.0,
+    part: str | int | None = None,
     quantity: str | Callable[[Field], Field] | None = None,
     example: int = 0,
     title: str | None = None,
@@ -35,11 +55,12 @@ def rollout(
     per frame with all solvers as lines. Below: δ(x, t) = u(x, t) − u_ref(x, t) on one symmetric scale.
 
     Args:
-        trajectories: Field (time, x[, y[, z]][, vector]), or a mapping name → Field. Staggered fields are shown at the
+        trajectories: Field (time, x[, y[, z]][, vector]), or a mapping name → Field; with `part`, states of several Fields instead. Staggered fields are shown at the
             cell centres.
         reference: Name of the trajectory that differences are taken to and that sets the colour scale.
         times: Number of equally spaced frames, or the frame indices.
         dt: Time between two frames.
+        part: Part of states of several fields: a key of dicts, an index of tuples.
         quantity: Component name, 'magnitude', 'vorticity' (2D) or a function Field → scalar Field. By default the
             values of scalars, the vorticity in 2D and the magnitude in 3D.
         example: Entry of each batch dim other than `time`.
@@ -50,32 +71,16 @@ def rollout(
         The figure; save it with `figure.savefig(path)`.
 
     Raises:
-        ValueError: For a missing `time` dim, an unknown reference or quantity, a frame or example out of range, or
+        StateError: For a missing `time` dim, an unknown reference or quantity, a frame or example out of range, or
             grids that differ.
     """
-    fields = as_mapping(trajectories)
+    fields = named_fields(trajectories, part)
+    require_numbers(dt=dt)
     check_reference(list(fields), reference)
     series = read(fields, pick_frames(times, frame_count(fields)), quantity, example)
     labels = [f"t = {frame * dt:.4g}" for frame in series[0].frames]
     draw = _lines if len(series[0].shown.axes) == 1 else _images
     return draw(series, reference, labels, title, unit)
-
-
-def differences(series: Sequence[Series], reference: str | None) -> dict[str, np.ndarray]:
-    """u − u_ref (time, x[, y]) of each solver but the reference, by name."""
-    if reference is None:
-        return {}
-    truth = next(one.values for one in series if one.name == reference)
-    with np.errstate(invalid="ignore"):  # inf − inf of two blown-up solvers is shown as non-finite anyway
-        return {one.name: one.values - truth for one in series if one.name != reference}
-
-
-def scales(series: Sequence[Series], reference: str | None) -> tuple[Scale, Scale | None]:
-    """The shared scale of the values and, if there is a reference, that of the differences."""
-    truth = next((one.values for one in series if one.name == reference), None) if reference is not None else None
-    of_values = value_scale([one.values for one in series], truth, series[0].shown.signed)
-    apart = differences(series, reference)
-    return of_values, difference_scale(list(apart.values()), truth) if apart else None
 
 
 def _images(series: list[Series], reference: str | None, times: list[str], title: str | None, unit: str) -> Figure:
@@ -172,11 +177,3 @@ def draw_lines(
     label_ends(
         axes[-1], [LineEnd(name, styles[name]["color"], bounds[1], frames[-1][-1]) for name, frames in values.items()]
     )
-
-
-def remarks(name: str, frame: np.ndarray, scale: Scale) -> list[str]:
-    """What a line that leaves its panel must be labelled with."""
-    who = f"{name}: " if name else ""
-    if not np.isfinite(frame).all():
-        return [f"{who}non-finite"]
-    return [f"{who}off scale"] if np.abs(frame).max() > 3 * max(abs(scale.low), abs(scale.high)) else []

@@ -8,10 +8,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from phi.field import Field
 
-from phi_hybrid.plot._data import Trajectories, as_mapping, check_reference, frame_count, pick_frames, read, space_rank
-from phi_hybrid.plot._panels import image, note_non_finite, outer_labels, panel_grid
+from phi_hybrid.errors import StateError
+from phi_hybrid.plot._data import (
+    Trajectories,
+    check_reference,
+    frame_count,
+    named_fields,
+    pick_frames,
+    read,
+    require_numbers,
+    space_rank,
+)
+from phi_hybrid.plot._panels import differences, image, note_non_finite, outer_labels, panel_grid, scales
 from phi_hybrid.plot._style import styled, with_unit
-from phi_hybrid.plot.snapshots import differences, scales
 
 
 @styled
@@ -20,6 +29,7 @@ def spacetime(
     *,
     reference: str | None = None,
     dt: float = 1.0,
+    part: str | int | None = None,
     quantity: str | Callable[[Field], Field] | None = None,
     example: int = 0,
     title: str | None = None,
@@ -30,9 +40,10 @@ def spacetime(
     δ(x, t) = u(x, t) − u_ref(x, t) on one symmetric scale; all upper panels share one colour scale.
 
     Args:
-        trajectories: Field (time, x[, vector]), or a mapping name → Field: one panel each.
+        trajectories: Field (time, x[, vector]), or a mapping name → Field; with `part`, states of several Fields instead: one panel each.
         reference: Name of the trajectory that differences are taken to and that sets the colour scale.
         dt: Time between two frames.
+        part: Part of states of several fields: a key of dicts, an index of tuples.
         quantity: Component name, 'magnitude' or a function Field → scalar Field; by default the values.
         example: Entry of each batch dim other than `time`.
         title: Heading of the figure.
@@ -42,13 +53,14 @@ def spacetime(
         The figure.
 
     Raises:
-        ValueError: For fields that are not 1D, and as in `rollout`.
+        StateError: For fields that are not 1D, and as in `rollout`.
     """
-    fields = as_mapping(trajectories)
+    fields = named_fields(trajectories, part)
+    require_numbers(dt=dt)
     check_reference(list(fields), reference)
     count = frame_count(fields)
     if space_rank(fields) != 1:
-        raise ValueError(
+        raise StateError(
             f"spacetime shows 1D trajectories, got {next(iter(fields.values())).shape}; "
             f"use rollout or animate, or pass a slice such as trajectory.y[0]"
         )

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from phi_hybrid.plot._labels import LineEnd, label_ends
-from phi_hybrid.plot._style import FAINT, HALO, line_figure, line_styles, open_axes, styled
+from phi_hybrid.errors import StateError
+from phi_hybrid.plot._style import FAINT, HALO, LineEnd, label_ends, line_figure, line_styles, open_axes, styled
 
 
 @styled
@@ -39,11 +39,12 @@ def history(
         The figure.
 
     Raises:
-        ValueError: For a history without the quantity or with sequences of different lengths.
+        StateError: For a history without the quantity or with sequences of different lengths.
     """
+    if not isinstance(histories, Mapping) or not histories:
+        expected = "expected {'update': […], 'loss': […]} or a mapping name -> history"
+        raise StateError(f"histories = {histories!r:.60}: {expected}")
     named = {"": histories} if "update" in histories else {str(name): one for name, one in histories.items()}
-    if not named:
-        raise ValueError("histories is empty: expected {'update': [...], 'loss': [...]} or a mapping name -> history")
     figure, ax = line_figure(ax)
     open_axes(ax)
     ax.set(xlabel="update", ylabel=quantity.replace("_", " "), yscale="log" if log else "linear")
@@ -64,10 +65,10 @@ def history(
 def _pair(name: str, one: Mapping[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(one, Mapping) or quantity not in one or "update" not in one:
         known = sorted(one) if isinstance(one, Mapping) else type(one).__name__
-        raise ValueError(f"history {name!r}: expected the keys 'update' and {quantity!r}, got {known}")
+        raise StateError(f"history {name!r}: expected the keys 'update' and {quantity!r}, got {known}")
     update, values = (np.asarray(one[key], dtype=np.float64) for key in ("update", quantity))
     if update.shape != values.shape or update.ndim != 1:
-        raise ValueError(
+        raise StateError(
             f"history {name!r}: 'update' and {quantity!r} must be equally long lists, "
             f"got shapes {update.shape} and {values.shape}"
         )

@@ -89,11 +89,11 @@ def bind(step: Step, state: Tensors, layout: Layout, inputs: Inputs) -> Repeatab
         native = step.native_for(inputs.call_layout(layout), arguments)
         if native.output_layout == layout:
             return Repeatable(native, state, layout)
-        added = [n for n in batch_names(native.output_layout) if n not in batch_names(layout)]
-        widened = with_batch(layout, *added)
-        if widened != with_batch(native.output_layout, *added):
+        names = batch_names(native.output_layout, layout)
+        widened = with_batch(layout, *names)
+        if widened == layout or widened != with_batch(native.output_layout, *names):
             break
-        sizes = batch_sizes(native(*arguments), native.output_layout)
+        sizes = batch_sizes(state, layout) | batch_sizes(native(*arguments), native.output_layout)
         state, layout = repeat(state, layout, widened, sizes), widened
     raise StateError(
         "the step cannot be repeated, since what it takes and what it returns differ: "

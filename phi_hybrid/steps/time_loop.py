@@ -124,12 +124,12 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
 
 
 def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether no tensor holds NaN or infinity."""
+    """Tells whether no tensor holds NaN or infinity."""
     return all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
 def non_finite_entries(tensors: Sequence[torch.Tensor], layout: Layout) -> str:
-    """Which entries of the batch dims hold NaN or infinity, e.g. ` (member 2; trajectory 0, 5)`."""
+    """Names the entries of the batch dims that hold NaN or infinity, e.g. ` (member 2; trajectory 0, 5)`."""
     found = []
     for name in batch_names(layout):
         bad: set[int] = set()

@@ -20,7 +20,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 class Record(NamedTuple):
-    """What one step of an unrolled window leaves behind."""
+    """One step of an unrolled window: its state, and tensors that losses look at."""
 
     state: Tensors
     """Where the next step starts."""

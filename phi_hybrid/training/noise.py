@@ -120,7 +120,7 @@ class Noise:
         return [self.draw(batch) if n == 0 or self.where == "every_step" else None for n in range(steps)]
 
     def shift(self, noise: Tensors, batch: Batch) -> Tensors:
-        """What the state after a step moves by, where that before it was moved by `noise`."""
+        """Displacement of the state after a step, where that before it was moved by `noise`."""
         if not self.random_walk:
             return noise
         per_state = len(noise) // len(batch.state_layout.children)

@@ -35,7 +35,7 @@ class Objective:
         return self
 
     def outputs(self, solver: Step, batch: Batch) -> Outputs:
-        """What the loss is made of: native tensors, differentiable in the solver's parameters."""
+        """Ingredients of the loss: native tensors, differentiable in the solver's parameters."""
         raise NotImplementedError
 
     def loss(self, outputs: Outputs, batch: Batch) -> torch.Tensor:

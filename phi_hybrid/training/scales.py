@@ -71,7 +71,9 @@ def _needed_outputs(step: HybridStep, arguments: Sequence[torch.Tensor], error: 
                 random = torch.randint(0, 2, part[:, channel].shape, generator=generator)
                 signs = torch.zeros_like(part)
                 signs[:, channel] = (2 * random - 1).to(part)
-                (back,) = torch.autograd.grad(part, output, signs, retain_graph=True, allow_unused=True)
+                back = None
+                if part.requires_grad:  # parts that are not corrected do not
+                    (back,) = torch.autograd.grad(part, output, signs, retain_graph=True, allow_unused=True)
                 responses.append(_mean_square(torch.zeros_like(output) if back is None else back))
     owned = step.owned_share().to(error).clamp_min(1e-12)
     response = torch.stack(responses) / owned[:, None]  # (state channel, output channel)

@@ -1,7 +1,8 @@
-"""One process of `test_processes.py`: trains with the samples of its rank, `python parallel_worker.py rank world folder`."""
+"""One process of `tests/optim/test_jacobian.py`: trains with the samples of its rank, `python parallel.py rank world folder`."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -32,7 +33,16 @@ ENGINES = {
 SAMPLES = 6
 
 
-def trained(engine: str, module_of: type | None, chosen: slice, updates: int = 3) -> torch.Tensor:
+@functools.cache
+def physics() -> ph.PhysicsBlock:
+    """Poisson's equation on 4×4 cells."""
+    block = ph.capture(poisson.solve)
+    with ph.linear_solve.linear_solves():
+        block.flatten(poisson.noise(poisson.square(4), 1, 0))
+    return block
+
+
+def trained(engine: str, module_of: type | None, chosen: slice, updates: int = 2) -> torch.Tensor:
     """Weights after updates on some of the samples, half-inverse ones and as many of Levenberg and Marquardt."""
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -40,13 +50,9 @@ def trained(engine: str, module_of: type | None, chosen: slice, updates: int = 3
     ).double()
     with torch.random.fork_rng():
         x = torch.randn(SAMPLES, 1, 4, 4, dtype=torch.float64)[chosen]
-    block = ph.capture(poisson.solve)
-    grid = poisson.square(4)
-    with ph.linear_solve.linear_solves():
-        block.flatten(poisson.noise(grid, len(x), 0))
     model = net if module_of is None else module_of(net)
     closure = Closure(
-        lambda: block.native(model(x).view(-1, 4, 4))[0], lambda y: ((y - x[:, 0]) ** 2).sum((1, 2)).mean()
+        lambda: physics().native(model(x).view(-1, 4, 4))[0], lambda y: ((y - x[:, 0]) ** 2).sum((1, 2)).mean()
     )
     half_inverse = HIG(model, 0.5, 0.5, Smooth(1e-2), engine=ENGINES[engine], progress=False)
     damped = LevenbergMarquardt(model, engine=Gram(), progress=False)

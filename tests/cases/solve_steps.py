@@ -34,14 +34,6 @@ def several(u: Field) -> Field:
     return u
 
 
-def around(u: Field) -> Field:
-    return fluid.make_incompressible(u, obstacles("one"))[0]
-
-
-def with_pressure(u: Field) -> tuple[Field, Field]:
-    return fluid.make_incompressible(u, obstacles("one"))
-
-
 def smoothed(u: Field) -> Field:
     """Of a centred field; refuses values that are not finite."""
     return diffuse.implicit(u, 0.1, 0.2)

@@ -209,9 +209,6 @@ def part_of(v: Field) -> Field:
         return CenteredGrid(inside, extrapolation.NONE, v.bounds, v.resolution)
 
 
-OBSTACLES = ("none", "one", "two", "moving")
-
-
 def components(u: Field, batches: Sequence[str] = ("b",)) -> list[torch.Tensor]:
     """Values of each component, `(*batches, x, y[, z])`; of a scalar, its values."""
     names = u.resolution.names

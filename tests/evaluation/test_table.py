@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import phi_hybrid as ph
-from phi_hybrid.evaluation.table import Spread, Table
+from phi_hybrid.evaluation import Spread, Table
 
 INF = math.inf
 PLAIN = Table({"source": {"mae": 0.25, "nrmse": 1 / 3}, "a longer name": {"mae": INF, "nrmse": -INF}})

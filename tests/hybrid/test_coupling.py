@@ -24,7 +24,7 @@ from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, batch, channel, f
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import from_channels, to_channels
-from phi_hybrid.training.scales import estimate_scales
+from phi_hybrid.training import estimate_scales
 
 Tensors = tuple[torch.Tensor, ...]
 

@@ -15,12 +15,12 @@ from phi.torch.flow import Field, Solve, batch, diffuse, fluid, math, wrap
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import flatten
-from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.hybrid import ensemble as ensemble_module
 from phi_hybrid.hybrid.ensemble import alike
-from phi_hybrid.steps.plain import PlainStep
+from phi_hybrid.steps import PlainStep
 
 STEPS = 4
+MEMBER = "member"
 
 
 def network(inputs: int, outputs: int, dims: int = 1, seed: int = 0, extra: Callable | None = None) -> torch.nn.Module:

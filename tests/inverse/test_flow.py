@@ -8,6 +8,7 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
+from cases.analytic import cole_hopf, taylor_green
 from cases.derivatives import check_derivatives, check_vmap
 from cases.small import component_values, faces, line, noise, same
 from phi.torch.flow import (
@@ -26,7 +27,6 @@ from phi.torch.flow import (
 )
 
 import phi_hybrid as ph
-from phi_hybrid.evaluation import quantities as diagnostics
 from phi_hybrid.inverse.flow import (
     State,
     advect_back,
@@ -38,7 +38,6 @@ from phi_hybrid.inverse.flow import (
 )
 from phi_hybrid.pde import burgers, heat
 from phi_hybrid.pde import navier_stokes as ns
-from phi_hybrid.pde.heat import Sharpening
 
 torch.set_num_threads(1)
 
@@ -96,7 +95,7 @@ def test_advection_comes_back_with_the_order_of_the_scheme(scheme: str, order: i
     """A marker in steady Taylor–Green vortices, at fixed CFL number. Measured: 0.8 and 2.3."""
     errors = []
     for cells, steps in ((32, 8), (64, 16)):
-        u, wind, dt = smooth_marker(cells), ns.taylor_green(ns.periodic_square(cells), 0.0, 0.0), 1 / steps
+        u, wind, dt = smooth_marker(cells), taylor_green(ns.periodic_square(cells), 0.0, 0.0), 1 / steps
         there = times(lambda m, d=dt, w=wind: SCHEMES[scheme](m, w, d), steps)
         back = times(partial(advect_back(dt, SCHEMES[scheme]), velocity=wind), steps)
         errors.append(distance(back(there(u)), u))
@@ -121,7 +120,7 @@ def test_interpolation_there_and_back(scheme: str) -> None:
 
 def test_better_trajectories() -> None:
     """One large step there and back in steady flow: Euler's trajectories miss by dt²·u·∇u, those of fourth order do not."""
-    u, wind, dt, errors = smooth_marker(64), ns.taylor_green(ns.periodic_square(64), 0.0, 0.0), 0.5, {}
+    u, wind, dt, errors = smooth_marker(64), taylor_green(ns.periodic_square(64), 0.0, 0.0), 0.5, {}
     for name, options in (("euler", {}), ("rk4", {"integrator": advect.rk4})):
         there = advect.semi_lagrangian(u, wind, dt, **options)
         errors[name] = distance(advect_back(dt, advect.semi_lagrangian, **options)(there, wind), u)
@@ -185,7 +184,7 @@ def test_navier_stokes_comes_back_with_first_order() -> None:
         errors.append([distance(found[name], x[name]) for name in ("velocity", "marker")])
     assert (np.log2(np.divide(errors[:-1], errors[1:])) > 0.8).all(), errors
     assert errors[-1][0] < 0.034 and errors[-1][1] < 0.0085, errors
-    assert diagnostics.largest_divergence(found["velocity"]) < 1e-12
+    assert ph.quantities.largest_divergence(found["velocity"]) < 1e-12
 
 
 def test_navier_stokes_comes_back_by_semi_lagrangian_advection() -> None:
@@ -198,7 +197,7 @@ def test_navier_stokes_comes_back_by_semi_lagrangian_advection() -> None:
 
 def test_sharpening_takes_the_viscosity_back() -> None:
     """As far as without viscosity, .061; without sharpening .141 remain."""
-    x, sharpening = start(64), Sharpening(0.02, 1.0, noise=1e-4)
+    x, sharpening = start(64), heat.Sharpening(0.02, 1.0, noise=1e-4)
     y = forward(16, advect.mac_cormack, 0.02)(x)
     plain = backward(16, advect.mac_cormack)(y)["velocity"]
     sharp = times(navier_stokes_back(1 / 16, advect.mac_cormack, sharpening=sharpening), 16)(y["velocity"])
@@ -283,9 +282,9 @@ def test_few_iterations_are_the_damping() -> None:
 def sine_back(cells: int, steps: int, advection: Callable, time: float, nu: float, noise: float | None) -> np.ndarray:
     """−sin x after some time by Cole and Hopf, run back to the start, `(x)`."""
     x, dt = (np.arange(cells) + 0.5) * 2 * np.pi / cells, time / steps
-    values = wrap(torch.as_tensor(burgers.cole_hopf(x, time, nu))[:, None], spatial("x"), channel(vector="x"))
+    values = wrap(torch.as_tensor(cole_hopf(x, time, nu))[:, None], spatial("x"), channel(vector="x"))
     u = burgers.line(cells).with_values(values)
-    sharpening = None if noise is None else Sharpening(nu, time, noise)
+    sharpening = None if noise is None else heat.Sharpening(nu, time, noise)
     back = burgers_back(dt, advection, sharpening)
     return component_values(times(lambda v: back(v, 0 * v), steps)(u))[0][:, 0].numpy()
 
@@ -313,7 +312,7 @@ def test_burgers_stays_bounded_behind_the_shock(advection: Callable, noise_level
     found = sine_back(256, 128, advection, 3.0, 0.02, noise_level)
     assert np.isfinite(found).all() and np.abs(found).max() < 2
     if noise_level == 1e-2:  # no less than the errors of the scheme
-        assert error(256, found) < error(256, burgers.cole_hopf((np.arange(256) + 0.5) * np.pi / 128, 3.0, 0.02))
+        assert error(256, found) < error(256, cole_hopf((np.arange(256) + 0.5) * np.pi / 128, 3.0, 0.02))
 
 
 def test_burgers_on_faces_with_a_force() -> None:
@@ -322,7 +321,7 @@ def test_burgers_on_faces_with_a_force() -> None:
     y, step, errors = x, burgers.burgers_step(dt, nu, 1, advect.mac_cormack), []
     for _ in range(steps):
         y = step(y, f)
-    for sharpening in (None, Sharpening(nu, steps * dt, 1e-3)):
+    for sharpening in (None, heat.Sharpening(nu, steps * dt, 1e-3)):
         found, back = y, burgers_back(dt, advect.mac_cormack, sharpening)
         for _ in range(steps):
             found = back(found, f)
@@ -335,7 +334,7 @@ def test_burgers_on_faces_with_a_force() -> None:
 
 def test_captured_equals_eager() -> None:
     u, f = line(0, dtype=torch.float64, b=2), line(1, dtype=torch.float64, b=2)
-    back = burgers_back(0.1, sharpening=Sharpening(0.05, 0.1, 0.05))
+    back = burgers_back(0.1, sharpening=heat.Sharpening(0.05, 0.1, 0.05))
     assert same(ph.capture(back)(u, f), back(u, f))
     state = {"velocity": faces("periodic", dtype=torch.float64, b=2)}
     bounds, resolution = state["velocity"].bounds, state["velocity"].resolution
@@ -351,6 +350,6 @@ def test_captured_equals_eager() -> None:
 
 def test_derivatives() -> None:
     u, f = line(0, 4, torch.float64, b=1), line(1, 4, torch.float64, b=1)
-    block = ph.capture(burgers_back(0.1, sharpening=Sharpening(0.05, 0.1, 0.05)))
+    block = ph.capture(burgers_back(0.1, sharpening=heat.Sharpening(0.05, 0.1, 0.05)))
     check_derivatives(block.native, block.flatten(u, f))
     check_vmap(block.native, block.flatten(u, f))

@@ -24,7 +24,13 @@ from phi_hybrid.linear_solve import FastDiagonalization, transforms
 from phi_hybrid.linear_solve.fast_diagonalization import ExactSolver, SpectralSolver, axis_operators, spectral_solver
 
 SHAPES = {1: (7,), 2: (6, 5), 3: (4, 5, 3)}
-BOXES = [*product(AXES), *product(AXES, AXES), *zip(AXES, AXES[1:] + AXES[:1], AXES[2:] + AXES[:2])]
+NEXT = AXES[1:] + AXES[:1]
+BOXES = [
+    *product(AXES),
+    *product(("periodic", "walls"), repeat=2),
+    *zip(AXES, NEXT),
+    *zip(AXES, NEXT, NEXT[1:] + NEXT[:1]),
+]
 SINGULAR = {"periodic", "walls"}
 
 
@@ -37,13 +43,14 @@ def spectral(matrix: np.ndarray, shape: tuple[int, ...]) -> SpectralSolver:
 
 
 @pytest.mark.parametrize("mass", [0.0, 0.5], ids=["laplacian", "diffusion"])
-@pytest.mark.parametrize("kinds", [*BOXES, ("periodic",) * 3, ("walls",) * 3], ids="-".join)
+@pytest.mark.parametrize("kinds", dict.fromkeys([*BOXES, ("periodic",) * 3]), ids="-".join)
 def test_boxes_equal_the_pseudo_inverse(kinds: tuple[str, ...], mass: float) -> None:
     shape = SHAPES[len(kinds)]
     matrix = box_matrix(kinds, shape)
     matrix = mass * np.eye(len(matrix)) - 0.1 * matrix if mass else matrix
     rhs = noise(3, len(matrix))
     solution = solver_for(matrix, shape).solve(rhs, transposed=False)
+    assert solution.x.dtype == torch.float64
     inverse = np.linalg.pinv(matrix, rcond=1e-12)
     assert relative_error(solution.x, rhs.numpy() @ inverse.T) < 1e-12
     if set(kinds) <= SINGULAR and not mass:
@@ -132,7 +139,3 @@ def test_regularised_solver_is_definite(kinds: tuple[str, str]) -> None:
     np.testing.assert_allclose(
         found, np.linalg.pinv(matrix, rcond=1e-12) - np.ones((30, 30)) / 30 / smallest, atol=1e-12
     )
-
-
-def test_the_solver_stays_in_float64() -> None:
-    assert solver_for(box_matrix(("walls",), (7,)), (7,)).solve(noise(2, 7), False).x.dtype == torch.float64

@@ -1,28 +1,30 @@
-"""Plain PhiFlow code inside `with linear_solves():`, against dense solves of the same equations."""
+"""Plain PhiFlow code inside `with linear_solves():`, and captured code, against dense solves of the same equations."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cases.small import SmallNet
+from cases.solve_steps import box, flow, moving, pushed, several, smoothed, squared
 from cases.solves import (
     BOUNDARIES,
     CELLS,
     METHODS,
-    OBSTACLES,
     SIZE,
     Projection,
     axis_matrix,
     components,
     diffuse_implicitly,
     divergence,
-    fluid_cells,
     noise,
     obstacles,
     part_of,
@@ -64,7 +66,7 @@ from phi_hybrid.linear_solve import (
     SparseFactorization,
     solves,
 )
-from phi_hybrid.steps.plain import PlainStep
+from phi_hybrid.steps import PlainStep
 
 TIGHT = Solve("CG", 1e-13, 1e-13, max_iterations=2000)
 
@@ -103,22 +105,22 @@ def allowed_divergence(v: Field) -> float:
 # --- projection ---
 
 
+AROUND = ("one", "two", "none", "moving", "none", "two")
+"""Obstacles, one for each kind of boundary."""
+
+
 @functools.cache
 def dense(kind: str, obstacle: str) -> Projection:
     return project(velocity(kind, cells=CELLS), obstacles(obstacle))
 
 
-@pytest.mark.parametrize("obstacle", OBSTACLES)
-@pytest.mark.parametrize("kind", BOUNDARIES)
+@pytest.mark.parametrize(("kind", "obstacle"), [*zip(BOUNDARIES, AROUND), *zip(BOUNDARIES, AROUND[1:])])
 def test_projection_equals_a_dense_solve(kind: str, obstacle: str) -> None:
     methods = [name for name in METHODS if name != "fast" or obstacle == "none"]
     assert_projection(velocity(kind, cells=CELLS), dense(kind, obstacle), methods, obstacles(obstacle))
 
 
-FLOAT32 = [
-    *product(BOUNDARIES, OBSTACLES, [None]),
-    *product(("closed", "inflow"), ("one", "two"), [ConjugateGradient()]),
-]
+FLOAT32 = [*zip(BOUNDARIES, AROUND, [None] * 5), ("closed", "one", ConjugateGradient())]
 
 
 @pytest.mark.parametrize(("kind", "obstacle", "method"), FLOAT32)
@@ -133,29 +135,13 @@ def test_float32_projection(kind: str, obstacle: str, method: Method | None) -> 
         assert np.abs(remaining).max() < allowed_divergence(v)
 
 
-@pytest.mark.parametrize(("kind", "obstacle"), [("periodic", "none"), ("closed", "one"), ("inflow", "two")])
-def test_float32_projection_at_higher_resolution(kind: str, obstacle: str) -> None:
-    cells, bodies = {"x": 60, "y": 96}, obstacles(obstacle)
-    v, exact = (velocity(kind, cells=cells, dtype=d) for d in (torch.float32, torch.float64))
-    (u, _), (expected, _) = projected(v, bodies), projected(exact, bodies)
-    assert error_of(u, components(expected)) < 1e-5
-    mask = fluid_cells(exact, bodies).values.numpy("x,y") > 0
-    leftover = divergence(components(expected), kind, mask)
-    assert np.abs(leftover - leftover.mean(1, keepdims=True)).max() < 1e-9
-    assert kind == "closed" or np.abs(leftover).max() < 1e-9
-    assert np.abs(divergence(components(u), kind, mask) - leftover).max() < allowed_divergence(v)
-
-
-@pytest.mark.parametrize(
-    ("kind", "obstacle"),
-    [("periodic", "one"), ("closed", "two"), ("open", "none"), ("inflow", "moving"), ("mixed", "none")],
-)
+@pytest.mark.parametrize(("kind", "obstacle"), [("periodic", "one"), ("inflow", "moving"), ("mixed", "none")])
 def test_projection_in_3d(kind: str, obstacle: str) -> None:
     v, bodies = velocity(kind, "xyz"), obstacles(obstacle, "xyz")
     assert_projection(v, project(v, bodies), ["factored", "iterative"], bodies)
 
 
-@pytest.mark.parametrize("batches", [{"z": 3}, {"b": 2, "time": 3}, {"time": 1, "case": 2}], ids=str)
+@pytest.mark.parametrize("batches", [{"z": 3}, {"b": 2, "time": 3}], ids=str)
 def test_batch_dims(batches: dict[str, int]) -> None:
     v = velocity("inflow", **batches)
     expected = project(v, obstacles("one")).velocity
@@ -164,14 +150,7 @@ def test_batch_dims(batches: dict[str, int]) -> None:
     assert relative_error(stacked(found), stacked(expected)) < 1e-9
 
 
-def test_no_batch_dim() -> None:
-    v = velocity("closed")
-    expected = project(v).velocity
-    u, _ = projected(v.b[1])
-    assert relative_error(stacked(components(u, ())), stacked(c[1] for c in expected)) < 1e-9
-
-
-@pytest.mark.parametrize(("kind", "obstacle"), [*product(BOUNDARIES, ["none"]), ("closed", "one")])
+@pytest.mark.parametrize(("kind", "obstacle"), [("periodic", "none"), ("inflow", "none"), ("closed", "one")])
 def test_projection_of_active_cells(kind: str, obstacle: str) -> None:
     """The pressure vanishes elsewhere, so that the matrix is not symmetric."""
     v, bodies = velocity(kind, cells=CELLS), obstacles(obstacle)
@@ -193,31 +172,22 @@ def test_nan_far_from_active_cells() -> None:
     assert relative_error(components(p)[0].flatten(1), project(v, (), part_of(v)).pressure) < 1e-9
 
 
-@pytest.mark.parametrize("cells", [{"x": 6, "y": 5}, {"x": 6, "y": 4}, {"x": 5, "y": 7}], ids=str)
-@pytest.mark.parametrize("kind", ["periodic", "closed"])
-def test_centred_projection(kind: str, cells: dict[str, int]) -> None:
+@pytest.mark.parametrize(("kind", "x", "y"), [("periodic", 6, 4), ("periodic", 5, 7), ("closed", 6, 5)])
+def test_centred_projection(kind: str, x: int, y: int) -> None:
     """Wide stencils do not see alternating signs along axes of even length."""
-    v = velocity(kind, cells=cells, staggered=False)
+    v = velocity(kind, cells={"x": x, "y": y}, staggered=False)
     u, _ = projected(v)
     assert error_of(u, project(v).velocity) < 1e-9
     u, _ = projected(v, method=SparseFactorization())
     assert error_of(u, project(v).velocity) < 1e-9
 
 
-@pytest.mark.parametrize("cells", [{"x": 6, "y": 5}, {"x": 5, "y": 7}], ids=str)
-def test_centred_projection_with_open_sides(cells: dict[str, int]) -> None:
+def test_centred_projection_with_open_sides() -> None:
     """The pressure is not unique, but any solution will do."""
-    v = velocity("open", cells=cells, staggered=False)
+    v = velocity("open", staggered=False)
     expected = project(v)
     _, p = projected(v)
     assert relative_error(components(p)[0].flatten(1) @ expected.matrix.T, expected.rhs) < 1e-10
-
-
-@pytest.mark.parametrize("kind", ["periodic", "closed"])
-def test_centred_projection_on_a_line(kind: str) -> None:
-    v = velocity(kind, "x", {"x": 9}, staggered=False)
-    u, _ = projected(v)
-    assert error_of(u, project(v).velocity) < 1e-9
 
 
 def test_a_wall_that_divides_the_box() -> None:
@@ -244,10 +214,12 @@ def test_65536_cells() -> None:
 
 
 DIFFUSION = [
-    (kind, placement, names)
-    for kind, placement, names in product(BOUNDARIES, ("scalar", "centred", "staggered"), ("x", "xy", "xyz"))
-    if (kind, placement) != ("inflow", "centred")  # vectors at boundaries are for staggered grids
-    and not (kind in ("open", "inflow") and (placement, names) == ("staggered", "x"))  # see test_compat.py
+    *((kind, placement, "xy") for kind, placement in product(BOUNDARIES, ("scalar", "staggered"))),
+    *zip(BOUNDARIES[:3], ["centred"] * 3, ("x", "xy", "xyz")),  # vectors at inflows are for staggered grids
+    ("mixed", "scalar", "x"),
+    ("periodic", "staggered", "x"),  # with open sides: see test_compat.py
+    ("inflow", "scalar", "xyz"),
+    ("mixed", "staggered", "xyz"),
 ]
 
 
@@ -258,14 +230,6 @@ def test_implicit_diffusion_equals_a_dense_solve(kind: str, placement: str, name
         found = diffuse.implicit(u, 0.3, 0.7)
     assert found.boundary == u.boundary
     assert error_of(found, diffuse_implicitly(u, 0.3, 0.7)) < 1e-9
-
-
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-@pytest.mark.parametrize("kind", BOUNDARIES)
-def test_methods_agree_on_implicit_diffusion(kind: str, method: Method) -> None:
-    with math.precision(64), ph.linear_solve.linear_solves(method):
-        found = diffuse.implicit(scalar(kind), 0.3, 0.7)
-    assert error_of(found, diffuse_implicitly(scalar(kind), 0.3, 0.7)) < 1e-9
 
 
 @pytest.mark.parametrize("viscosity", ["vector", "field"])
@@ -303,17 +267,6 @@ def test_functions_with_arguments(compiled: bool) -> None:
     assert relative_error(x, np.linalg.solve(matrix, y.numpy().T).T) < 1e-12
 
 
-def test_matrices() -> None:
-    matrix, y = noise(5, 5) + 5 * torch.eye(5), noise(3, 5)
-    expected = torch.linalg.solve(matrix, y.T).T
-    with math.precision(64), ph.linear_solve.linear_solves():
-        rhs = wrap(y, batch("b"), channel("x"))
-        x = math.solve_linear(wrap(matrix, channel("x"), dual("x")), rhs, Solve(x0=rhs))
-        native = math.solve_linear(matrix, y[0], Solve(x0=y[0]))
-        assert relative_error(x.native("b,x"), expected) < 1e-13
-    assert relative_error(native, expected[0]) < 1e-13
-
-
 def test_other_backends_are_left_alone() -> None:
     matrix, y = noise(5, 5).numpy() + 5 * np.eye(5), noise(3, 5).numpy()
     with math.NUMPY, math.precision(64), ph.linear_solve.linear_solves(FastDiagonalization()):  # which would not apply
@@ -327,31 +280,14 @@ def poisson(u: Tensor) -> Tensor:
     return math.laplace(u, padding=ZERO_GRADIENT)
 
 
-def test_singular_systems_of_other_backends_are_left_alone() -> None:
-    y = noise(2, 7).numpy()
-    with math.NUMPY, math.precision(64), ph.linear_solve.linear_solves():
-        rhs = wrap(y - y.mean(1, keepdims=True), batch("b"), spatial("x"))
-        solve = Solve("scipy-direct", x0=0 * rhs, rank_deficiency=1)
-        x = math.solve_linear(math.jit_compile_linear(poisson), rhs, solve).numpy("b,x")
-    assert relative_error(x, y @ np.linalg.pinv(axis_matrix("walls", 7), rcond=1e-12)) < 1e-12
-
-
-def test_preprocessing_of_the_right_hand_side() -> None:
-    with math.precision(64), ph.linear_solve.linear_solves():
-        rhs = wrap(noise(2, 8), batch("b"), spatial("x"))
-        x = math.solve_linear(helmholtz, rhs, Solve(x0=0 * rhs), 2.0)
-        doubled = math.solve_linear(helmholtz, rhs, Solve(x0=0 * rhs).with_preprocessing(lambda y: 2 * y), 2.0)
-    assert relative_error(doubled.native("b,x"), 2 * x.native("b,x")) < 1e-13
-
-
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_unbalanced_right_hand_sides(method: Method) -> None:
+@pytest.mark.parametrize("method", [None, ConjugateGradient()])
+def test_unbalanced_right_hand_sides(method: Method | None) -> None:
     """Are refused where the user says that the matrix is regular; else PhiFlow finds out that it is not."""
     y = noise(2, 7)
     inverse = np.linalg.pinv(axis_matrix("walls", 7), rcond=1e-12)
     with math.precision(64), ph.linear_solve.linear_solves(method):
         rhs = wrap(y, batch("b"), spatial("x"))
-        with pytest.raises(ph.SolveError, match="has no solution.*rank_deficiency=1"):
+        with pytest.raises(ph.SolveError, match="rank_deficiency=1"):
             math.solve_linear(poisson, rhs, Solve(x0=0 * rhs, rank_deficiency=0))
         for known in (1, None):
             x = math.solve_linear(poisson, rhs, Solve(x0=0 * rhs, rank_deficiency=known)).native("b,x")
@@ -365,7 +301,7 @@ def test_tolerances_of_the_solve() -> None:
     """Honoured or exceeded: a single iteration is enough for a loose one, and not for a tight one."""
     v, body = velocity("closed", cells=CELLS), obstacles("one")
     one = ConjugateGradient(max_iterations=1)
-    with pytest.raises(ph.SolveError, match="missed its tolerance") as error:
+    with pytest.raises(ph.SolveError, match="1 iterations") as error:
         projected(v, body, Solve(rel_tol=1e-5, abs_tol=0.0), method=one)
     assert 1e-5 < error.value.residual < 1 and error.value.iterations == 1
     projected(v, body, Solve(rel_tol=2 * error.value.residual, abs_tol=0.0), method=one)
@@ -377,31 +313,30 @@ def test_tolerances_of_the_solve() -> None:
         assert (np.linalg.norm(residual, axis=1) <= tolerance * np.linalg.norm(exact.rhs, axis=1) + 1e-14).all()
 
 
-def test_initial_guesses_do_not_matter() -> None:
-    v = velocity("open")
-    with math.precision(64):
-        guess = CenteredGrid(1.0, 0, v.bounds, v.resolution)
-    u, _ = projected(v, (), Solve("CG", x0=guess))
-    assert error_of(u, project(v).velocity) < 1e-9
-
-
 # --- derivatives ---
 
 
-@pytest.mark.parametrize(("kind", "obstacle"), [*product(BOUNDARIES, ["moving"]), ("closed", "none")])
+@pytest.mark.parametrize(("kind", "obstacle"), [("inflow", "moving"), ("mixed", "moving"), ("closed", "none")])
 def test_gradients_equal_those_of_phiflow(kind: str, obstacle: str) -> None:
-    def gradient(context: Any) -> list[torch.Tensor]:
+    """Plain and captured; PhiFlow multiplies by the masks of obstacles with a custom gradient."""
+
+    def step(v: Field) -> tuple[Field, Field]:
+        return fluid.make_incompressible(v, obstacles(obstacle), TIGHT)
+
+    def gradient(step: Callable, context: Any) -> list[torch.Tensor]:
         v = velocity(kind)
         leaves = [c.requires_grad_() for c in v.values._natives()]
         with math.precision(64):
             with context:
-                u, p = fluid.make_incompressible(v, obstacles(obstacle), TIGHT)
+                u, p = step(v)
             loss = sum((c**3).sum() for c in components(u)) + (components(p)[0] ** 2).sum()
             return torch.autograd.grad(loss, leaves)
 
-    found, expected = gradient(ph.linear_solve.linear_solves()), gradient(math.precision(64))
+    expected = gradient(step, math.precision(64))
     assert max(float(g.abs().max()) for g in expected) > 0.1
-    assert relative_error(stacked(found), stacked(expected)) < 1e-9
+    for function in (step, ph.capture(step, velocity(kind))):
+        found = gradient(function, ph.linear_solve.linear_solves())
+        assert relative_error(stacked(found), stacked(expected)) < 1e-9
 
 
 def viscous(u: Field, nu: Tensor) -> Field:
@@ -409,8 +344,7 @@ def viscous(u: Field, nu: Tensor) -> Field:
     return diffuse.implicit(diffuse.implicit(u, nu, 0.7, TIGHT), 0.1, 0.7, TIGHT)
 
 
-@pytest.mark.parametrize("placement", ["scalar", "staggered"])
-@pytest.mark.parametrize("how", ["with block", "plain step"])
+@pytest.mark.parametrize(("how", "placement"), [("with block", "scalar"), ("plain step", "staggered")])
 def test_gradients_with_respect_to_the_matrix(how: str, placement: str) -> None:
     """A viscosity may be trained in code that is not captured."""
     u = scalar("open") if placement == "scalar" else velocity("closed")
@@ -461,13 +395,12 @@ def test_matrices_that_differ_along_the_batch_stay_with_phiflow() -> None:
 HOOKED = ("attach_gradient_solve", "native_matrix", "compute_preconditioner", "_linear_solve_forward")
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_states_that_are_not_finite(bad: float) -> None:
+def test_states_that_are_not_finite() -> None:
     before = {name: getattr(_optimize, name) for name in HOOKED}
     tracing = _functional.matrix_and_bias_from_tracer, _functional.LinearFunction.sparse_matrix_and_bias
     v = velocity("open", b=3)
-    components(v, ("b",))[0][1, 2, 3] = bad
-    with pytest.raises(ph.SolveError, match=r"holds \d+ NaN or infinite values of 90.*reduce the time step") as error:
+    components(v, ("b",))[0][1, 2, 3] = float("nan")
+    with pytest.raises(ph.SolveError, match=r"NaN or infinite values of 90") as error:
         projected(v)
     assert np.isnan(error.value.residual) and error.value.iterations == 0 and error.value.step is None
     assert before == {name: getattr(_optimize, name) for name in HOOKED}
@@ -475,28 +408,16 @@ def test_states_that_are_not_finite(bad: float) -> None:
     assert "linear_solve" not in vars(TORCH)
 
 
-def test_a_method_that_does_not_apply() -> None:
-    with pytest.raises(ph.SolveError, match="FastDiagonalization.* does not apply"):
-        projected(velocity("closed"), obstacles("one"), method=FastDiagonalization())
-
-
-def test_outside_of_the_block_phiflow_solves() -> None:
-    v = velocity("closed")
-    with math.precision(64):
-        with ph.linear_solve.linear_solves(FastDiagonalization()):
-            pass
-        with math.SolveTape() as solves_seen:
-            fluid.make_incompressible(v, obstacles("one"), TIGHT)
-    assert len(solves_seen) == 1
-
-
-def test_inner_blocks_prevail() -> None:
+def test_inner_blocks_prevail_and_end() -> None:
     v, body = velocity("closed"), obstacles("one")
     with math.precision(64), ph.linear_solve.linear_solves(FastDiagonalization()):
         with ph.linear_solve.linear_solves(SparseFactorization()):
             fluid.make_incompressible(v, body)
-        with pytest.raises(ph.SolveError):
+        with pytest.raises(ph.SolveError, match="FastDiagonalization"):
             fluid.make_incompressible(v, body)
+    with math.precision(64), math.SolveTape() as seen:
+        fluid.make_incompressible(v, body, TIGHT)
+    assert len(seen) == 1  # by PhiFlow
 
 
 # --- solvers are kept ---
@@ -526,3 +447,164 @@ def test_the_oldest_solvers_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
         for nu in (0.1, 0.2, 0.3, 0.1):
             assert error_of(diffuse.implicit(u, nu, 0.7), diffuse_implicitly(u, nu, 0.7)) < 1e-9
             assert len(kept._known) <= 2
+
+
+# --- captured steps ---
+
+
+def solves_of(block: ph.PhysicsBlock) -> list[LinearSolve]:
+    return [m for m in block.modules() if isinstance(m, LinearSolve)]
+
+
+@pytest.mark.parametrize(("kind", "method"), [("closed", "factored"), ("inflow", "iterative")])
+def test_block_equals_a_dense_solve(kind: str, method: str) -> None:
+    v = velocity(kind, seed=7)
+    with math.precision(64):
+        expected = project(v + 0.1 * v * v, obstacles("moving")).velocity
+    block = ph.capture(moving, velocity(kind), solver=METHODS[method])
+    assert error_of(block(v), expected) < 1e-9
+    assert [s.method for s in solves_of(block)] == [METHODS[method]] and len(block.known) == 1
+
+
+def test_several_solves() -> None:
+    """Components that differ in their matrix have a solver each, equal pressure equations share one."""
+    v = velocity("closed")
+    block = ph.capture(several, v)
+    assert len(solves_of(block)) == 3
+    with math.precision(64):
+        u = v.with_values(_faces(diffuse_implicitly(v, 0.1, 0.2)))
+        u = v.with_values(_faces(project(u).velocity))
+        u = u + 0.1 * u * u
+    assert relative_error(stacked(components(block(v))), stacked(project(u).velocity)) < 1e-9
+
+
+def _faces(values: list[Any]) -> Tensor:
+    values = {n: wrap(torch.as_tensor(v), batch("b"), *[spatial(d) for d in "xy"]) for n, v in zip("xy", values)}
+    return math.stack(values, math.dual("vector"))
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_unknowns_in_another_order_than_equations(captured: bool) -> None:
+    matrix, rhs = noise(6, 6).numpy() + 6 * np.eye(6), noise(3, 6)
+    stored = wrap(matrix.reshape(2, 3, 2, 3).transpose(0, 1, 3, 2).copy(), channel("x,y"), dual("y,x"))
+
+    def step(y: Tensor) -> Tensor:
+        return math.solve_linear(stored, y, Solve(x0=math.zeros(batch(b=3), channel(y=3, x=2))))
+
+    y = wrap(rhs.reshape(3, 2, 3), batch("b"), channel("x,y"))
+    with math.precision(64), ph.linear_solve.linear_solves():
+        found = (ph.capture(step, y) if captured else step)(y).native("b,x,y").reshape(3, 6)
+    assert relative_error(found, np.linalg.solve(matrix, rhs.numpy().T).T) < 1e-13
+
+
+def test_new_signatures_have_solvers_of_their_own() -> None:
+    block = ph.PhysicsBlock(box, check=False)
+    cases = [
+        velocity("open"),
+        velocity("closed", b=2, time=2),
+        velocity("closed", "xyz"),
+        velocity("closed", dtype=torch.float32),
+    ]
+    for v in cases:
+        names = v.shape.batch.names
+        with math.precision(64):
+            expected = project(v + 0.1 * v * v).velocity
+        found = components(block(v), names)
+        assert found[0].dtype == components(v, names)[0].dtype
+        error = relative_error(stacked(found), stacked(expected))
+        assert error < (1e-5 if found[0].dtype == torch.float32 else 1e-9)
+    assert len(block.known) == len(cases)
+
+
+def test_constant_systems_are_solved_once() -> None:
+    """A solve that does not depend on the state is part of the constants."""
+    fixed, u = scalar("open"), scalar("open", seed=5)
+    block = ph.capture(lambda u: u + diffuse.implicit(fixed, 0.3, 0.7), u)
+    assert not any(n.op == "call_module" and "linear_solve" in n.target for n in block.known[0].module.graph.nodes)
+    expected = components(u)[0] + torch.as_tensor(diffuse_implicitly(fixed, 0.3, 0.7)[0])
+    assert relative_error(components(block(u))[0], expected) < 1e-9
+
+
+# --- solves that fail in steps, rollouts, training ---
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_steps_that_fail(captured: bool) -> None:
+    u = line(1.0, 2.0)
+    step = ph.capture(smoothed, u) if captured else PlainStep(smoothed)
+    with pytest.raises(ph.SolveError, match="8 NaN or infinite values of 16"):
+        step(u * math.wrap(torch.tensor([1.0, float("nan")]), batch("b")))
+    step(u)
+    with pytest.raises(ph.SolveError, match="1 iterations"):
+        ph.capture(flow, velocity("inflow"), solver=ConjugateGradient(max_iterations=1))
+
+
+def line(*scales: float) -> Field:
+    """A random centred scalar per scale, `(b, x)`."""
+    values = torch.tensor(scales)[:, None] * noise(1, 8, dtype=torch.float32).abs().clamp(0.5, 2.0)
+    return CenteredGrid(wrap(values, batch("b"), spatial("x")), PERIODIC, bounds=Box(x=2.0))
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_rollouts_keep_what_was_computed(captured: bool) -> None:
+    u, push = line(1.0, 2.0), wrap(torch.tensor([0.1, 0.1, float("nan"), 0.1, 0.1]), batch("time"))
+    step = ph.capture(pushed) if captured else pushed
+    with pytest.raises(ph.SolveError, match="step 3 of 5") as error:
+        ph.rollout(step, u, 5, push)
+    assert error.value.step == 3 and np.isnan(error.value.residual)
+    expected = ph.rollout(step, u, 2, push)
+    math.assert_close(error.value.trajectory.values, expected.values, abs_tolerance=0, rel_tolerance=0)
+    assert error.value.trajectory.shape.get_size("time") == 3
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_evaluation_goes_on_with_the_other_trajectories(captured: bool) -> None:
+    """Two of four trajectories fail, in steps 4 and 3."""
+    scales = (1.0, 1e3, 0.5, 1e5)
+    data = ph.Trajectories.generate(ph.capture(smoothed), line(*scales), 6, progress=False)
+    step = ph.capture(squared) if captured else squared
+    found = ph.evaluate({"squared": step}, data)
+    assert torch.isfinite(found.mae["squared"]).sum(1).tolist() == [6, 3, 6, 2]
+    alone = ph.evaluate({"squared": step}, data[[0, 2]])
+    torch.testing.assert_close(found.mae["squared"][[0, 2]], alone.mae["squared"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.nrmse["squared"][[0, 2]], alone.nrmse["squared"], rtol=1e-6, atol=0)
+    assert found.summary()["squared"]["blow_up"] == 0.5
+    first = ph.evaluate({"squared": step}, data[[1]])
+    torch.testing.assert_close(found.mae["squared"][1, :3], first.mae["squared"][0, :3], rtol=1e-6, atol=0)
+
+
+class Reckless(torch.optim.SGD):
+    """Moves the weights far away before it asks for the loss of its second update, as line searches do."""
+
+    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
+        self.updates = getattr(self, "updates", 0) + 1
+        if self.updates == 2:
+            with torch.no_grad():
+                for p in self.param_groups[0]["params"]:
+                    p.fill_(1e30)
+        return super().step(closure)
+
+
+def test_training_restores_the_weights() -> None:
+    data = ph.Trajectories.generate(ph.capture(squared), line(1.0, 0.5), 3, progress=False)
+    solver = ph.HybridSolver(ph.capture(squared), SmallNet(1, 1, 1))
+    optimizer = Reckless(solver.parameters(), 1e-3)
+    trainer = ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, batch_size=2, progress=False)
+    trainer.fit(1)
+    weights = [*solver.parameters(), *solver.buffers()]
+    before = copy.deepcopy(weights)
+    with pytest.raises(ph.SolveError, match="update 1") as error:
+        trainer.fit(5)
+    assert error.value.step == 1 and trainer.update == 1
+    assert all(torch.equal(a, b) for a, b in zip(weights, before))
+    assert any(bool(p.any()) for p in solver.parameters())
+
+
+@pytest.mark.parametrize(("every", "stored"), [(1, 4), (2, 2)])
+def test_reference_solvers_that_fail(every: int, stored: int, tmp_path: Path) -> None:
+    with pytest.raises(ph.DataError, match=f"step {stored}") as error:
+        ph.Trajectories.generate(
+            ph.capture(squared), line(1.0, 1e3), 9, every=every, path=tmp_path / "data.h5", progress=False
+        )
+    assert isinstance(error.value.__cause__, ph.SolveError)
+    assert list(tmp_path.iterdir()) == []

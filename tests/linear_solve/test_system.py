@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from cases.solves import box_matrix, noise, relative_error, scalar, system, system_in, velocity, with_obstacle
-from phi.torch.flow import CenteredGrid, Solve, batch, channel, diffuse, dual, fluid, math, wrap
+from cases.solves import box_matrix, noise, scalar, system, system_in, with_obstacle
+from phi.torch.flow import CenteredGrid, channel, diffuse, dual, math, wrap
 
 import phi_hybrid as ph
 from phi_hybrid._compat import MatrixStandIn
@@ -17,7 +17,7 @@ from phi_hybrid.linear_solve.system import system_of
 WALLS = box_matrix(("walls", "walls"), (6, 5))
 
 
-@pytest.mark.parametrize("columns", ["xyz", "zxy", "yzx", "zyx"])
+@pytest.mark.parametrize("columns", ["xyz", "zxy"])
 def test_unknowns_in_another_order_than_equations(columns: str) -> None:
     """Σ over x' y' z' of M[x y z, x' y' z']·u[x' y' z'] = b[x y z], with the columns stored in any order."""
     sizes = {"x": 2, "y": 3, "z": 4}
@@ -35,30 +35,6 @@ def test_unknowns_in_another_order_than_equations(columns: str) -> None:
     np.testing.assert_allclose(found.numpy().transpose(0, *(1 + columns.index(n) for n in "xyz")), expected)
 
 
-@pytest.mark.parametrize("columns", ["xy", "yx"])
-def test_solve_with_unknowns_in_another_order(columns: str) -> None:
-    matrix = noise(6, 6).numpy() + 6 * np.eye(6)
-    rhs = noise(3, 6)
-    stored = matrix.reshape(2, 3, 2, 3).transpose(0, 1, *(2 + "xy".index(n) for n in columns)).copy()
-    with math.precision(64), ph.linear_solve.linear_solves():
-        y = wrap(rhs.reshape(3, 2, 3), batch("b"), channel("x,y"))
-        x0 = math.zeros(batch(b=3), channel(**{n: {"x": 2, "y": 3}[n] for n in columns}))
-        x = math.solve_linear(wrap(stored, channel("x,y"), dual(",".join(columns))), y, Solve(x0=x0))
-        found = x.native("b,x,y").reshape(3, 6)
-    assert relative_error(found, np.linalg.solve(matrix, rhs.numpy().T).T) < 1e-13
-
-
-@pytest.mark.parametrize("bits", [32, 64])
-def test_matrices_are_assembled_in_float64(bits: int) -> None:
-    """Rows of a singular matrix sum to zero to rounding, whatever the precision of the state."""
-    dtype = {32: torch.float32, 64: torch.float64}[bits]
-    v = velocity("closed", cells={"x": 12, "y": 7}, dtype=dtype)
-    with math.precision(bits):
-        problem = system_in(lambda: fluid.make_incompressible(v))
-    sums = np.abs(problem.matrix @ np.ones(problem.size))
-    assert sums.max() < 1e-14 * problem.norm and problem.matrix.dtype == np.float64
-
-
 def test_float32_states_have_the_matrix_of_float64_states() -> None:
     matrices = []
     for bits, dtype in ((32, torch.float32), (64, torch.float64)):
@@ -66,6 +42,7 @@ def test_float32_states_have_the_matrix_of_float64_states() -> None:
         with math.precision(bits):
             matrices.append(system_in(lambda: diffuse.implicit(u, 0.3, 0.7)).matrix.toarray())  # noqa: B023
     np.testing.assert_array_equal(*matrices)
+    assert matrices[0].dtype == np.float64
 
 
 def test_symmetry() -> None:

@@ -22,7 +22,6 @@ from phi_hybrid.linear_solve.transforms import (
 )
 
 FAST = {"periodic": Fourier, "walls": Cosine, "values": Sine}
-SIZES = (3, 4, 7, 16)
 
 
 def csr(matrix: np.ndarray) -> scipy.sparse.csr_matrix:
@@ -48,60 +47,38 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transforms, "LARGEST_DENSE", 0)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("kind", AXES)
 def test_fast_transforms_diagonalise(kind: str, size: int, fast: None) -> None:
     matrix = axis_matrix(kind, size, 0.3) - 0.25 * np.eye(size)
     transform = transform_of(csr(matrix), CPU)
-    assert type(transform) is FAST[kind]
+    assert size < 3 or type(transform) is FAST.get(kind, Dense)
     assert_diagonalises(transform, matrix)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_cosine_transform_equals_scipy(size: int) -> None:
+@pytest.mark.parametrize("size", [4, 7])
+def test_fast_transforms_equal_those_of_scipy(size: int) -> None:
     x = noise(2, 3, size)
-    transform = Cosine(size, -2.0, 1.0, CPU)
-    expected = scipy.fft.dct(x.numpy(), type=2, norm="ortho")
-    np.testing.assert_allclose(transform.analyse(x).numpy(), expected, atol=1e-13)
-    expected = scipy.fft.idct(x.numpy(), type=2, norm="ortho")
-    np.testing.assert_allclose(transform.synthesise(x).numpy(), expected, atol=1e-13)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_sine_transform_equals_scipy(size: int) -> None:
-    x = noise(2, 3, size)
-    transform = Sine(size, -2.0, 1.0, CPU)
-    expected = scipy.fft.dst(x.numpy(), type=1, norm="ortho")
-    np.testing.assert_allclose(transform.analyse(x).numpy(), expected, atol=1e-13)
-    np.testing.assert_allclose(transform.synthesise(x).numpy(), expected, atol=1e-13)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_fourier_transform_equals_numpy(size: int) -> None:
-    x = noise(2, 3, size)
-    transform = Fourier(size, axis_matrix("periodic", size)[:, 0], CPU)
+    for transform, kind, forward, backward in (
+        (Cosine(size, -2.0, 1.0, CPU), 2, scipy.fft.dct, scipy.fft.idct),
+        (Sine(size, -2.0, 1.0, CPU), 1, scipy.fft.dst, scipy.fft.idst),
+    ):
+        np.testing.assert_allclose(transform.analyse(x), forward(x.numpy(), type=kind, norm="ortho"), atol=1e-13)
+        np.testing.assert_allclose(transform.synthesise(x), backward(x.numpy(), type=kind, norm="ortho"), atol=1e-13)
+    fourier = Fourier(size, axis_matrix("periodic", size)[:, 0], CPU)
     spectrum = np.fft.rfft(x.numpy())
     packed = np.concatenate([spectrum.real, spectrum.imag[..., 1 : (size + 1) // 2]], -1)
-    np.testing.assert_allclose(transform.analyse(x).numpy(), packed, atol=1e-13)
-    np.testing.assert_allclose(
-        transform.spectrum.numpy(), 2 * np.cos(2 * np.pi * np.arange(size) / size) - 2, atol=1e-14
-    )
+    np.testing.assert_allclose(fourier.analyse(x), packed, atol=1e-13)
+    np.testing.assert_allclose(fourier.spectrum, 2 * np.cos(2 * np.pi * np.arange(size) / size) - 2, atol=1e-14)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 16])
+@pytest.mark.parametrize("size", [1, 5])
 @pytest.mark.parametrize("kind", AXES)
 def test_small_axes_are_dense_unless_periodic(kind: str, size: int) -> None:
     matrix = axis_matrix(kind, size, 0.3)
     transform = transform_of(csr(matrix), CPU)
     assert isinstance(transform, Dense)
     assert_diagonalises(transform, matrix)
-
-
-@pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("kind", AXES)
-def test_shortest_axes(kind: str, size: int, fast: None) -> None:
-    matrix = axis_matrix(kind, size)
-    assert_diagonalises(transform_of(csr(matrix), CPU), matrix)
 
 
 def test_axes_of_no_known_kind(fast: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from cases.hig import Task
 from torch import nn
 
 import phi_hybrid as ph
-from phi_hybrid.optim import HIG, Automatic, Closure, Dense, GolubKahan, Gram, ParameterGram, Smooth, Structured
+from phi_hybrid.optim import HIG, Automatic, Closure, Dense, Engine, GolubKahan, Gram, ParameterGram, Smooth, Structured
 from phi_hybrid.optim.closure import flattened
 from phi_hybrid.optim.filters import Cutoff
 from phi_hybrid.optim.jacobian import Jacobian
@@ -23,14 +25,12 @@ def jacobian_of(module: nn.Module, x: torch.Tensor) -> Jacobian:
     return Jacobian(flattened(y), list(module.parameters()), len(x), layers)
 
 
-def test_layers_are_made_use_of() -> None:
-    wide = jacobian_of(nn.Sequential(nn.Linear(8, 200), nn.Tanh(), nn.Linear(200, 50)), torch.randn(8, 8))
-    assert isinstance(Automatic().chosen(wide, Cutoff()), Structured)
-
-
-def test_few_parameters() -> None:
+def test_the_fastest_engine_is_chosen() -> None:
+    """Structured where there are wide layers, by parameters where there are few of them."""
     few = jacobian_of(nn.Linear(2, 40), torch.randn(100, 2))
     assert isinstance(Automatic().chosen(few, Cutoff()), ParameterGram)
+    wide = jacobian_of(nn.Sequential(nn.Linear(8, 200), nn.Tanh(), nn.Linear(200, 50)), torch.randn(8, 8))
+    assert isinstance(Automatic().chosen(wide, Cutoff()), Structured)
 
 
 def test_coupled_samples_go_by_rows() -> None:
@@ -47,7 +47,7 @@ def test_beyond_the_budget() -> None:
     large = jacobian_of(nn.Sequential(nn.Linear(8, 200), nn.Tanh(), nn.Linear(200, 500)), torch.randn(16, 8))
     small = Automatic(budget=100 * 2**20)
     assert isinstance(small.chosen(large, Smooth(1e-3)), GolubKahan)
-    with pytest.raises(ph.StateError, match=r"Structured 1\.0 GiB.*rcond=Smooth\(1e-3\).*smaller batch"):
+    with pytest.raises(ph.StateError, match=r"Structured 1\.0 GiB.*rcond=Smooth\(1e-3\)"):
         small.chosen(large, Cutoff())
 
 
@@ -55,7 +55,7 @@ def test_an_engine_that_cannot_fit_is_refused_before_the_update() -> None:
     """512 000 outputs: K would have two terabytes."""
     net = nn.Linear(1, 8000)
     optimizer = HIG(net, engine=Gram(), progress=False)
-    with pytest.raises(ph.StateError, match="Gram needs .* GiB for 512000 outputs.*this machine has"):
+    with pytest.raises(ph.StateError, match="Gram .* 512000 outputs"):
         optimizer.step(Closure(lambda: net(torch.ones(64, 1)), lambda y: y.square().mean()))
 
 
@@ -70,12 +70,29 @@ def test_the_estimate_is_shown_once(capsys: pytest.CaptureFixture) -> None:
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("engine", [Dense(), Gram(), ParameterGram(), Structured()])
-def test_memory_is_estimated_well(engine: Dense | Gram | ParameterGram | Structured) -> None:
+def wide() -> Jacobian:
+    return jacobian_of(nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 32)), torch.randn(24, 8))
+
+
+def convolutional() -> Jacobian:
+    """Few outputs behind large activations."""
+    layers = [nn.Conv1d(a, b, 3, padding=1) for a, b in ((1, 16), (16, 16), (16, 2))]
+    net = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2], nn.AvgPool1d(32))
+    return jacobian_of(net, torch.randn(8, 1, 256))
+
+
+@pytest.mark.parametrize(
+    ("engine", "make"),
+    [
+        *((e, wide) for e in (Dense(), Gram(), ParameterGram(), Structured())),
+        (Dense(), convolutional),
+        (Gram(), convolutional),
+    ],
+)
+def test_memory_is_estimated_well(engine: Engine, make: Callable[[], Jacobian]) -> None:
     """Largest memory that tensors take in an update, counted by torch, against the estimate."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 32))
-    jacobian = jacobian_of(net, torch.randn(24, 8))
+    jacobian = make()
     g = torch.randn(jacobian.rows, dtype=torch.float64)
     with torch.profiler.profile(profile_memory=True) as profile:
         engine.update(jacobian, g, Cutoff(), 0.5, 1.0)
@@ -129,20 +146,3 @@ def test_layers_without_a_sample_axis_go_by_rows() -> None:
         y = module(torch.randn(4, 4))
     chosen = Automatic().chosen(Jacobian(flattened(y), list(module.parameters()), 4, layers), Cutoff())
     assert not isinstance(chosen, Structured)
-
-
-@pytest.mark.parametrize("engine", [Dense(), Gram(), ParameterGram()])
-def test_memory_of_activations_is_estimated(engine: Dense | Gram | ParameterGram) -> None:
-    """Few outputs behind large convolutions."""
-    torch.manual_seed(0)
-    convolutions = [nn.Conv1d(a, b, 3, padding=1) for a, b in ((1, 16), (16, 16), (16, 2))]
-    net = nn.Sequential(convolutions[0], nn.Tanh(), convolutions[1], nn.Tanh(), convolutions[2], nn.AvgPool1d(32))
-    jacobian = jacobian_of(net, torch.randn(8, 1, 256))
-    with torch.profiler.profile(profile_memory=True) as profile:
-        engine.update(jacobian, torch.randn(jacobian.rows, dtype=torch.float64), Cutoff(), 0.5, 1.0)
-    live = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    assert 0.5 * peak < engine.cost(jacobian).bytes < 2.5 * peak

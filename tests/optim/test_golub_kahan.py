@@ -10,8 +10,6 @@ from phi.math import batch, zeros
 
 import phi_hybrid as ph
 from phi_hybrid.optim import HIG, Closure, Cutoff, Dense, GolubKahan, Smooth, Structured
-from phi_hybrid.optim.closure import flattened
-from phi_hybrid.optim.jacobian import Jacobian
 from phi_hybrid.pde import poisson
 from phi_hybrid.pde.oscillators import Oscillators
 
@@ -26,21 +24,22 @@ def smooth_update(task: Task, kappa: float, rcond: float) -> np.ndarray:
     return -vt.T @ (weights * (u.T @ task.cotangent() / scale))
 
 
-@pytest.mark.parametrize("samples", [2, 6, 20])
-@pytest.mark.parametrize("kappa", [-1.0, 0.5, 1.0])
-def test_run_to_the_end_it_is_exact(kappa: float, samples: int) -> None:
+@pytest.mark.parametrize(("samples", "kappa"), [(2, 0.5), (20, 0.5), (6, -1.0), (6, 1.0)])
+def test_run_to_the_end_it_is_exact(samples: int, kappa: float) -> None:
     """More and fewer outputs than parameters (44)."""
     task = Task(samples)
     expected = smooth_update(task, kappa, 1e-2)
     moved = task.moved(HIG(task.net, 1.0, kappa, Smooth(1e-2), engine=GolubKahan(tolerance=1e-12)))
     assert relative(moved, expected) < 1e-8
+    task.target = task.outputs().detach()  # nothing to be gained
+    assert np.all(task.moved(HIG(task.net, 1.0, kappa, Smooth(), engine=GolubKahan())) == 0)
 
 
 def test_the_error_is_estimated() -> None:
     """Of the update of a network behind a Laplacian, whose spectrum falls off slowly; single precision."""
     closure, net = laplace_task(samples=16)
     exact = direction(net, closure, Smooth(1e-3), Structured())
-    for tolerance in (0.1, 0.01, 0.001):
+    for tolerance in (0.1, 0.001):
         optimizer = HIG(net, 0.0, 0.5, Smooth(1e-3), engine=GolubKahan(tolerance))
         optimizer.step(closure)
         found = torch.cat([d.flatten().double() for d in optimizer.last.direction])
@@ -52,8 +51,8 @@ def test_the_error_is_estimated() -> None:
 def test_update_on_the_jacobian_of_controlled_oscillators() -> None:
     """24 steps of physics; singular values over five orders of magnitude; within 2 % of the dense update."""
     chain = Oscillators()
-    block, states = ph.capture(chain.controlled), chain.random_states(32, 0)
-    block.flatten(states, zeros(batch(time=24, trajectory=32)))
+    block, states = ph.capture(chain.controlled), chain.random_states(16, 0)
+    block.flatten(states, zeros(batch(time=24, trajectory=16)))
     start = ph.bridge.flatten(states)[0][0]
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 20), torch.nn.Tanh(), torch.nn.Linear(20, 24))
@@ -61,46 +60,22 @@ def test_update_on_the_jacobian_of_controlled_oscillators() -> None:
     closure = Closure(
         lambda: block.native(start, net(start).T)[0], lambda y: ((y - start) ** 2).flatten(1).sum(1).mean()
     )
-    for rcond in (1e-2, 1e-3, 1e-4):
-        dense = direction(net, closure, Smooth(rcond), Dense())
+    for rcond in (1e-2, 1e-4):
+        dense = direction(net, closure, Smooth(rcond), Structured())
         found = direction(net, closure, Smooth(rcond), GolubKahan())
         assert float((found - dense).norm() / dense.norm()) < 0.02
 
 
-def test_products_with_the_jacobian() -> None:
-    """J·t through a captured linear solve against rows of J; frozen and unused parameters."""
-    solve = ph.capture(poisson.solve)
-    f = solve.flatten(poisson.noise(poisson.square(3), 2, 0))[0].double()
-    torch.manual_seed(0)
-    net, unused = (
-        torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.Tanh()).double(),
-        torch.nn.Parameter(torch.ones(3)),
-    )
-    y = solve.native(net(f.flatten(1)).view_as(f))[0]
-    jacobian = Jacobian(flattened(y), [*net.parameters(), unused], 2)
-    tangent = [torch.randn_like(p) for p in jacobian.parameters]
-    rows = jacobian.rows_of(5)
-    expected = rows @ torch.cat([t.flatten().double() for t in tangent])
-    assert float((jacobian.times(tangent) - expected).norm()) < 1e-12 * float(expected.norm())
-
-
 def test_a_hard_cutoff_is_refused() -> None:
     task = Task()
-    with pytest.raises(ph.StateError, match="filter without jumps.*Smooth"):
+    with pytest.raises(ph.StateError, match=r"Cutoff\(.*Smooth"):
         HIG(task.net, 1.0, 0.5, Cutoff(1e-3), engine=GolubKahan()).step(task.closure)
 
 
 def test_too_few_iterations_are_said() -> None:
     closure, net = laplace_task(samples=16)
-    with pytest.warns(UserWarning, match="after 30 iterations with an estimated error.*larger rcond"):
+    with pytest.warns(UserWarning, match="30 iterations"):
         HIG(net, 0.0, 0.5, Smooth(1e-5), engine=GolubKahan(iterations=30)).step(closure)
-
-
-def test_nothing_to_be_gained() -> None:
-    """At a loss whose gradient is zero, weights stay."""
-    task = Task()
-    task.target = task.outputs().detach()
-    assert np.all(task.moved(HIG(task.net, 1.0, 0.5, Smooth(), engine=GolubKahan())) == 0)
 
 
 def laplace_task(samples: int) -> tuple[Closure, torch.nn.Module]:

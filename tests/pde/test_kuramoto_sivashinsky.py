@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import decimal
 import math as pymath
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cases.derivatives import check_derivatives, check_vmap
 from cases.small import component_values, noise, same
 from phi.torch.flow import (
     PERIODIC,
@@ -31,7 +31,6 @@ from scipy.integrate import solve_ivp
 
 import phi_hybrid as ph
 from phi_hybrid.pde import kuramoto_sivashinsky as ks
-from phi_hybrid.steps.plain import PlainStep
 
 torch.set_num_threads(1)
 
@@ -90,10 +89,6 @@ def test_phi_functions_and_their_gradients_to_rounding(precision: int) -> None:
 # --- the terms of the equation ---
 
 
-def rate_alone(rate: Tensor, nonlinear: Callable, dt: float) -> Callable:
-    return lambda v: rate * v
-
-
 def nonlinear_alone(rate: Tensor, nonlinear: Callable, dt: float) -> Callable:
     return nonlinear
 
@@ -116,55 +111,26 @@ def nonlinear_term(modes: np.ndarray, k: np.ndarray) -> np.ndarray:
     return -0.5j * k * np.convolve(modes, modes)[highest:-highest]
 
 
-@pytest.mark.parametrize("cells", [4, 12, 13, 15, 16])
+@pytest.mark.parametrize("cells", [4, 13, 16])
 def test_nonlinear_term_is_free_of_aliasing(cells: int) -> None:
-    """White noise, so that all modes interact, the shortest wave of even grids included, which takes no part."""
-    u, length = noise(2, cells, dtype=torch.float64).numpy(), 7.0
+    """White noise, so that all modes interact, the shortest wave of even grids included, which takes no part. With
+    `dealias=False`, ½∂(u²)/∂x on the points of the grid, by differentiating each mode of u²."""
+    length = 7.0
+    u = noise(2, cells, dtype=torch.float64).numpy()
     found = double(ks.kuramoto_sivashinsky_step(1.0, scheme=nonlinear_alone), on_line(u, length))
     for trajectory in range(2):
         modes = modes_of(u[trajectory])
         k = 2 * np.pi / length * (np.arange(len(modes)) - len(modes) // 2)
         np.testing.assert_allclose(found[trajectory], values_of(nonlinear_term(modes, k), cells), rtol=0, atol=1e-13)
 
-
-@pytest.mark.parametrize("cells", [12, 13])
-def test_nonlinear_term_with_aliasing(cells: int) -> None:
-    """u·∂u/∂x = ½∂(u²)/∂x on the points of the grid, by differentiating each mode of u²."""
-    u, length = values_of(modes_of(noise(cells, dtype=torch.float64).numpy()), cells), 7.0
-    square = modes_of(u**2)
-    k = 2 * np.pi / length * (np.arange(len(square)) - len(square) // 2)
-    step = ks.kuramoto_sivashinsky_step(1.0, scheme=nonlinear_alone, dealias=False)
-    found = double(step, on_line(u[None], length))[0]
-    np.testing.assert_allclose(found, values_of(-0.5j * k * square, cells), rtol=0, atol=1e-13)
-    dealiased = double(ks.kuramoto_sivashinsky_step(1.0, scheme=nonlinear_alone), on_line(u[None], length))[0]
-    assert np.abs(dealiased - found).max() > 0.1
-
-
-def test_linear_terms() -> None:
-    """−∂²u/∂x² − ∂⁴u/∂x⁴ of sines, the shortest wave of the grid included."""
-    cells, length, mode = 16, 9.0, np.arange(9)
-    u = np.cos(2 * np.pi * np.outer(mode, np.arange(cells)) / cells)
-    k = 2 * np.pi * mode[:, None] / length
-    found = double(ks.kuramoto_sivashinsky_step(1.0, scheme=rate_alone), on_line(u, length))
-    np.testing.assert_allclose(found, (k**2 - k**4) * u, rtol=0, atol=1e-12 * np.max(k**4))
+    u = values_of(modes, cells)
+    aliased = ks.kuramoto_sivashinsky_step(1.0, scheme=nonlinear_alone, dealias=False)
+    found = double(aliased, on_line(u[None], length))[0]
+    np.testing.assert_allclose(found, values_of(-0.5j * k * modes_of(u**2), cells), rtol=0, atol=1e-13)
+    assert cells == 4 or np.abs(values_of(nonlinear_term(modes, k), cells) - found).max() > 0.1
 
 
 # --- in time ---
-
-
-def test_schemes_of_cox_and_matthews() -> None:
-    """Their formulas for dv/dt = λv + v², with φ-functions of many digits."""
-    rates, dt = np.array([0.25, 0.0, -0.1, -3.0, -200.0]), 0.5
-    v = np.array([0.3 + 0.1j, 1.0, -0.7j, 0.5, 2.0 - 1.0j])
-    phi_1, phi_2 = np.array([exact_phi(dt * r)[:2] for r in rates]).T
-    first = np.exp(dt * rates) * v + dt * phi_1 * v**2
-    second = first + dt * phi_2 * (first**2 - v**2)
-    with math.precision(64):
-        for scheme, expected in ((ks.etd1, first), (ks.etdrk2, second)):
-            advance = scheme(wrap(torch.tensor(rates), spatial("x")), lambda w: w**2, dt)
-            np.testing.assert_allclose(
-                advance(wrap(torch.tensor(v), spatial("x"))).numpy("x"), expected, rtol=0, atol=1e-15
-            )
 
 
 def solved(u: np.ndarray, length: float, time: float) -> np.ndarray:
@@ -180,7 +146,7 @@ def solved(u: np.ndarray, length: float, time: float) -> np.ndarray:
 
 @pytest.mark.parametrize(("scheme", "order"), [(ks.etd1, 1), (ks.etdrk2, 2)])
 def test_orders_in_time(scheme: ks.Scheme, order: int) -> None:
-    """Measured: ETD1 1.03 1.02 1.01, ETDRK2 1.95 1.97 1.99, in two substeps each."""
+    """Measured: ETD1 1.03 1.02, ETDRK2 1.95 1.97, in two substeps each."""
     length, stretch, time = 20.0, (0.9, 1.2), 2.0
     with math.precision(64):
         u = ks.initial_states(ks.line(24, length), 2, seed=0, modes=(1, 3), amplitude=1.0)
@@ -188,12 +154,12 @@ def test_orders_in_time(scheme: ks.Scheme, order: int) -> None:
     expected = np.stack([solved(v, s * length, time) for v, s in zip(start, stretch)])
     assert np.abs(expected - start).max() > 0.5
     errors = []
-    for n in (32, 64, 128, 256):
+    for n in (32, 64, 128):
         step = ph.capture(ks.kuramoto_sivashinsky_step(2 * time / n, 2, scheme), check=False)
         after = ph.rollout(step, u, n // 2, per_trajectory(*stretch)).time[-1]
         errors.append(np.abs(component_values(after, ("trajectory",))[0][..., 0].numpy() - expected).max())
-    assert [pymath.log2(a / b) for a, b in zip(errors, errors[1:])] == pytest.approx([order] * 3, abs=0.06)
-    assert errors[-1] < (1e-2 if order == 1 else 1e-4)
+    assert [pymath.log2(a / b) for a, b in zip(errors, errors[1:])] == pytest.approx([order] * 2, abs=0.06)
+    assert errors[-1] < (2e-2 if order == 1 else 4e-4)
 
 
 @pytest.mark.parametrize("scheme", [ks.etd1, ks.etdrk2])
@@ -210,10 +176,9 @@ def test_small_waves_grow_at_the_exact_rate(scheme: ks.Scheme) -> None:
         np.testing.assert_allclose(after, grown[:, None] * wave, rtol=0, atol=1e-13 * 1e-10)
 
 
-@pytest.mark.parametrize("dealias", [True, False])
-def test_mean_is_conserved(dealias: bool) -> None:
+def test_mean_is_conserved() -> None:
     u = on_line(0.3 + noise(3, 32, dtype=torch.float64), 30.0)
-    step = ph.capture(ks.kuramoto_sivashinsky_step(0.1, 2, dealias=dealias))
+    step = ph.capture(ks.kuramoto_sivashinsky_step(0.1, 2))
     trajectory = component_values(ph.rollout(step, u, 50), ("time", "trajectory"))[0]
     mean = trajectory.mean((2, 3))
     torch.testing.assert_close(mean, mean[:1].expand_as(mean), rtol=0, atol=1e-13)
@@ -276,10 +241,10 @@ def test_stable_steps(scheme: ks.Scheme, stable: float, unstable: float) -> None
     u = ks.initial_states(ks.line(48), 30, seed=0)
     bounded = []
     for dt in (stable, unstable):
-        step = ph.capture(ks.kuramoto_sivashinsky_step(dt, scheme=scheme), check=False)
-        values, lengths = step.flatten(u, stretch)
+        bound = ph.capture(ks.kuramoto_sivashinsky_step(dt, scheme=scheme), check=False).bind(u, stretch)
+        values, lengths = bound.flatten(u, stretch)
         for _ in range(round(200 / dt)):
-            (values,) = step.native(values, lengths)
+            (values,) = bound.native(values, lengths)
         bounded.append(values.abs().amax((1, 2)) < 10)
     assert bounded[0].all()
     assert bounded[1].double().mean() < 0.5
@@ -290,39 +255,27 @@ def test_stable_steps(scheme: ks.Scheme, stable: float, unstable: float) -> None
 
 @pytest.mark.parametrize("scheme", [ks.etd1, ks.etdrk2])
 def test_stretch_is_a_longer_line(scheme: ks.Scheme) -> None:
-    """One value per trajectory, a tensor without dims, a number, and none at all."""
+    """One value per trajectory, also of a state without trajectories, a tensor without dims, and a number."""
     length, stretch = 30.0, (0.7, 1.0, 1.4)
-    u = noise(3, 24, dtype=torch.float64)
+    u = noise(1, 24, dtype=torch.float64).expand(3, -1)
     step = ks.kuramoto_sivashinsky_step(0.3, 2, scheme)
     together = double(step, on_line(u, length), per_trajectory(*stretch))
+    alone = double(ph.capture(step), on_line(u, length).trajectory[0], per_trajectory(*stretch))
+    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-13)
     for number, s in enumerate(stretch):
-        single = u[number : number + 1]
-        expected = double(step, on_line(single, s * length))
+        expected = double(step, on_line(u[:1], s * length))
         for given in (s, wrap(torch.tensor(s, dtype=torch.float64))):
-            np.testing.assert_allclose(double(step, on_line(single, length), given), expected, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(double(step, on_line(u[:1], length), given), expected, rtol=0, atol=1e-12)
         np.testing.assert_allclose(together[number], expected[0], rtol=0, atol=1e-12)
-    assert np.abs(together[1] - double(step, on_line(u, length), 1.4)[1]).max() > 0.1
-
-
-def test_one_state_on_several_lengths() -> None:
-    """A stretch with a batch dim that the state lacks gives the result this dim."""
-    u = noise(1, 16, dtype=torch.float64)
-    step = ph.capture(ks.kuramoto_sivashinsky_step(0.3))
-    found = step(on_line(u, 20.0).trajectory[0], per_trajectory(0.8, 1.2))
-    expected = double(step, on_line(u.expand(2, -1), 20.0), per_trajectory(0.8, 1.2))
-    np.testing.assert_allclose(component_values(found, ("trajectory",))[0][..., 0], expected, rtol=0, atol=1e-13)
-
-
-def test_networks_see_the_stretch() -> None:
-    """As a constant channel per trajectory, next to the state."""
-    u = on_line(noise(2, 12), 20.0)
-    channels = ph.bridge.to_channels(u, per_trajectory(0.9, 1.3, precision=32))
-    assert channels.shape == (2, 2, 12)
-    assert torch.equal(channels[:, 0], component_values(u, ("trajectory",))[0][..., 0])
-    assert torch.equal(channels[:, 1], torch.tensor([[0.9], [1.3]]).expand(2, 12))
+    assert np.abs(together[1] - together[2]).max() > 0.1
 
 
 # --- captured, derivatives ---
+
+
+def example(precision: int, cells: int = 24, trajectories: int = 3) -> tuple[Field, Tensor]:
+    u = on_line(noise(trajectories, cells, dtype=DTYPES[precision]), 22.0)
+    return u, per_trajectory(*np.linspace(0.8, 1.3, trajectories), precision=precision)
 
 
 def test_defaults() -> None:
@@ -332,149 +285,52 @@ def test_defaults() -> None:
     np.testing.assert_array_equal(double(ks.kuramoto_sivashinsky_step(0.4), u), expected)
 
 
-def example(precision: int, cells: int = 24, trajectories: int = 3) -> tuple[Field, Tensor]:
-    u = on_line(noise(trajectories, cells, dtype=DTYPES[precision]), 22.0)
-    return u, per_trajectory(*np.linspace(0.8, 1.3, trajectories), precision=precision)
-
-
-@pytest.mark.parametrize(("scheme", "dealias"), [(ks.etd1, False), (ks.etdrk2, True)])
-@pytest.mark.parametrize("precision", [32, 64])
+@pytest.mark.parametrize(("scheme", "dealias", "precision"), [(ks.etd1, False, 64), (ks.etdrk2, True, 32)])
 def test_captured_is_eager(scheme: ks.Scheme, dealias: bool, precision: int) -> None:
     """Bit by bit, for other values than those of the capture, with and without stretch, vectors and scalars."""
     u, stretch = example(precision)
     step = ks.kuramoto_sivashinsky_step(0.4, 2, scheme, dealias)
     scalar = CenteredGrid(u.values.vector["x"], PERIODIC, bounds=u.bounds)
-    for state, *inputs in ((u, stretch), (u,), (u, 1.2), (scalar, stretch)):
+    results = []
+    for state, *inputs in ((u, stretch), (u,), (scalar, stretch)):
         block = ph.capture(step, state, *inputs)
         with math.precision(precision):
             other = state.with_values(0.3 * state.values + 0.1), *(1.1 * i for i in inputs)
             after = block(*other)
             assert same(after, step(*other))
         assert after.values.dtype.precision == precision
-    graph = ph.capture(step, u, stretch)
-    assert same(pickle.loads(pickle.dumps(graph))(u, stretch), graph(u, stretch))
+        results.append(component_values(after, ("trajectory",))[0])
+    assert torch.equal(results[0][..., 0], results[2])
 
 
-def test_vector_and_scalar_states_agree() -> None:
-    u, stretch = example(64)
-    scalar = CenteredGrid(u.values.vector["x"], PERIODIC, bounds=u.bounds)
-    with math.precision(64):
-        after = ks.kuramoto_sivashinsky_step(0.4)(scalar, stretch)
-    expected = double(ks.kuramoto_sivashinsky_step(0.4), u, stretch)
-    np.testing.assert_array_equal(component_values(after, ("trajectory",))[0].numpy(), expected)
-
-
-@pytest.mark.parametrize("scheme", [ks.etd1, ks.etdrk2])
-@pytest.mark.parametrize("dealias", [True, False])
-def test_derivatives_are_finite_differences(scheme: ks.Scheme, dealias: bool) -> None:
-    """Reverse and forward mode, vmap over both, and second derivatives, by state and stretch."""
+@pytest.mark.parametrize(("scheme", "dealias"), [(ks.etd1, True), (ks.etdrk2, True), (ks.etdrk2, False)])
+def test_derivatives(scheme: ks.Scheme, dealias: bool) -> None:
+    """By state and stretch."""
     u, stretch = example(64, cells=6, trajectories=2)
-    block = ph.capture(ks.kuramoto_sivashinsky_step(0.3, 1, scheme, dealias))
-    tensors = tuple(t.requires_grad_() for t in block.flatten(u, stretch))
-    assert torch.autograd.gradcheck(
-        block.native, tensors, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
-    )
-    assert torch.autograd.gradgradcheck(block.native, tensors, atol=1e-4)
-
-
-@pytest.mark.parametrize("make", [ph.capture, PlainStep])
-def test_functional_transformations(make: Callable) -> None:
-    """vmap is a loop, jacfwd and jacrev agree, captured and in plain PhiFlow."""
-    u, stretch = example(64, cells=8, trajectories=2)
-    block = make(ks.kuramoto_sivashinsky_step(0.3))
-    tensors = block.flatten(u, stretch)
-    several = tuple(torch.stack([t, 1.1 * t, 0.9 * t]) for t in tensors)
-    (mapped,) = torch.vmap(block.native)(*several)
-    for number in range(3):
-        torch.testing.assert_close(mapped[number], block.native(*(t[number] for t in several))[0])
-    for argument in (0, 1):
-        (forward,) = torch.func.jacfwd(block.native, argument)(*tensors)
-        (reverse,) = torch.func.jacrev(block.native, argument)(*tensors)
-        assert forward.abs().max() > 0.01
-        torch.testing.assert_close(forward, reverse)
-
-
-def test_single_precision_gradients() -> None:
-    """Those of double precision to rounding, over several steps."""
-    gradients = []
-    for precision in (32, 64):
-        u, stretch = example(64)
-        block = ph.capture(ks.kuramoto_sivashinsky_step(0.1, 2))
-        tensors = tuple(t.to(DTYPES[precision]).requires_grad_() for t in block.flatten(u, stretch))
-        state = tensors[0]
-        for _ in range(5):
-            (state,) = block.native(state, tensors[1])
-        gradients.append(torch.autograd.grad((state**2).sum(), tensors))
-    for single, exact in zip(*gradients):
-        assert single.dtype == torch.float32
-        torch.testing.assert_close(single.double(), exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
-
-
-def test_batch_entries_are_independent() -> None:
-    """A change of one state and one length leaves the others alone, to the last bit, NaN included."""
-    u, stretch = example(32)
-    block = ph.capture(ks.kuramoto_sivashinsky_step(0.4))
-    values, lengths = block.flatten(u, stretch)
-    (before,) = block.native(values, lengths)
-    for changed in range(3):
-        others = [n for n in range(3) if n != changed]
-        for factor in (1.1, pymath.nan):
-            factors = torch.ones(3).index_fill(0, torch.tensor(changed), factor)
-            for after in (
-                *block.native(values * factors[:, None, None], lengths),
-                *block.native(values, lengths * factors),
-            ):
-                assert torch.equal(after[others], before[others])
-                assert not torch.equal(after[changed], before[changed])
+    bound = ph.capture(ks.kuramoto_sivashinsky_step(0.3, 1, scheme, dealias)).bind(u, stretch)
+    tensors = bound.flatten(u, stretch)
+    check_derivatives(bound.native, tensors)
+    check_vmap(bound.native, tensors)
 
 
 # --- initial states ---
 
 
-def test_initial_states_are_sums_of_sines() -> None:
-    cells, length = 16, 5.0
-    u = ks.initial_states(ks.line(cells, length), 2, seed=3, modes=(2, 4), waves=3, amplitude=0.7)
-    assert u.values.shape.get_size("trajectory") == 2 and u.values.dtype.precision == 32
-    values = component_values(u, ("trajectory",))[0][..., 0].numpy()
-    x = u.points.numpy("x,vector")[:, 0]
+def test_initial_states_are_sums_of_sines_on_any_grid() -> None:
+    length = 5.0
+    coarse, fine = (ks.initial_states(ks.line(n, length), 2, 3, (2, 4), waves=3, amplitude=0.7) for n in (16, 48))
+    values = component_values(coarse, ("trajectory",))[0][..., 0].numpy()
+    x = coarse.points.numpy("x,vector")[:, 0]
     modes = np.arange(2, 5)[:, None]
     basis = np.concatenate([np.sin(2 * np.pi * modes * x / length), np.cos(2 * np.pi * modes * x / length)])
     coefficients = np.linalg.lstsq(basis.T, values.T, rcond=None)[0]
     np.testing.assert_allclose(coefficients.T @ basis, values, atol=1e-6)
     assert np.abs(coefficients).max() <= 3 * 0.7 and np.abs(values).max() > 0.1
-    np.testing.assert_allclose(values.mean(1), 0, atol=1e-6)
-
-
-def test_initial_states_are_reproducible() -> None:
-    grid = ks.line(20)
-    for options in ({}, {"modes": (1, 3), "waves": 2}):
-        assert same(ks.initial_states(grid, 2, seed=0, **options), ks.initial_states(grid, 2, seed=0, **options))
-        assert not same(ks.initial_states(grid, 2, seed=0, **options), ks.initial_states(grid, 2, seed=1, **options))
-
-
-def test_a_finer_grid_gets_the_same_states() -> None:
-    coarse, fine = (ks.initial_states(ks.line(cells), 2, seed=0) for cells in (32, 96))
-    coarse, fine = (component_values(u, ("trajectory",))[0] for u in (coarse, fine))
-    torch.testing.assert_close(fine[:, 1::3], coarse, rtol=0, atol=1e-5)  # every third cell centre coincides
+    finer = component_values(fine, ("trajectory",))[0][..., 0].numpy()
+    np.testing.assert_allclose(finer[:, 1::3], values, atol=1e-5)  # every third cell centre coincides
 
 
 # --- wrong arguments ---
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(dt=0.0), "dt = 0.0: must be positive"),
-        (dict(dt=-0.1), "dt = -0.1: must be positive"),
-        (dict(dt=pymath.inf), "dt = inf: must be positive and finite"),
-        (dict(dt=0.1, substeps=0), "substeps = 0: expected an integer of at least 1"),
-        (dict(dt=0.1, substeps=1.5), "substeps = 1.5: expected an integer"),
-        (dict(dt=0.1, scheme="etd1"), "scheme = 'etd1': expected a function .* use etdrk2 or etd1"),
-    ],
-)
-def test_wrong_steps(arguments: dict, message: str) -> None:
-    with pytest.raises(ph.StateError, match=message):
-        ks.kuramoto_sivashinsky_step(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -493,11 +349,16 @@ def test_wrong_states(state: Any, message: str) -> None:
             use(state)
 
 
+def test_modes_that_a_grid_does_not_resolve() -> None:
+    for modes in ((0, 3), (4, 3), (1, 8), (-2, 2)):
+        with pytest.raises(ph.StateError, match=r"modes = \(.*expected 1 ≤ smallest ≤ largest < cells/2 = 8; use"):
+            ks.initial_states(ks.line(16), 1, seed=0, modes=modes)
+
+
 @pytest.mark.parametrize(
     ("stretch", "message"),
     [
         (0.0, "stretch = 0.0: expected 0 < L/L₀ < ∞"),
-        (-1.0, "stretch = -1.0: expected"),
         (pymath.nan, "stretch = nan: expected"),
         (per_trajectory(1.0, -1.0, 1.0, precision=32), "stretch = .*-1.000.*: expected"),
         (wrap([1.0, 1.0], spatial("x")), "stretch has shape .*x.*one value per batch entry"),
@@ -514,7 +375,8 @@ def test_wrong_stretches(stretch: Any, message: str) -> None:
 
 
 def test_wrong_stretches_of_captured_steps_give_nan() -> None:
-    """Never the solution of another equation: values are not looked at once a step is captured."""
+    """Never the solution of another equation: values are not looked at once a step is captured. The other trajectories
+    stay as they are, to the last bit."""
     u, stretch = example(32)
     block = ph.capture(ks.kuramoto_sivashinsky_step(0.1), u, stretch)
     expected = component_values(block(u, stretch), ("trajectory",))[0]
@@ -523,11 +385,5 @@ def test_wrong_stretches_of_captured_steps_give_nan() -> None:
         found = component_values(block(u, lengths), ("trajectory",))[0]
         assert found[1].isnan().all()
         assert torch.equal(found[[0, 2]], expected[[0, 2]])
-        with pytest.raises(ph.NonFiniteError):
-            ph.rollout(block, u, 2, lengths)
-
-
-@pytest.mark.parametrize("modes", [(0, 3), (4, 3), (1, 8), (-2, 2)])
-def test_modes_that_a_grid_does_not_resolve(modes: tuple[int, int]) -> None:
-    with pytest.raises(ph.StateError, match=r"modes = \(.*expected 1 ≤ smallest ≤ largest < cells/2 = 8; use"):
-        ks.initial_states(ks.line(16), 1, seed=0, modes=modes)
+    with pytest.raises(ph.NonFiniteError):
+        ph.rollout(block, u, 2, lengths)

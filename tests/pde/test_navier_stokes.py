@@ -7,11 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from cases.analytic import taylor_green
 from phi.torch.flow import Field, advect, batch, math, wrap
 
 import phi_hybrid as ph
-from phi_hybrid.data.coarsening import coarsen as coarsen_by
-from phi_hybrid.evaluation.quantities import largest_divergence
 from phi_hybrid.pde import navier_stokes as ns
 
 torch.set_num_threads(1)
@@ -32,9 +31,9 @@ def vortices(cells: int, advection: Callable, viscosity: float, time: float, cfl
     grid, dx = ns.periodic_square(cells), 2 * np.pi / cells
     steps = round(time / (cfl * dx))
     flow = ns.navier_stokes_step(time / steps, ns.diffusion_substeps(viscosity, time / steps, dx, 2), advection)
-    start = ns.taylor_green(grid, 0.0, viscosity)
+    start = taylor_green(grid, 0.0, viscosity)
     block = ph.capture(lambda v: flow(v, viscosity), start, check=False)
-    return ph.rollout(block, start, steps).time[-1], ns.taylor_green(grid, time, viscosity)
+    return ph.rollout(block, start, steps).time[-1], taylor_green(grid, time, viscosity)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -42,11 +41,10 @@ def test_taylor_green_converges_with_first_order_at_fixed_cfl(scheme: str) -> No
     """Semi-Lagrangian advection in space and time, MacCormack through the splitting and the frozen velocity."""
     with math.precision(64):
         errors = []
-        for cells in (16, 32, 64):
+        for cells in (32, 64):
             computed, exact = vortices(cells, SCHEMES[scheme], 0.05, 1.0)
             errors.append(np.sqrt(energy(computed - exact) / energy(exact)))
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert 0.9 < orders[-1] < 1.6, (errors, orders)
+    assert 0.9 < np.log2(errors[0] / errors[1]) < 1.6, errors
 
 
 def test_energy_of_taylor_green_decays_within_one_percent() -> None:
@@ -56,8 +54,7 @@ def test_energy_of_taylor_green_decays_within_one_percent() -> None:
     assert energy(exact) / 0.25 == pytest.approx(np.exp(-4 * 0.01), rel=1e-6)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_laminar_kolmogorov_flow_is_stationary(scheme: str) -> None:
+def test_laminar_kolmogorov_flow_is_stationary() -> None:
     """u = A·sin(ky) with νk² and drag against the force, balanced in the discrete equations."""
     dt, viscosity, drag, cells = 0.05, 0.05, 0.1, 16
     with math.precision(64):
@@ -65,46 +62,30 @@ def test_laminar_kolmogorov_flow_is_stationary(scheme: str) -> None:
         force = ns.kolmogorov_force(grid, waves=2)
         k2 = (2 - 2 * np.cos(2 * 2 * np.pi / cells)) / (2 * np.pi / cells) ** 2
         balanced = grid.with_values(force.values * dt / (1 - (1 - dt * viscosity * k2) * (1 - dt * drag)))
-        flow = ns.navier_stokes_step(dt, 1, SCHEMES[scheme], force, drag)
-        with ph.linear_solve.linear_solves():
-            after = flow(balanced, viscosity)
+        for advection in SCHEMES.values():
+            with ph.linear_solve.linear_solves():
+                after = ns.navier_stokes_step(dt, 1, advection, force, drag)(balanced, viscosity)
+            for a, b in zip(faces(after), faces(balanced)):
+                assert np.abs(a - b).max() < 1e-12
     assert abs(faces(balanced)[0]).max() > 1
-    for a, b in zip(faces(after), faces(balanced)):
-        assert np.abs(a - b).max() < 1e-12
 
 
 def test_one_viscosity_per_batch_entry() -> None:
-    start = ns.divergence_free_noise(ns.periodic_square(16), 2, 3, 1.0, seed=0)
+    start = ns.divergence_free_noise(ns.periodic_square(16), 1, 3, 1.0, seed=0).trajectory[0]
     block = ph.capture(ns.navier_stokes_step(0.1))
-    both = block(start, wrap([0.01, 0.05], batch("trajectory")))
+    both = block(start, wrap([0.01, 0.05], batch("case")))
     for n, viscosity in enumerate((0.01, 0.05)):
-        alone = block(start.trajectory[n], wrap(viscosity))
-        for a, b in zip(faces(both.trajectory[n]), faces(alone)):
+        for a, b in zip(faces(both.case[n]), faces(block(start, wrap(viscosity)))):
             assert np.abs(a - b).max() < 1e-6
-    assert energy(both.trajectory[0]) > energy(both.trajectory[1])
+    assert energy(both.case[0]) > energy(both.case[1])
 
 
-def test_noise_is_free_of_divergence_and_the_same_on_finer_grids() -> None:
-    coarse, fine = (ns.divergence_free_noise(ns.periodic_square(n), 2, 3, 1.5, seed=4) for n in (16, 64))
-    assert largest_divergence(fine) < 1e-5
-    assert energy(fine.trajectory[1]) == pytest.approx(1.5**2, rel=1e-4)
-    for a, b in zip(faces(coarse.trajectory[1]), faces(coarsen_by(fine, 4).trajectory[1])):
-        ratio = (a * b).sum() / (b * b).sum()  # both are normalised on their own grid
-        assert ratio == pytest.approx(1, abs=0.1) and np.abs(a - ratio * b).max() < 1e-5 * np.abs(a).max()
-
-
-def test_noise_needs_a_grid_that_resolves_it() -> None:
-    with pytest.raises(ValueError, match="wavenumber = 8"):
-        ns.divergence_free_noise(ns.periodic_square(16), 1, 8, 1.0, seed=0)
-
-
-@pytest.mark.parametrize("cells", [32, 64])
-def test_semi_lagrangian_viscosity_is_that_of_the_formula(cells: int) -> None:
-    dx = 200 / cells
-    fraction = (1.0 / dx) % 1
-    added = ns.numerical_viscosity(advect.semi_lagrangian, dx, 1.0, 1.0, 100.0)
-    assert added == pytest.approx(dx**2 * fraction * (1 - fraction) / 2, rel=0.02)
-    assert abs(ns.numerical_viscosity(advect.mac_cormack, dx, 1.0, 1.0, 100.0)) < 0.1 * added
+def test_semi_lagrangian_viscosity_is_that_of_the_formula() -> None:
+    for dx in (200 / 32, 200 / 64):
+        fraction = (1.0 / dx) % 1
+        added = ns.numerical_viscosity(advect.semi_lagrangian, dx, 1.0, 1.0, 100.0)
+        assert added == pytest.approx(dx**2 * fraction * (1 - fraction) / 2, rel=0.02)
+        assert abs(ns.numerical_viscosity(advect.mac_cormack, dx, 1.0, 1.0, 100.0)) < 0.1 * added
 
 
 # --- wake ---
@@ -121,15 +102,14 @@ def test_wake_grid_and_viscosity() -> None:
     assert wake.substeps(1.0, 256, 100.0) == 2 and wake.substeps(1.0, 64, 100.0) == 1
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_wake_step(scheme: str) -> None:
+def test_wake_step() -> None:
     wake = ns.Wake()
     reynolds = wrap([100.0, 800.0], batch("trajectory"))
     start = wake.disturbed(32, 2)
-    block = ph.capture(wake.step(1.0, 1, SCHEMES[scheme]), start, reynolds)
+    block = ph.capture(wake.step(1.0, 1, advect.mac_cormack), start, reynolds)
     flow = ph.rollout(block, start, 20, reynolds).time[-1]
-    assert largest_divergence(flow, wake.obstacle.geometry) < 1e-5
-    across, along = faces(flow.trajectory[1])
+    assert ph.quantities.largest_divergence(flow, wake.obstacle.geometry) < 1e-5
+    along = faces(flow.trajectory[1])[1]
     assert np.abs(along[7:9, 8]).max() < 0.35 and np.abs(along).max() > 1.1  # slow in the cylinder, fast beside it
     assert np.abs(along[:, 0] - 1).max() < 0.5  # what flows in
     assert np.abs(along - faces(flow.trajectory[0])[1]).max() > 1e-3  # Re matters
@@ -141,26 +121,3 @@ def test_undisturbed_wake_stays_symmetric() -> None:
     block = ph.capture(wake.step(1.0), wake.grid(32), wrap(300.0))
     across, along = faces(ph.rollout(block, wake.grid(32), 10, wrap(300.0)).time[-1])
     assert np.abs(along - along[::-1]).max() < 1e-4 and np.abs(across + across[::-1]).max() < 1e-4
-
-
-# --- plume ---
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_plume_rises_in_a_closed_box(scheme: str) -> None:
-    plume = ns.Plume()
-    state = plume.rest(16, 16)
-    block = ph.capture(plume.step(1.0, 1, SCHEMES[scheme]), state, wrap(0.1))
-    first = block(state, wrap(0.1))
-    cell = (100 / 16) ** 2
-    inflow = float(first["smoke"].values.sum) * cell
-    assert inflow == pytest.approx(0.2 * np.pi * 8.0**2, rel=0.1)  # a disc of 8 % of the width
-    after = ph.rollout(block, state, 30, wrap(0.1))
-    smoke, velocity = after["smoke"].time[-1], after["velocity"].time[-1]
-    heights = (np.arange(16) + 0.5) * 100 / 16
-    centre = [(s.sum(0) @ heights) / s.sum() for s in (first["smoke"].values.numpy("x,y"), smoke.values.numpy("x,y"))]
-    assert centre[1] > centre[0] + 5
-    assert largest_divergence(velocity) < 1e-5
-    across, along = faces(velocity)
-    assert across.shape == (15, 16) and along.shape == (16, 15)
-    assert along[7:9, 5].min() > 0 and along[0, 5] < 0  # up in the middle, down at the walls

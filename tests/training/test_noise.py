@@ -12,8 +12,7 @@ from cases.small import DT, SmallNet, equal, faces, forced_step, line, native_of
 from phi.torch.flow import Field, Solve, field, fluid, math
 
 import phi_hybrid as ph
-from phi_hybrid.data import Batch
-from phi_hybrid.data.batch import DataLayout
+from phi_hybrid.data import Batch, DataLayout
 from phi_hybrid.training.noise import Noise, Ramp
 
 SIZES = (3.0, 0.02)

@@ -1,0 +1,28 @@
+"""Programs in the documentation run as pasted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+PROGRAMS = re.findall(r"## (.*?)\n.*?```python\n(.*?)```", (DOCS / "several_parts.md").read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(("title", "program"), PROGRAMS, ids=[title.split(":")[0] for title, _ in PROGRAMS])
+def test_programs_run_as_pasted(title: str, program: str, capsys: pytest.CaptureFixture) -> None:
+    """They end with a table, or with an error that is smaller than the guess's."""
+    assert len([line for line in program.splitlines() if line.strip()]) <= 25
+    exec(compile(program, title, "exec"), {"__name__": "__main__"})
+    last = capsys.readouterr().out
+    if "largest error" in last:
+        assert float(re.search(r"speed: ([\d.]+)", last).group(1)) < 0.05
+    else:
+        errors = {row.split()[0]: float(row.split()[1]) for row in last.splitlines()[-2:]}
+        assert errors["hybrid"] < errors["source"]
+
+
+def test_there_are_three_programs() -> None:
+    assert len(PROGRAMS) == 3
