@@ -38,7 +38,7 @@ def fixed_point(
         SolveError: the tolerance is not reached within so many evaluations, or values are not finite.
     """
     require_callable("step", step, "a function of a vector")
-    require_instance("start", start, torch.Tensor, "a vector")
+    require_instance("start", start, torch.Tensor, "a torch tensor, a vector")
     require_number("tolerance", tolerance, above=0)
     require_count("max_steps", max_steps)
     require_count("memory", memory, 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -134,9 +132,3 @@ def test_factor_that_does_not_divide(factor: int) -> None:
     for u in (line(0), faces("closed", cells={"x": 8, "y": 6}), faces("open", cells={"x": 6, "y": 8})):
         with pytest.raises(ph.StateError, match=f"cannot be coarsened by {factor}; use a divisor of"):
             coarsen(u, factor)
-
-
-@pytest.mark.parametrize("factor", [0, -2, 2.0, "2"])
-def test_factor_that_is_no_number_of_cells(factor: Any) -> None:
-    with pytest.raises(ph.StateError, match="integer ≥ 1"):
-        coarsen(line(0), factor)

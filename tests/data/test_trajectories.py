@@ -172,9 +172,6 @@ def test_nothing_is_written_when_the_reference_diverges(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(steps=0), "integer ≥ 1"),
-        (dict(every=0), "integer ≥ 1"),
-        (dict(inputs=[line(1)]), "must be a tuple"),
         (dict(inputs=()), "got 1 by position"),
         (dict(inputs=(line(1, time=3),)), "3 entries along 'time' but 5 steps"),
         (dict(coarsen=3), "cannot be coarsened by 3"),
@@ -427,11 +424,6 @@ def test_truncated_file(keep: float, data: ph.Trajectories, tmp_path: Path) -> N
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(ph.DataError, match="data.h5 .*generate it again"):
         ph.Trajectories.load(path)
-
-
-def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no trajectories at .*data.h5"):
-        ph.Trajectories.load(tmp_path / "data.h5")
 
 
 def test_text_file_and_folder(tmp_path: Path) -> None:

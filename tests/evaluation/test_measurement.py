@@ -285,12 +285,6 @@ def test_chunks_change_nothing_but_rounding_in_networks(many: ph.Trajectories) -
 @pytest.mark.parametrize(
     ("solvers", "options", "message"),
     [
-        ({}, {}, "expected a mapping from names to steps, e.g. {'hybrid': solver}"),
-        ([worse], {}, "expected a mapping from names to steps"),
-        (worse, {}, "expected a mapping from names to steps"),
-        ({"a": worse}, {"steps": 0}, "steps = 0"),
-        ({"a": worse}, {"steps": 6}, "steps = 6"),
-        ({"a": worse}, {"batch_size": 0}, "batch_size = 0"),
         ({"halving": lambda u, f: u.x[:4]}, {}, "cannot be repeated"),
         ({"unforced": step}, {}, "but got 2 by position"),
         (
@@ -298,8 +292,6 @@ def test_chunks_change_nothing_but_rounding_in_networks(many: ph.Trajectories) -
             {"metrics": {"mae": MAE(), "blow_up": MAE()}},
             r"metrics \['blow_up', 'mae'\] are measured anyway",
         ),
-        ({"a": worse}, {"metrics": {"b": MAE}}, r"metrics\['b'\].*MAE"),
-        ({"a": worse}, {"metrics": {"b": 3}}, r"metrics\['b'\] = 3: expected a metric"),
         ({"a": worse}, {"metrics": {"b": Part("smoke", MAE())}}, "the state has no part 'smoke', for it is a single"),
         (
             {"a": worse},

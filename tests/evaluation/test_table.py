@@ -89,20 +89,17 @@ def test_select_and_stack() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Table({}), "rows = "),
         (
             lambda: Table({"a": {"x": 1.0}, "b": {"y": 1.0}}),
             r"row 'b' has the columns \['y'\], .* has \['x'\]: .*select",
         ),
         (lambda: Table({"a": {"x": "1"}}), "row 'a', column 'x' is '1': expected a number or a Spread"),
         (lambda: Table({"a": {"x": {"300": 1.0}}}), "row 'a', column 'x' is .*expected a number"),
-        (lambda: Spread(()), "values = "),
         (lambda: PLAIN.select(["mea"]), r"columns \['mea'\] are not in the table; it has \['mae', 'nrmse'\]"),
         (lambda: Table.over_seeds([]), "no summaries: pass one per seed"),
         (lambda: Table.over_seeds([SUMMARIES[0], {"source": {}}]), "summary 1 has the methods .* not left out"),
         (lambda: Table.over_seeds(SUMMARIES, ["mse"]), r"summary 0 has no \['mse'\] for 'source'; it has"),
         (lambda: Table.stack({"a": PLAIN, "b": PLAIN.select(["mae"])}), "row 'source, b' has the columns"),
-        (lambda: Table.stack({}), "rows = "),
     ],
 )
 def test_errors(make: Any, message: str) -> None:

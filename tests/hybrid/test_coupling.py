@@ -272,7 +272,3 @@ def test_wrong_couplings(block: ph.PhysicsBlock) -> None:
     u, f = line(0), line(1)
     with pytest.raises(ph.StateError, match="changes input 1 but the step has only 1 inputs"):
         ph.HybridSolver(block, SmallNet(2, 1, 1), ph.coupling.Forcing(1))(u, f)
-    with pytest.raises(ph.StateError, match="input = -1"):
-        ph.coupling.Parameter(-1)
-    with pytest.raises(ph.StateError, match="coupling = 'additive': expected e.g. Additive"):
-        ph.HybridSolver(block, SmallNet(2, 1, 1), "additive")

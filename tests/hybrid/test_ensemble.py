@@ -337,11 +337,6 @@ def test_every_member_reconstructs_its_own_initial_state(steps: int) -> None:
 # --- errors ---
 
 
-def test_empty_ensemble() -> None:
-    with pytest.raises(ph.StateError, match="an ensemble of no members: give at least one"):
-        ph.Ensemble([])
-
-
 def test_members_of_different_kinds_of_states() -> None:
     ensemble = ph.Ensemble([lambda u: u, lambda u: u, lambda u: u.with_boundary(0)])
     with pytest.raises(ph.StateError, match="member 2 returns another kind of state than member 0: boundary periodic"):

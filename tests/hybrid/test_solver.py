@@ -526,11 +526,6 @@ def test_features_of_another_grid(captured: ph.PhysicsBlock) -> None:
         solver(line(0, b=2), line(1, b=2))
 
 
-def test_physics_that_is_no_function() -> None:
-    with pytest.raises((ph.StateError, TypeError)):
-        ph.HybridSolver(3, SmallNet(1, 1, 1))(line(0))
-
-
 def test_spatial_parameter_channels_are_physical_units() -> None:
     """Channels keep their order: components of the state, then inputs in the order of the arguments."""
 

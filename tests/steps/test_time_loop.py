@@ -148,12 +148,6 @@ def test_too_short_input(block: ph.PhysicsBlock) -> None:
         ph.rollout(block, line(0, b=2), 4, over_time(line, 3, b=2))
 
 
-@pytest.mark.parametrize("steps", [-1, 2.0, "3", None])
-def test_number_of_steps(steps: Any, block: ph.PhysicsBlock) -> None:
-    with pytest.raises(ph.StateError, match="steps = "):
-        ph.rollout(block, line(0, b=2), steps, line(1, b=2))
-
-
 def test_missing_input(block: ph.PhysicsBlock, solver: ph.HybridSolver) -> None:
     for one_step in (block, solver, forced_step):
         with pytest.raises(ph.StateError, match="got 1 by position"):

@@ -130,7 +130,7 @@ def refusal(step: Callable, *arguments: Any) -> str:
 @pytest.mark.parametrize("step", VALUE_TAKERS, ids=lambda s: s.__name__)
 def test_taking_values_out_is_refused_with_the_line(step: Callable) -> None:
     message = refusal(step, random_field(**EXAMPLE))
-    assert re.search(rf"test_refusals\.py:{line_of(step)} in {step.__name__}", message), message
+    assert re.search(rf"test_guard\.py:{line_of(step)} in {step.__name__}", message), message
     assert "takes a value out of a tensor" in message
 
 
@@ -306,7 +306,7 @@ def tolerance(u: Field, t: Tensor) -> Field:
 def test_matrices_that_depend_on_inputs_are_refused(step: Callable) -> None:
     u = random_field("staggered" if step is obstacle else "scalar", "closed", 2)
     message = refusal(step, u, math.wrap(torch.tensor(0.5)))
-    assert re.search(rf"test_refusals\.py:{line_of(step)} in {step.__name__}", message), message
+    assert re.search(rf"test_guard\.py:{line_of(step)} in {step.__name__}", message), message
     assert "linear solve whose matrix (or tolerance) depends on the step's inputs" in message
     assert "as Python numbers" in message and "diffuse.explicit" in message
 
@@ -389,7 +389,7 @@ def test_error_while_tracing_leaves_nothing_behind() -> None:
             raise OSError("disk")
         return u
 
-    with pytest.raises(CaptureError, match="OSError.*disk.*test_refusals"):
+    with pytest.raises(CaptureError, match="OSError.*disk.*test_guard"):
         with math.precision(64):
             capture(step, random_field("scalar", "open", 1))
     assert not HOOKS & set(vars(TORCH)) and math.get_precision() == 32

@@ -277,20 +277,6 @@ def test_memory_is_linear_in_the_horizon(long: tuple[ph.HybridSolver, Batch]) ->
 # --- errors ---
 
 
-@pytest.mark.parametrize("mode", [Truncated, Checkpointed])
-@pytest.mark.parametrize("value", [0, -1, 1.5, "2"])
-def test_number_of_steps(mode: type, value: Any) -> None:
-    with pytest.raises(ph.StateError, match=f"{value!r}: must be an integer ≥ 1"):
-        mode(value)
-
-
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "1", None])
-@pytest.mark.parametrize("name", ["network", "step"])
-def test_factors(name: str, value: Any) -> None:
-    with pytest.raises(ph.StateError, match=f"{name} = {value!r}: .*finite number ≥ 0"):
-        Paths(**{name: value})
-
-
 def test_physics_paths_need_physics(data: ph.Trajectories) -> None:
     b = windows(data, 2)
     with pytest.raises(ph.StateError, match="gradients along the physics alone need a HybridSolver"):

@@ -316,26 +316,6 @@ def test_schedule_changes_the_deviation(data: ph.Trajectories) -> None:
 # --- errors ---
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (dict(sigma=-0.1), "sigma = -0.1: .*finite number ≥ 0"),
-        (dict(sigma=float("nan")), "sigma = nan: .*finite number ≥ 0"),
-        (dict(sigma=float("inf")), "sigma = inf: .*finite number ≥ 0"),
-        (dict(sigma="0.1"), "sigma = '0.1': .*finite number ≥ 0"),
-        (dict(sigma=0.1, where="all"), "where = 'all': expected 'initial' or 'every_step'"),
-        (dict(sigma=0.1, target="noisy"), "target = 'noisy': expected 'clean' or 'adjusted'"),
-        (dict(sigma=0.1, truncated=0), "truncated = 0: give a positive multiple of sigma"),
-        (dict(sigma=0.1, truncated="2"), "truncated = '2': give a positive multiple of sigma"),
-        (dict(sigma=0.1, schedule=0.5), "schedule = 0.5: expected a function of the update"),
-        (dict(sigma=0.1, random_walk=True, where="every_step"), "random_walk .*where='initial'"),
-    ],
-)
-def test_values_out_of_range(settings: dict, message: str) -> None:
-    with pytest.raises(ph.StateError, match=message):
-        Noise(**settings)
-
-
 @pytest.mark.parametrize("state", [lambda: line(0), lambda: (line(0), faces("closed")), lambda: (line(0),)])
 def test_random_walk_needs_a_history(state: Any) -> None:
     tensors, layout = ph.bridge.flatten(state())

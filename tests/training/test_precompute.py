@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -111,18 +110,6 @@ def test_one_step_training_on_them_by_hand() -> None:
     loss = squares(step_by_hand(solver, picked, force_at(b, 0))[0], targets, [float(s.std()) for s in made.states])
     expected = [loss.detach(), *torch.autograd.grad(loss, list(solver.parameters()))]
     assert agree(value_and_gradient(ph.Unrolled(1), solver, b), expected)
-
-
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_weight_out_of_range(weight: float, data: ph.Trajectories) -> None:
-    with pytest.raises(ph.StateError, match=f"weight = {weight}: .*finite number ≥ 0"):
-        ph.training.precompute_corrections(linear, data, weight)
-
-
-@pytest.mark.parametrize("iterations", [0, -1, 1.5])
-def test_iterations_out_of_range(iterations: Any, data: ph.Trajectories) -> None:
-    with pytest.raises(ph.StateError, match=f"iterations = {iterations}: .*integer ≥ 1"):
-        ph.training.precompute_corrections(linear, data, iterations=iterations)
 
 
 def test_physics_that_becomes_infinite(data: ph.Trajectories) -> None:

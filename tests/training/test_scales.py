@@ -152,8 +152,3 @@ def test_another_inflow_is_no_other_boundary() -> None:
     faster = u.with_boundary({"x": ZERO_GRADIENT, "y-": vec(x=0.0, y=2.0), "y+": ZERO_GRADIENT})
     assert solver(faster).boundary == faster.boundary
     torch.testing.assert_close(solver.network.seen[:, 1, :, 0] * solver.input_scale[1], torch.full((2, 6), 2.0))
-
-
-def test_number_of_samples(data: ph.Trajectories, block: ph.PhysicsBlock) -> None:
-    with pytest.raises(ph.StateError, match="samples = 0: at least one"):
-        estimate_scales(ph.HybridSolver(block, SmallNet(2, 1, 1)), data, 0)

@@ -562,8 +562,6 @@ def test_foreign_checkpoint(build: Build, tmp_path: Path) -> None:
     path.write_text("update,loss\n")
     with pytest.raises(ph.DataError, match="no complete checkpoint"):
         run.trainer.resume(path)
-    with pytest.raises(FileNotFoundError):
-        run.trainer.resume(tmp_path / "missing.pt")
 
 
 @pytest.mark.parametrize(
@@ -631,31 +629,6 @@ def test_non_finite_loss_in_a_line_search_keeps_the_weights(build: Build) -> Non
     with pytest.raises(ph.NonFiniteError, match="at update 0"):
         run.trainer.fit(9)
     assert equal(weights(run), before)
-
-
-@pytest.mark.parametrize("name", ["batch_size", "validate_every", "checkpoint_every"])
-def test_settings_out_of_range(name: str, build: Build) -> None:
-    with pytest.raises(ph.StateError, match=f"{name} = 0: must be an integer ≥ 1"):
-        build(**{name: 0})
-
-
-@pytest.mark.parametrize("skip", [1.0, 0.0, -3.0, float("nan")])
-def test_skip_out_of_range(skip: float, build: Build) -> None:
-    with pytest.raises(ph.StateError, match=f"skip = {skip}: .*greater than 1"):
-        build(skip=skip)
-
-
-@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
-def test_clip_out_of_range(clip: float, build: Build) -> None:
-    """A negative one would turn the gradient round."""
-    with pytest.raises(ph.StateError, match=f"clip = {clip}: .*greater than 0"):
-        build(clip=clip)
-
-
-@pytest.mark.parametrize("updates", [-1, 2.5, 1e3])
-def test_number_of_updates(updates: Any, build: Build) -> None:
-    with pytest.raises(ph.StateError, match="must be an integer ≥ 0"):
-        build().trainer.fit(updates)
 
 
 def test_windows_longer_than_the_trajectories(build: Build) -> None:
