@@ -8,7 +8,7 @@ import torch
 from phi.torch.flow import Field, math
 
 import phi_hybrid as ph
-from cases.small import SmallNet, native_of, faces, forced_step
+from cases.small import SmallNet, faces, forced_step, native_of
 from phi_hybrid.data import Batch
 
 TRAJECTORIES, STEPS = 3, 5

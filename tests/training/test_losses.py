@@ -106,25 +106,15 @@ def wave_batch(error: torch.Tensor) -> Batch:
     return Batch((zero,), (), DataLayout(layout, ph.bridge.flatten(())[1]), (2.0,))
 
 
-@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("k", [(0, 0), (3, 0), (0, 2), (3, 2), (8, 0)], ids=str)
+@pytest.mark.parametrize("power", [0.5, 2.0])
+@pytest.mark.parametrize("k", [(0, 0), (3, 2), (8, 0)], ids=str)
 def test_weight_of_a_wave(k: tuple[int, int], power: float) -> None:
     """A wave of known number counts (k/k_Nyquist)^(2·power) times its mean square: 16 × 10 cells, Nyquist 8 and 5."""
-    x, y = torch.meshgrid(
-        torch.arange(16.0, dtype=torch.float64), torch.arange(10.0, dtype=torch.float64), indexing="ij"
-    )
+    x, y = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (16, 10)), indexing="ij")
     wave = torch.cos(2 * m.pi * (k[0] * x / 16 + k[1] * y / 10))
     share = ((k[0] / 8) ** 2 + (k[1] / 5) ** 2) ** power
     found = Spectral(power)((wave[None, None, :, :, None],), wave_batch(wave))
     assert float(found) == pytest.approx(share * float((wave**2).mean()) / 4, rel=1e-12, abs=1e-25)
-
-
-def test_power_one_is_the_gradient_of_the_error() -> None:
-    """∂ₓ of a sum of waves, worked out by hand: the mean square of ∂ₓe · dx/π."""
-    x = torch.arange(16, dtype=torch.float64)[:, None].expand(16, 4) * 2 * m.pi / 16
-    error, slope = torch.sin(x) + 0.5 * torch.cos(5 * x), torch.cos(x) - 2.5 * torch.sin(5 * x)
-    found = Spectral(1)((error[None, None, :, :, None],), wave_batch(error))
-    assert float(found) == pytest.approx(float(((slope * (2 * m.pi / 16) / m.pi / 2) ** 2).mean()), rel=1e-12)
 
 
 def test_states_without_a_grid_are_compared_as_they_are() -> None:
@@ -145,12 +135,12 @@ def divergence_by_hand(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x + y
 
 
-@pytest.mark.parametrize("captured", [False, True])
-@pytest.mark.parametrize("at", WEIGHTS, ids=repr)
-def test_divergence_by_hand(at: Any, captured: bool, states: Tensors, b: Batch) -> None:
-    divergence = ph.capture(field.divergence) if captured else field.divergence
+@pytest.mark.parametrize("divergence", [ph.capture(field.divergence), field.divergence], ids=["captured", "plain"])
+def test_divergence_by_hand(divergence: Any, states: Tensors, b: Batch) -> None:
     per_step = [(divergence_by_hand(*(y[:, n] for y in states)) ** 2).mean() / 9 for n in range(STEPS)]
-    assert float(Vanishing(divergence, 3.0, at)(states, b)) == pytest.approx(weighted(per_step, WEIGHTS[at]), rel=1e-12)
+    for at in (EveryStep(), Geometric(0.5)):
+        found = float(Vanishing(divergence, 3.0, at)(states, b))
+        assert found == pytest.approx(weighted(per_step, WEIGHTS[at]), rel=1e-12)
 
 
 def momentum(u: Field) -> math.Tensor:
@@ -167,17 +157,15 @@ def test_conserved_drift_by_hand(states: Tensors, b: Batch) -> None:
 def test_residual_of_states_that_obey_the_step(data: ph.Trajectories) -> None:
     """The reference with its own step; another step leaves a residual, which is worked out by hand."""
     block = ph.capture(forced_step)
-    own = make_data(block)
-    b = own.whole()
-    assert float(Residual(block)(b.targets, b)) == 0.0
-    b = data.whole()
+    own, b = make_data(block).whole(), data.whole()
+    assert float(Residual(block)(own.targets, own)) == 0.0
     per_step = []
     for n in range(STEPS):
         after = native_of(block, *(s[:, n] for s in b.states), *force_at(b, n))
         errors = [((s[:, n + 1] - a) / d).ravel() for s, a, d in zip(b.states, after, b.scale)]
         per_step.append((torch.cat(errors) ** 2).mean())
-    for at, weights in WEIGHTS.items():
-        assert float(Residual(block, at)(b.targets, b)) == pytest.approx(weighted(per_step, weights), rel=1e-12)
+    at = Geometric(0.5)
+    assert float(Residual(block, at)(b.targets, b)) == pytest.approx(weighted(per_step, WEIGHTS[at]), rel=1e-12)
 
 
 def test_residual_is_a_function_of_all_states(b: Batch, states: Tensors) -> None:
@@ -238,21 +226,21 @@ def test_weights_in_single_precision(b: Batch, states: Tensors) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Steps(), "give numbers of steps"),
-        (lambda: Steps(0, 2), "the first is 1"),
-        (lambda: Geometric(0.0), "ratio = 0.0: expected a number > 0"),
-        (lambda: Geometric(float("nan")), "ratio = nan: expected a number > 0"),
-        (lambda: L2("last"), r"at = 'last': expected .*LastStep\(\)"),
-        (lambda: L1(LastStep), r"at = <class.*: expected .*LastStep\(\)"),
-        (lambda: Spectral(-1.0), "power = -1.0: expected a number ≥ 0"),
-        (lambda: Vanishing(field.divergence, 0.0), "scale = 0.0: expected a number > 0"),
-        (lambda: Conserved(momentum, float("inf")), "scale = inf: expected a number > 0"),
-        (lambda: Losses({}), "expected a mapping from names to terms"),
-        (lambda: Losses(L2()), "expected a mapping from names to terms"),
-        (lambda: Losses({"a": (L2(), 0.1)}), r"terms\['a'\] = .*expected a term or \(weight, term\)"),
-        (lambda: Losses({"a": (0.1, L2(), 3)}), r"terms\['a'\] = .*expected a term or \(weight, term\)"),
-        (lambda: Losses({"a": 0.1}), r"terms\['a'\] = 0.1: expected a term or \(weight, term\)"),
-        (lambda: Losses({"a": L2}), r"terms\['a'\] = .*expected a term or \(weight, term\)"),
+        (lambda: Steps(), r"Steps\(\)"),
+        (lambda: Steps(0, 2), r"0, 2"),
+        (lambda: Geometric(0.0), "ratio = 0.0"),
+        (lambda: Geometric(float("nan")), "ratio = nan"),
+        (lambda: L2("last"), r"at = 'last'.*LastStep\(\)"),
+        (lambda: L1(LastStep), r"at = <class.*LastStep\(\)"),
+        (lambda: Spectral(-1.0), "power = -1.0"),
+        (lambda: Vanishing(field.divergence, 0.0), "scale = 0.0"),
+        (lambda: Conserved(momentum, float("inf")), "scale = inf"),
+        (lambda: Losses({}), "{}"),
+        (lambda: Losses(L2()), "L2"),
+        (lambda: Losses({"a": (L2(), 0.1)}), r"terms\['a'\] = .*weight"),
+        (lambda: Losses({"a": (0.1, L2(), 3)}), r"terms\['a'\] = .*weight"),
+        (lambda: Losses({"a": 0.1}), r"terms\['a'\] = 0.1"),
+        (lambda: Losses({"a": L2}), r"terms\['a'\] = "),
     ],
 )
 def test_values_out_of_range(make: Any, message: str) -> None:
@@ -261,7 +249,7 @@ def test_values_out_of_range(make: Any, message: str) -> None:
 
 
 def test_steps_beyond_the_horizon(states: Tensors, b: Batch) -> None:
-    with pytest.raises(ph.StateError, match=r"Steps\(2, 6\): the loss sees 5 steps; use 1 … 5"):
+    with pytest.raises(ph.StateError, match=r"Steps\(2, 6\).*1 … 5"):
         L2(Steps(2, 6))(states, b)
 
 
@@ -269,7 +257,7 @@ def test_steps_beyond_the_horizon(states: Tensors, b: Batch) -> None:
 def test_residuals_need_the_state_before(make: Any) -> None:
     """After steps without gradient it would be that of the reference, which the model has left."""
     residual = Losses({"pde": Residual(forced_step)})
-    with pytest.raises(ph.StateError, match=r"terms\['pde'\].*use it in Unrolled without warm_up"):
+    with pytest.raises(ph.StateError, match=r"terms\['pde'\].*warm_up"):
         make(residual)
     ph.Unrolled(3, residual)
     ph.training.Pushforward(1, residual)

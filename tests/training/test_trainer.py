@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases.small import DT, SmallNet, equal, faces, forced_step, line, native_of, step
+from cases.small import DT, SmallNet, equal, forced_step, line, native_of, step
 from phi.torch.flow import Field
 
 import phi_hybrid as ph
@@ -110,23 +109,32 @@ def test_the_loss_falls(build: Build) -> None:
     assert sum(history["loss"][-10:]) < 0.1 * sum(history["loss"][:10])
 
 
+def adam_by_hand(
+    solver: ph.HybridSolver, batches: list[Batch], move: Callable = lambda update, b, u: u, skipped: Sequence[int] = ()
+) -> list[float]:
+    """Losses of Adam in plain torch on these windows; `move` may change the state that a step starts from."""
+    optimizer, losses = torch.optim.Adam(solver.parameters(), 1e-2), []
+    for update, b in enumerate(batches):
+        u, states = b.states[0][:, 0], []
+        for n in range(b.steps):
+            (u,) = native_of(solver, move(update, b, u), b.inputs[0][:, n])
+            states.append(u)
+        loss = (((torch.stack(states, 1) - b.states[0][:, 1:]) / b.scale[0]) ** 2).sum() / (b.steps * u.numel())
+        if update not in skipped:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.smoke
 def test_training_is_the_loop_by_hand(build: Build) -> None:
-    """Adam in plain torch, same windows: same losses and weights to the last bit."""
+    """The same losses and weights to the last bit."""
     recorded = Recorded(3)
     trained, by_hand = build(recorded), build()
-    history, losses = trained.trainer.fit(7), []
-    optimizer = torch.optim.Adam(by_hand.solver.parameters(), 1e-2)
-    for batch in recorded.batches:
-        u, states = batch.states[0][:, 0], []
-        for n in range(3):
-            (u,) = native_of(by_hand.solver, u, batch.inputs[0][:, n])
-            states.append(u)
-        loss = (((torch.stack(states, 1) - batch.states[0][:, 1:]) / batch.scale[0]) ** 2).sum() / (3 * u.numel())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert history["loss"] == losses
+    history = trained.trainer.fit(7)
+    assert history["loss"] == adam_by_hand(by_hand.solver, recorded.batches)
     assert equal(weights(trained), weights(by_hand))
     assert not equal(weights(trained), weights(build()))
 
@@ -156,6 +164,16 @@ def test_schedule_and_history(build: Build) -> None:
     assert len(history["loss"]) == len(history["gradient_norm"]) == 5 and history is run.trainer.history
 
 
+def test_scheduler_that_follows_the_loss(build: Build) -> None:
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    run = build(
+        optimizer=lambda p: torch.optim.SGD(p, 1e-12),
+        scheduler=lambda o: plateau(o, factor=0.5, patience=2, threshold=0.5, eps=0.0),
+    )
+    run.trainer.fit(8)
+    assert run.optimizer.param_groups[0]["lr"] < 1e-12
+
+
 @pytest.mark.parametrize("clip", [None, 1e-3, 1e6])
 def test_long_gradients_are_clipped(clip: float | None, build: Build) -> None:
     """With plain SGD of rate 1 the change of the weights is the clipped gradient."""
@@ -167,34 +185,19 @@ def test_long_gradients_are_clipped(clip: float | None, build: Build) -> None:
     assert change == pytest.approx(1e-3 if clip == 1e-3 else norm, rel=1e-3)
 
 
-def test_second_order_optimizers_get_a_closure(build: Build) -> None:
-    recorded = Recorded(2)
-    run = build(recorded, optimizer=lambda p: torch.optim.LBFGS(p, lr=0.5, max_iter=5), batch_size=20)
-    history = run.trainer.fit(4)
-    assert len(recorded.batches) > 8  # several evaluations an update
-    assert history["loss"][-1] < 0.2 * history["loss"][0]
-
-
 def test_noise_by_hand(build: Build) -> None:
     """The seed of the training is that of its noise."""
     recorded = Recorded(ph.Unrolled(2, noise=ph.Noise(0.1, "every_step", schedule=ph.training.Ramp(1, 0, 5))))
-    trained, by_hand = build(recorded, seed=3), build()
+    trained, by_hand, without = build(recorded, seed=3), build(), build()
     trained.trainer.fit(7)
-    optimizer = torch.optim.Adam(by_hand.solver.parameters(), 1e-2)
+
+    def move(update: int, b: Batch, u: torch.Tensor) -> torch.Tensor:
+        return u + 0.1 * (1 - update / 5) * b.scale[0] * torch.randn(u.shape) if update < 5 else u
+
     torch.manual_seed(3)
-    for update, b in enumerate(recorded.batches):
-        u, states = b.states[0][:, 0], []
-        for n in range(2):
-            if update < 5:
-                u = u + 0.1 * (1 - update / 5) * b.scale[0] * torch.randn(u.shape)
-            (u,) = native_of(by_hand.solver, u, b.inputs[0][:, n])
-            states.append(u)
-        optimizer.zero_grad()
-        (((torch.stack(states, 1) - b.states[0][:, 1:]) / b.scale[0]) ** 2).mean().backward()
-        optimizer.step()
+    adam_by_hand(by_hand.solver, recorded.batches, move)
     for a, b in zip(weights(trained), weights(by_hand)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    without = build()
     without.trainer.fit(7)
     assert (weights(trained)[0] - weights(without)[0]).norm() > 1e-3
 
@@ -217,11 +220,10 @@ class Draws(Recorded):
         return loss
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_every_evaluation_of_a_line_search_sees_the_same_noise(dropout: float, build: Build) -> None:
+def test_every_evaluation_of_a_line_search_sees_the_same_noise(build: Build) -> None:
     draws = Draws(ph.Unrolled(2, noise=ph.Noise(0.3, "every_step")))
     run = build(
-        draws, lambda p: torch.optim.LBFGS(p, max_iter=5, line_search_fn="strong_wolfe"), dropout=dropout, batch_size=20
+        draws, lambda p: torch.optim.LBFGS(p, max_iter=5, line_search_fn="strong_wolfe"), dropout=0.3, batch_size=20
     )
     draws.trainer = run.trainer
     history = run.trainer.fit(4)
@@ -233,34 +235,16 @@ def test_every_evaluation_of_a_line_search_sees_the_same_noise(dropout: float, b
     assert all(entries[-1][2] < entries[0][2] for entries in per_update)  # it went down under this noise
 
 
-@pytest.mark.parametrize("optimizer", [None, lambda p: torch.optim.LBFGS(p, max_iter=4)], ids=["adam", "lbfgs"])
-def test_loss_terms_are_recorded(optimizer: Callable | None, build: Build) -> None:
+def test_loss_terms_are_recorded(build: Build) -> None:
     """Weighted, at the weights before the update, so that they add up to the loss; those that there are."""
     both = ph.Unrolled(2, Losses({"state": L2(), "end": (0.5, L1(LastStep()))}))
-    settings = {} if optimizer is None else {"optimizer": optimizer}
-    history = build(ph.Curriculum({0: ph.Unrolled(1), 3: both}), batch_size=20, **settings).trainer.fit(6)
-    assert {name: curve["update"] for name, curve in history["contributions"].items()} == {
-        "state": [3, 4, 5],
-        "end": [3, 4, 5],
-    }
-    parts = [curve["value"] for curve in history["contributions"].values()]
+    run = build(ph.Curriculum({0: ph.Unrolled(1), 3: both}), lambda p: torch.optim.LBFGS(p, max_iter=4), batch_size=20)
+    history = run.trainer.fit(6)
+    curves = history["contributions"]
+    assert {name: curve["update"] for name, curve in curves.items()} == {"state": [3, 4, 5], "end": [3, 4, 5]}
+    parts = [curve["value"] for curve in curves.values()]
     assert [sum(p) for p in zip(*parts)] == pytest.approx(history["loss"][3:], rel=1e-6)
     assert all(value > 0 for part in parts for value in part)
-
-
-def test_contributions_by_hand(build: Build) -> None:
-    losses = {"state": L2(), "end": (0.5, L1(LastStep()))}
-    recorded = Recorded(ph.Unrolled(2, Losses(losses)))
-    build(recorded).trainer.fit(1)
-    run = build(ph.Unrolled(2, Losses(losses)))
-    (b,), before = recorded.batches, copy.deepcopy(run.solver)
-    found = run.trainer.fit(1)["contributions"]
-    with torch.no_grad():
-        (first,) = native_of(before, b.states[0][:, 0], b.inputs[0][:, 0])
-        (second,) = native_of(before, first, b.inputs[0][:, 1])
-    errors = [(y - b.states[0][:, n]) / b.scale[0] for n, y in ((1, first), (2, second))]
-    assert found["state"]["value"] == pytest.approx([float((torch.stack(errors) ** 2).mean())], rel=1e-5)
-    assert found["end"]["value"] == pytest.approx([0.5 * float(errors[1].abs().mean())], rel=1e-5)
 
 
 def test_curriculum_is_one_training_after_the_other(build: Build) -> None:
@@ -270,9 +254,8 @@ def test_curriculum_is_one_training_after_the_other(build: Build) -> None:
     history = run.trainer.fit(9)
     stages = build(first)
     early = stages.trainer.fit(4)
-    after = ph.Trainer(
-        stages.solver, run.trainer.data, second, optimizer=stages.optimizer, batch_size=3, progress=False
-    )
+    settings = dict(optimizer=stages.optimizer, batch_size=3, progress=False)
+    after = ph.Trainer(stages.solver, run.trainer.data, second, **settings)
     after.update = 4
     late = after.fit(9)
     assert equal(weights(run), weights(stages))
@@ -300,7 +283,6 @@ def alike(a: list[Any], b: list[Any]) -> bool:
 
 
 OPTIMIZERS = {
-    "adam": lambda p: torch.optim.Adam(p, 1e-2),
     "momentum": lambda p: torch.optim.SGD(p, 1e-3, momentum=0.9),
     "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=1),
 }
@@ -327,20 +309,8 @@ def test_training_with_a_skipped_update_is_the_loop_by_hand(build: Build) -> Non
     recorded = Recorded(2, spike(21))
     trained, by_hand = build(recorded, skip=50), build()
     trained.trainer.fit(24)
-    optimizer, objective = torch.optim.Adam(by_hand.solver.parameters(), 1e-2), ph.Unrolled(2)
-    for number, b in enumerate(recorded.batches):
-        if number != 21:
-            optimizer.zero_grad()
-            objective.loss(objective.outputs(by_hand.solver, b), b).backward()
-            optimizer.step()
+    adam_by_hand(by_hand.solver, recorded.batches, skipped=[21])
     assert equal(weights(trained), weights(by_hand))
-
-
-def test_nothing_is_skipped_without_being_asked_for(build: Build) -> None:
-    run, plain = build(Recorded(2, spike(22))), build()
-    assert run.trainer.fit(23)["skipped"] == []
-    plain.trainer.fit(23)
-    assert not equal(weights(run), weights(plain))
 
 
 def test_far_trials_of_a_line_search_are_not_skipped(build: Build) -> None:
@@ -389,17 +359,6 @@ def test_validation_does_not_disturb_training(build: Build, data: ph.Trajectorie
     validated.solver.eval()
     expected = ph.evaluate({"now": validated.solver}, data[:2]).summary()["now"]["mae"]
     assert history["validation"]["mae"][-1] == pytest.approx(expected, rel=1e-6)
-
-
-def test_staggered_data_train(block: ph.PhysicsBlock) -> None:
-    u, f = faces("closed", 0, b=2), faces("closed", 1, b=2)
-    data = ph.Trajectories.generate(reference, u, 3, (f,), progress=False)
-    solver = ph.HybridSolver(block, SmallNet(4, 2, 2, width=8))
-    trainer = ph.Trainer(
-        solver, data, ph.Unrolled(2), optimizer=torch.optim.Adam(solver.parameters(), 2e-2), progress=False
-    )
-    history = trainer.fit(40)
-    assert history["loss"][-1] < 0.3 * history["loss"][0]
 
 
 def test_scales_are_estimated_unless_they_are_set(build: Build, data: ph.Trajectories) -> None:
@@ -452,10 +411,8 @@ def test_fit_in_two_parts(build: Build) -> None:
     assert equal(weights(whole), weights(parts))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
-def test_killed_and_resumed_is_uninterrupted(optimizer: str, build: Build, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_uninterrupted(build: Build, tmp_path: Path) -> None:
     """Killed in update 8, two updates after the last checkpoint; everything is made anew, with other first weights."""
-    make = {"adam": lambda p: torch.optim.Adam(p, 1e-2), "momentum": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9)}
 
     class Killed(BaseException):
         pass
@@ -465,10 +422,10 @@ def test_killed_and_resumed_is_uninterrupted(optimizer: str, build: Build, tmp_p
             raise Killed
         return loss
 
-    whole = build(**FULL, optimizer=make[optimizer])
+    whole = build(**FULL)
     whole.trainer.fit(13)
     path = tmp_path / "folder" / "training.pt"
-    settings = dict(FULL, optimizer=make[optimizer], checkpoint=path, checkpoint_every=3)
+    settings = dict(FULL, checkpoint=path, checkpoint_every=3)
     with pytest.raises(Killed):
         build(Recorded(2, kill), **settings).trainer.fit(13)
     resumed = build(**settings, weights=7)
@@ -483,10 +440,7 @@ def test_killed_and_resumed_is_uninterrupted(optimizer: str, build: Build, tmp_p
 
 OBJECTIVES = {
     "noise": ph.Unrolled(2, noise=ph.Noise(0.3, "every_step", truncated=2, schedule=ph.training.Ramp(1, 0.5, 20))),
-    "pushforward": ph.training.Pushforward(3),
-    "curriculum": ph.Curriculum(
-        {0: ph.Unrolled(1), 5: ph.training.Pushforward(3), 24: ph.Unrolled(2, noise=ph.Noise(0.2))}
-    ),
+    "curriculum": ph.Curriculum({0: ph.Unrolled(1, noise=ph.Noise(0.2)), 5: ph.training.Pushforward(3)}),
 }
 
 
@@ -505,21 +459,12 @@ def test_resumed_training_draws_and_skips_the_same(objective: str, build: Build,
     assert resumed.trainer.history == history
 
 
-def test_finished_training_leaves_a_checkpoint(build: Build, tmp_path: Path) -> None:
-    run = build(checkpoint=tmp_path / "a.pt", checkpoint_every=100)
+def test_finished_training_leaves_a_checkpoint_with_scales(build: Build, tmp_path: Path) -> None:
+    run, again = build(checkpoint=tmp_path / "a.pt", checkpoint_every=100), build(weights=3)
+    run.solver.set_scales(torch.tensor([2.0, 3.0]), torch.tensor([4.0]))
     run.trainer.fit(5)
-    again = build(weights=3)
     assert again.trainer.resume(tmp_path / "a.pt") is again.trainer
     assert again.trainer.update == 5 and equal(weights(run), weights(again))
-    assert torch.equal(run.solver.input_scale, again.solver.input_scale)
-
-
-def test_scales_travel_in_the_checkpoint(build: Build, data: ph.Trajectories, tmp_path: Path) -> None:
-    run = build()
-    run.solver.set_scales(torch.tensor([2.0, 3.0]), torch.tensor([4.0]))
-    run.trainer.save(tmp_path / "a.pt")
-    again = build()
-    again.trainer.resume(tmp_path / "a.pt")
     assert again.solver.input_scale.tolist() == [2.0, 3.0] and again.solver.output_scale.tolist() == [4.0]
 
 
@@ -541,14 +486,14 @@ def test_failed_save_leaves_the_old_checkpoint(build: Build, tmp_path: Path, mon
 # --- errors ---
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.999])
 def test_truncated_checkpoint(keep: float, build: Build, tmp_path: Path) -> None:
     run, path = build(), tmp_path / "a.pt"
     run.trainer.save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     before = weights(run)
-    with pytest.raises(ph.DataError, match="a.pt is no complete checkpoint"):
+    with pytest.raises(ph.DataError, match="a.pt"):
         run.trainer.resume(path)
     assert equal(weights(run), before) and run.trainer.update == 0
 
@@ -557,10 +502,10 @@ def test_foreign_checkpoint(build: Build, tmp_path: Path) -> None:
     run, path = build(), tmp_path / "a.pt"
     for content in ({"weights": torch.ones(2)}, [1, 2], 3):
         torch.save(content, path)
-        with pytest.raises(ph.DataError, match="no complete checkpoint"):
+        with pytest.raises(ph.DataError, match="a.pt"):
             run.trainer.resume(path)
     path.write_text("update,loss\n")
-    with pytest.raises(ph.DataError, match="no complete checkpoint"):
+    with pytest.raises(ph.DataError, match="a.pt"):
         run.trainer.resume(path)
     with pytest.raises(FileNotFoundError):
         run.trainer.resume(tmp_path / "missing.pt")
@@ -583,14 +528,14 @@ def test_checkpoint_of_another_training(change: dict, named: str, build: Build, 
     build().trainer.save(tmp_path / "a.pt")
     other = build(weights=1, **change)
     before = weights(other)
-    with pytest.raises(ph.StateError, match=f"another training.*{named}"):
+    with pytest.raises(ph.StateError, match=named):
         other.trainer.resume(tmp_path / "a.pt")
     assert equal(weights(other), before)
 
 
 def test_checkpoint_of_another_network(build: Build, tmp_path: Path) -> None:
     build().trainer.save(tmp_path / "a.pt")
-    with pytest.raises(ph.StateError, match="(?s)another solver.*size mismatch"):
+    with pytest.raises(ph.StateError, match="(?s)size mismatch"):
         build(width=5).trainer.resume(tmp_path / "a.pt")
 
 
@@ -601,7 +546,7 @@ def test_non_finite_loss_keeps_the_weights(value: float, build: Build) -> None:
 
     run, good = build(Recorded(2, spoil)), build()
     good.trainer.fit(3)
-    with pytest.raises(ph.NonFiniteError, match="loss is (nan|inf) at update 3") as caught:
+    with pytest.raises(ph.NonFiniteError, match=f"{value} at update 3") as caught:
         run.trainer.fit(9)
     assert caught.value.step == 3 and run.trainer.update == 3
     assert equal(weights(run), weights(good))
@@ -615,7 +560,7 @@ def test_non_finite_gradient_keeps_the_weights(build: Build) -> None:
 
     run, good = build(Recorded(2, spoil)), build()
     good.trainer.fit(2)
-    with pytest.raises(ph.NonFiniteError, match="gradient norm is nan at update 2"):
+    with pytest.raises(ph.NonFiniteError, match="nan at update 2"):
         run.trainer.fit(9)
     assert equal(weights(run), weights(good))
 
@@ -633,69 +578,49 @@ def test_non_finite_loss_in_a_line_search_keeps_the_weights(build: Build) -> Non
     assert equal(weights(run), before)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "validate_every", "checkpoint_every"])
-def test_settings_out_of_range(name: str, build: Build) -> None:
-    with pytest.raises(ph.StateError, match=f"{name} = 0: must be an integer ≥ 1"):
-        build(**{name: 0})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("validate_every", 0),
+        ("checkpoint_every", 0),
+        ("skip", 1.0),
+        ("skip", float("nan")),
+        ("clip", 0.0),
+        ("clip", -1.0),  # which would turn the gradient round
+        ("clip", float("nan")),
+    ],
+)
+def test_settings_out_of_range(name: str, value: float, build: Build) -> None:
+    with pytest.raises(ph.StateError, match=f"{name} = {value}"):
+        build(**{name: value})
 
 
-@pytest.mark.parametrize("skip", [1.0, 0.0, -3.0, float("nan")])
-def test_skip_out_of_range(skip: float, build: Build) -> None:
-    with pytest.raises(ph.StateError, match=f"skip = {skip}: .*greater than 1"):
-        build(skip=skip)
-
-
-@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
-def test_clip_out_of_range(clip: float, build: Build) -> None:
-    """A negative one would turn the gradient round."""
-    with pytest.raises(ph.StateError, match=f"clip = {clip}: .*greater than 0"):
-        build(clip=clip)
+def test_optimizer_of_another_network(build: Build) -> None:
+    run, other = build(), build()
+    with pytest.raises(ph.StateError, match="4 of the optimizer's 4 parameters"):
+        ph.Trainer(run.solver, run.trainer.data, ph.Unrolled(1), optimizer=other.optimizer)
+    with pytest.raises(ph.StateError, match="HybridSolver"):
+        ph.Trainer(step, run.trainer.data, ph.Unrolled(1), optimizer=other.optimizer)
 
 
 @pytest.mark.parametrize("updates", [-1, 2.5, 1e3])
 def test_number_of_updates(updates: Any, build: Build) -> None:
-    with pytest.raises(ph.StateError, match="must be an integer ≥ 0"):
+    with pytest.raises(ph.StateError, match=f"{updates}"):
         build().trainer.fit(updates)
 
 
 def test_windows_longer_than_the_trajectories(build: Build) -> None:
-    with pytest.raises(ph.DataError, match="windows of 7 steps do not fit"):
+    with pytest.raises(ph.DataError, match="windows of 7 steps"):
         build(ph.Unrolled(STEPS + 1))
 
 
-@pytest.mark.parametrize("captured", [True, False])
-def test_data_without_the_inputs_of_the_step(captured: bool) -> None:
+def test_data_without_the_inputs_of_the_step() -> None:
     data = ph.Trajectories.generate(step, line(0, b=2), 3, progress=False)
-    solver = ph.HybridSolver(ph.capture(forced_step) if captured else forced_step, SmallNet(2, 1, 1))
+    solver = ph.HybridSolver(forced_step, SmallNet(2, 1, 1))
     optimizer = torch.optim.SGD(solver.parameters(), 1.0)
-    with pytest.raises(ph.StateError, match="but got 1 by position"):
+    with pytest.raises(ph.StateError, match="1 by position"):
         ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
     solver.set_scales(torch.ones(2), torch.ones(1))
-    with pytest.raises(ph.StateError, match="but got 1 by position"):
+    with pytest.raises(ph.StateError, match="1 by position"):
         ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False).fit(1)
-
-
-def test_data_of_another_kind_bind_anew(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
-    """A solver trained on a line meets data on a box: channels do not fit."""
-    solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
-    f = faces("closed", 1, b=2)
-    other = ph.Trajectories.generate(forced_step, faces("closed", 0, b=2), 3, (f,), progress=False)
-    solver.set_scales(torch.ones(2), torch.ones(1))
-    with pytest.raises(ph.StateError, match="channels"):
-        optimizer = torch.optim.SGD(solver.parameters(), 1.0)
-        ph.Trainer(solver, other, ph.Unrolled(1), optimizer=optimizer, progress=False).fit(1)
-
-
-def test_double_precision_data_meet_features_of_their_grid(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
-    solver = ph.HybridSolver(block, SmallNet(3, 1, 1), features=(line(5, cells=16),))
-    with pytest.raises(ph.StateError, match="one grid resolution"):
-        optimizer = torch.optim.SGD(solver.parameters(), 1.0)
-        ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
-
-
-def test_copies_train_independently(build: Build, data: ph.Trajectories) -> None:
-    run = build()
-    twin = copy.deepcopy(run.solver)
-    before = [p.detach().clone() for p in twin.parameters()]
-    run.trainer.fit(3)
-    assert equal([p.detach() for p in twin.parameters()], before)
