@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from phi_hybrid import _compat
+from phi_hybrid.bridge.checks import require_instance
 from phi_hybrid.bridge.layout import (
     Axis,
     ConstantLayout,
@@ -127,6 +128,7 @@ class ChannelMap:
     """
 
     def __init__(self, layout: Layout, batch: Iterable[str] = (), resolution: Mapping[str, int] | None = None) -> None:
+        require_instance("layout", layout, Layout, "the layout of a state: ChannelMap(flatten(state)[1])")
         self.layout = layout
         self.batch = sorted({*batch_names(layout), *batch})
         self._leaves = list(_leaves(layout))
@@ -211,6 +213,7 @@ def from_channels(channels: torch.Tensor, like: Any) -> Any:
     Returns:
         State like `like`; fixed faces are left out, an outer open face follows its neighbour.
     """
+    require_instance("channels", channels, torch.Tensor, "a torch tensor (batch, channel, *spatial)")
     tensors, layout = flatten(like)
     channel_map = ChannelMap(layout)
     natives = channel_map.from_channels(channels, list(channel_map.batch_sizes(tensors).values()))

@@ -25,6 +25,7 @@ from phi.math import Shape, Tensor
 from phiml.math import extrapolation
 
 from phi_hybrid import _compat
+from phi_hybrid.bridge.checks import require_instance
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.errors import StateError
 
@@ -65,6 +66,11 @@ class Layout:
     boundary_kinds: tuple[tuple[str, str], ...] = ()
     """Side → kind of boundary for every field, e.g. `('x-', 'periodic')`; all constant values are of one kind."""
 
+    @cached_property
+    def time_axes(self) -> list[int | None]:
+        """Position of the dim `time` in every tensor, `None` where it is not there."""
+        return [position_of(TIME, axes) for axes in self.leaves]
+
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
         """The state that takes its tensors from `natives`."""
         raise NotImplementedError
@@ -72,6 +78,9 @@ class Layout:
     def map_axes(self, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> Layout:
         """The layout with `f` applied to the axes of every tensor in it."""
         return self
+
+    def __deepcopy__(self, memo: dict) -> Layout:
+        return self  # PhiML would round the bounds of its copies to the global precision
 
     def difference(self, other: Layout) -> str:
         """Names, in words, what tells this layout from another."""
@@ -161,11 +170,6 @@ class TreeLayout(Layout):
         return tuple(leaf for child in self.children for leaf in child.leaves)
 
     @cached_property
-    def time_axes(self) -> list[int | None]:
-        """Position of the dim `time` in every tensor, `None` where it is not there."""
-        return [position_of(TIME, axes) for axes in self.leaves]
-
-    @cached_property
     def boundary_kinds(self) -> tuple[tuple[str, str], ...]:
         return tuple(entry for child in self.children for entry in child.boundary_kinds)
 
@@ -210,6 +214,7 @@ def flatten(state: Any) -> tuple[tuple[torch.Tensor, ...], Layout]:
 
 def unflatten(layout: Layout, tensors: Sequence[torch.Tensor]) -> Any:
     """Inverse of `flatten`. Sizes of batch dims are taken from the tensors."""
+    require_instance("layout", layout, Layout, "what flatten() returned second: unflatten(layout, tensors)")
     expected = len(layout.leaves)
     if len(tensors) != expected:
         raise StateError(f"{len(tensors)} tensors given, but the layout holds {expected}: pass what flatten() returned")

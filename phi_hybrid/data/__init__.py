@@ -1,8 +1,8 @@
 """Floor 5: trajectories of a reference solver, coarsened, stored and cut into windows."""
 
-from phi_hybrid.data.batch import Batch
+from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.coarsening import coarsen
 from phi_hybrid.data.store import replacing
-from phi_hybrid.data.trajectories import Trajectories, Windows
+from phi_hybrid.data.trajectories import Trajectories, Windows, require_data
 
-__all__ = ["Batch", "Trajectories", "Windows", "coarsen", "replacing"]
+__all__ = ["Batch", "DataLayout", "Trajectories", "Windows", "coarsen", "replacing", "require_data"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import (
     Layout,
@@ -132,12 +133,32 @@ class Batch:
         return replace(self, states=tuple(t[:, steps:] for t in self.states), inputs=inputs)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device."""
-        states, inputs = ([t.to(device, non_blocking=True) for t in part] for part in (self.states, self.inputs))
+        """The batch on another device.
+
+        Raises:
+            StateError: if this machine does not have it.
+        """
+        try:
+            states, inputs = ([t.to(device, non_blocking=True) for t in part] for part in (self.states, self.inputs))
+        except (RuntimeError, AssertionError, TypeError):
+            _require_device(device)
+            raise
         return replace(self, states=tuple(states), inputs=tuple(inputs))
 
     def __repr__(self) -> str:
         count, inputs = len(self.states[0]), describe_leaves(self.layouts.inputs)
         return (
             f"Batch({count} windows of {self.steps} steps; state {describe_leaves(self.state_layout)}; inputs {inputs})"
+        )
+
+
+def _require_device(device: Any) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        require(
+            False,
+            "device",
+            device,
+            f"a device of this machine, 'cpu' or one of {torch.cuda.device_count()} GPUs ({error})",
         )

@@ -9,6 +9,7 @@ import torch
 from phi.geom import UniformGrid
 from phi.math import spatial
 
+from phi_hybrid.bridge.checks import require_count
 from phi_hybrid.bridge.layout import (
     Axis,
     FieldLayout,
@@ -39,8 +40,7 @@ def coarsen(state: Any, factor: int) -> Any:
     Raises:
         StateError: if a resolution is no multiple of `factor`.
     """
-    if not isinstance(factor, int) or factor < 1:
-        raise StateError(f"factor = {factor!r}: give the number of fine cells per coarse cell, an integer ≥ 1")
+    require_count("factor", factor, way_out="the number of fine cells per coarse cell")
     if factor == 1:
         return state
     tensors, layout = flatten(state)

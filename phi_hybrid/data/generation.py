@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from phi_hybrid.bridge.checks import require_count, require_instance
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.bridge.layout import (
     Layout,
@@ -39,14 +39,12 @@ def generate(
     progress: bool,
 ) -> tuple[Tensors, Tensors, Layout, TreeLayout]:
     """States and inputs of all trajectories, with their layouts; see `Trajectories.generate`."""
-    for name, value in (("steps", steps), ("every", every)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise StateError(f"{name} = {value!r}: must be an integer ≥ 1")
-    if not isinstance(inputs, (tuple, Mapping)):
-        raise StateError(
-            f"inputs must be a tuple of arguments, got {type(inputs).__name__}; write inputs=(force,), or "
-            'inputs={"force": force} by name'
-        )
+    require_count("steps", steps)
+    require_count("every", every)
+    way_out = 'arguments of the step, inputs=(force,), or by name, inputs={"force": force}'
+    require_instance("inputs", inputs, (tuple, Mapping), way_out)
+    if not callable(coarsen):
+        require_count("coarsen", coarsen, way_out="or a function state -> state")
     reduce = coarsen if callable(coarsen) else partial(coarsen_by, factor=coarsen)
     positional, keywords = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
     reference = as_step(step)

@@ -15,6 +15,7 @@ from phi.geom import Box, UniformGrid
 from phi.math import spatial
 
 from phi_hybrid import _compat
+from phi_hybrid.bridge.checks import require_path
 from phi_hybrid.bridge.layout import (
     Axis,
     ConstantLayout,
@@ -44,10 +45,8 @@ def write(
     """Writes all at once or nothing, see `replacing`."""
     import h5py
 
-    try:
-        header = json.dumps({"states": to_dict(state_layout), "inputs": to_dict(input_layout), "metadata": metadata})
-    except TypeError as error:
-        raise DataError(f"metadata must be JSON values (numbers, strings, lists, dicts): {error}") from None
+    require_json(metadata)
+    header = json.dumps({"states": to_dict(state_layout), "inputs": to_dict(input_layout), "metadata": metadata})
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update({"format": _FORMAT, "version": _VERSION, "header": header})
         for group, tensors in (("states", states), ("inputs", inputs)):
@@ -55,9 +54,18 @@ def write(
                 file.create_dataset(f"{group}/{number}", data=tensor.detach().cpu().numpy())
 
 
+def require_json(metadata: Any) -> None:
+    """Raises DataError for metadata that a file cannot hold."""
+    try:
+        json.dumps(metadata)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"metadata must be JSON values (numbers, strings, lists, dicts): {error}") from None
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[str]:
     """Gives a temporary name beside `path`; once all is written there, it takes the name `path`: never half a file."""
+    require_path("path", path)
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{path}.{secrets.token_hex(4)}.part"
@@ -79,14 +87,15 @@ def read(path: str | os.PathLike, lazy: bool = False) -> Contents:
             looked at and go when memory is short. Writing into such a tensor does not change the file.
 
     Raises:
-        DataError: for a damaged or foreign file, naming what is wrong, and for a compressed one that cannot be mapped.
-        FileNotFoundError: if there is none.
+        DataError: for a missing, damaged or foreign file, naming what is wrong, and for a compressed one that cannot be
+            mapped.
     """
     import h5py
 
+    require_path("path", path)
     path = os.fspath(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"no trajectories at {path}; write them with Trajectories.generate(..., path=...)")
+        raise DataError(f"no trajectories at {path}; write them with Trajectories.generate(..., path=...)")
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != _FORMAT:

@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number, require_path
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import (
     Layout,
@@ -50,6 +53,9 @@ class Trajectories:
     def __post_init__(self) -> None:
         if self.checked:
             return
+        for name, tensors in (("states", self.states), ("inputs", self.inputs)):
+            native = isinstance(tensors, tuple) and all(isinstance(t, torch.Tensor) for t in tensors)
+            require(native, name, tensors, "torch tensors (trajectory, time, …) in a tuple; see Trajectories.generate")
         for name, tensors in (("state", self.states), ("input", self.inputs)):
             for number, tensor in enumerate(tensors):
                 require_finite(tensor, f"{name} tensor {number}")
@@ -87,6 +93,10 @@ class Trajectories:
             DataError: if the reference diverges or a solve in it fails, naming the step.
             StateError: for bad arguments.
         """
+        require_instance("metadata", metadata, (Mapping, type(None)), "names and JSON values, e.g. {'dt': 0.1}")
+        if path is not None:
+            require_path("path", path)
+            store.require_json(dict(metadata or {}))
         data = generate(step, initial_states, steps, inputs, coarsen, every, progress)
         data = Trajectories(*data, dict(metadata or {}))
         if path is not None:
@@ -115,8 +125,10 @@ class Trajectories:
 
     def __getitem__(self, selection: slice | list[int]) -> Trajectories:
         """Some of the trajectories."""
-        if isinstance(selection, int):
-            selection = [selection]
+        if isinstance(selection, Integral):
+            selection = [int(selection)]
+        kinds = (slice, list, range, torch.Tensor, np.ndarray)
+        require_instance("selection", selection, kinds, "trajectories as a number, a slice or a list of numbers")
         chosen = replace(
             self, states=tuple(t[selection] for t in self.states), inputs=tuple(t[selection] for t in self.inputs)
         )
@@ -130,7 +142,8 @@ class Trajectories:
         Args:
             first: number of trajectories in the first part, or their share between 0 and 1.
         """
-        count = round(first * len(self)) if isinstance(first, float) else first
+        require_number("first", first, way_out="how many trajectories, or which share of them, between 0 and 1")
+        count = first if isinstance(first, Integral) else round(first * len(self))
         if not 0 < count < len(self):
             raise DataError(
                 f"split({first}) leaves one part of {len(self)} trajectories empty; use 1 … {len(self) - 1}"
@@ -143,6 +156,8 @@ class Trajectories:
         Raises:
             DataError: unless 0 ≤ start < stop ≤ steps.
         """
+        for name, value in (("start", start), ("stop", stop)):
+            require_count(name, value, None)
         if not 0 <= start < stop <= self.steps:
             raise DataError(
                 f"between({start}, {stop}): the trajectories have steps 0 … {self.steps}; give start < stop"
@@ -199,8 +214,7 @@ class Trajectories:
                 not be changed in place meanwhile; replacing it, as `save` does, is harmless.
 
         Raises:
-            DataError: for files that are truncated, foreign, of a newer version, or hold non-finite values.
-            FileNotFoundError: if there is none.
+            DataError: for files that are missing, truncated, foreign, of a newer version, or hold non-finite values.
         """
         return Trajectories(*store.read(path, lazy))
 
@@ -242,6 +256,11 @@ class Trajectories:
         )
 
 
+def require_data(name: str, data: Any) -> None:
+    """Raises StateError for what is no set of trajectories."""
+    require_instance(name, data, Trajectories, "Trajectories, e.g. of Trajectories.generate or load")
+
+
 @lru_cache(maxsize=8)
 def _epoch_order(windows: int, seed: int, epoch: int) -> torch.Tensor:
     """Numbers of the windows, shuffled anew in every epoch."""
@@ -256,6 +275,7 @@ class Windows(Dataset):
     """
 
     def __init__(self, data: Trajectories, steps: int) -> None:
+        require_count("steps", steps, None, "e.g. data.windows(16)")
         if not 1 <= steps <= data.steps:
             raise DataError(
                 f"windows of {steps} steps do not fit in trajectories of {data.steps}; use 1 … {data.steps}"

@@ -1,7 +1,8 @@
-"""Mean and spread of an ensemble, and whether the spread can be trusted.
+"""Mean and spread of an ensemble, and scores of how far the spread can be trusted.
 
-Members are states with a batch dim `member`, e.g. `ensemble.rollout(u0, 100)`; the truth is one without, e.g. a reference
-trajectory. A calibrated ensemble is one whose members and truth could be exchanged for each other.
+Members are states with a batch dim `member`, e.g. `ensemble.rollout(u0, 100)`; the truth is one without, e.g. a
+reference trajectory. A calibrated ensemble is one whose members and truth could be exchanged for each other. Scores are
+over all values of a state; of several parts, score one at a time: `crps(members["smoke"], truth["smoke"])`.
 """
 
 from __future__ import annotations
@@ -14,39 +15,39 @@ import torch
 from phi.math import Tensor, batch, spatial, sqrt, wrap
 from scipy.special import stdtrit
 
+from phi_hybrid.bridge.checks import require, require_number
 from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.bridge.layout import Layout, flatten, position_of, unflatten, without
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps.time_loop import all_finite
 
-Dims = Sequence[str]
+Dims = str | Sequence[str]
 
 Leaf = tuple[torch.Tensor, torch.Tensor, list[str]]
 """Members with their dim first, truth, and the names of the other dims."""
 
 
 def mean(members: Any) -> Any:
-    """ū = ⟨uᵢ⟩ over the members: a state without the dim `member`."""
+    """Mean ū = ⟨uᵢ⟩ of the members: a state without the dim `member`."""
     return _reduced(members, lambda u: u.mean(0))
 
 
 def spread(members: Any) -> Any:
-    """s = √(Σᵢ (uᵢ − ū)²/(M − 1)), the standard deviation over M members: a state without the dim `member`."""
+    """Standard deviation s = √(Σᵢ (uᵢ − ū)²/(M − 1)) of M members: a state without the dim `member`."""
     return _reduced(members, lambda u: u.std(0))
 
 
 def rescale(members: Any, factor: float) -> Any:
-    """ū + a·(uᵢ − ū), members with another spread about the same mean; `covering_scale` finds a.
+    """Members ū + a·(uᵢ − ū), which have another spread about the same mean.
 
     Args:
-        members: `(member, …)`.
-        factor: a ≥ 0.
+        members: state `(member, …)`.
+        factor: a ≥ 0, e.g. from `covering_scale`.
 
     Raises:
         StateError: for a factor that is negative or not finite.
     """
-    if not (math.isfinite(factor) and factor >= 0):
-        raise StateError(f"factor = {factor}: a spread is scaled by a finite number ≥ 0, e.g. by covering_scale(…)")
+    require_number("factor", factor, least=0, way_out="e.g. covering_scale(…)")
     tensors, layout = _members(members, least=1)
     scaled = []
     for tensor, axes in zip(tensors, layout.leaves):
@@ -56,12 +57,17 @@ def rescale(members: Any, factor: float) -> Any:
 
 
 def covering_scale(members: Any, truth: Any, level: float = 0.9) -> float:
-    """The scale a of the spread for which the intervals of `coverage` hold this share of the truth: `level` exactly.
+    """Scale a of the spread for which the intervals of `coverage` hold exactly the share `level` of the truth.
 
     The simplest recalibration, of one number, with `rescale` (split conformal prediction, Lei et al. 2018, doi
-    10.1080/01621459.2017.1307116). Fit it to validation data, never to those that are reported; coverages of other levels
-    tell whether the errors are distributed as the spread says. 1/`spread_skill` sets the mean squares right instead, which
-    a few large errors rule.
+    10.1080/01621459.2017.1307116). Fit it to validation data, never to those that are reported; coverages of other
+    levels tell whether the errors are distributed as the spread says. 1/`spread_skill` sets the mean squares right
+    instead, which a few large errors rule.
+
+    Args:
+        members: state `(member, …)`.
+        truth: the same without `member`.
+        level: share between 0 and 1, 0.9 by default.
 
     Raises:
         StateError: also if so much of the truth lies where the spread is zero, e.g. in the common initial state.
@@ -74,19 +80,19 @@ def covering_scale(members: Any, truth: Any, level: float = 0.9) -> float:
     scale = float(pooled.kthvalue(math.ceil(level * len(pooled))).values)
     if not math.isfinite(scale):
         raise StateError(
-            f"no scale covers {level:.0%} of the truth, because the spread is zero at too many values: leave the initial state "
-            "out, trajectory.time[1:], and give members that differ"
+            f"no scale covers {level:.0%} of the truth, because the spread is zero at too many values: leave the "
+            "initial state out, trajectory.time[1:], and give members that differ"
         )
     return scale
 
 
 def skill(members: Any, truth: Any, along: Dims = ()) -> Tensor:
-    """√⟨(ū − u*)²⟩, the root mean square error of the mean of the members, `(*along)`."""
+    """Root mean square error √⟨(ū − u*)²⟩ of the mean of the members, `(*along)`; arguments as for `spread_skill`."""
     return sqrt(_mean(_leaves(members, truth, least=1), lambda u, true: (u.mean(0) - true).square(), along))
 
 
 def expected_skill(members: Any, along: Dims = ()) -> Tensor:
-    """√⟨(1 + 1/M)·s²⟩, the error that the spread announces, `(*along)`.
+    """Error √⟨(1 + 1/M)·s²⟩ that the spread announces, `(*along)`.
 
     The factor is due to the mean of M members only: of a calibrated ensemble it is √(1 + 1/M) s away from the truth
     (Fortin et al. 2014, doi 10.1175/JHM-D-14-0008.1).
@@ -102,20 +108,20 @@ def spread_skill(members: Any, truth: Any, along: Dims = ()) -> Tensor:
     Args:
         members: state `(member, time, trajectory, x, vector)`.
         truth: the same without `member`.
-        along: dims to keep, e.g. `('time',)`; the means are over all others.
+        along: dims to keep, e.g. `('time',)`; the means are over all others, over everything by default.
 
     Raises:
-        StateError: if there are fewer than two members, values that are not finite, states of two kinds, or a dim is unknown.
+        StateError: for fewer than two members, values that are not finite, states of two kinds, or an unknown dim.
     """
     return expected_skill(members, along) / skill(members, truth, along)
 
 
 def crps(members: Any, truth: Any, along: Dims = ()) -> Tensor:
-    """Continuous ranked probability score ⟨|uᵢ − u*|⟩ − Σᵢⱼ |uᵢ − uⱼ| / (2M(M − 1)), a mean, `(*along)`; smaller is better.
+    """Continuous ranked probability score ⟨|uᵢ − u*|⟩ − Σᵢⱼ |uᵢ − uⱼ| / (2M(M − 1)), `(*along)`; smaller is better.
 
-    The energy form of Gneiting & Raftery 2007 (doi 10.1198/016214506000001437), fair to small ensembles (Ferro 2014, doi
-    10.1002/qj.2270): its expectation does not depend on M. In units of the state; of one member it is the mean absolute
-    error. Arguments as for `spread_skill`.
+    The energy form of Gneiting & Raftery 2007 (doi 10.1198/016214506000001437), fair to small ensembles (Ferro 2014,
+    doi 10.1002/qj.2270): its expectation does not depend on M. In units of the state; of one member it is the mean
+    absolute error. Arguments as for `spread_skill`.
     """
     return _mean(_leaves(members, truth, least=1), _crps, along)
 
@@ -133,11 +139,11 @@ def _crps(members: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 def coverage(members: Any, truth: Any, level: float, along: Dims = ()) -> Tensor:
     """Share of the truth inside the central prediction intervals ū ± t·s·√(1 + 1/M), `(*along)`: `level` if calibrated.
 
-    t is Student's quantile of M − 1 degrees of freedom, so that the intervals hold for any number of members if these are
-    normally distributed. Other arguments as for `spread_skill`.
+    t is Student's quantile of M − 1 degrees of freedom, so that the intervals hold for any number of members if these
+    are normally distributed. Other arguments as for `spread_skill`.
 
     Args:
-        level: nominal share, between 0 and 1, e.g. 0.9.
+        level: nominal share between 0 and 1, e.g. 0.9.
     """
 
     def inside(u: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
@@ -147,16 +153,18 @@ def coverage(members: Any, truth: Any, level: float, along: Dims = ()) -> Tensor
 
 
 def _reach(members: torch.Tensor, level: float) -> torch.Tensor:
-    """Half the width of the prediction interval."""
-    if not 0 < level < 1:
-        raise StateError(f"level = {level}: the nominal share of an interval is between 0 and 1, e.g. 0.9")
+    """Half the width t·s·√(1 + 1/M) of the prediction interval."""
+    require_number("level", level, above=0)
+    require(level < 1, "level", level, "the nominal share of an interval, between 0 and 1, e.g. 0.9")
     count = len(members)
     return float(stdtrit(count - 1, (1 + level) / 2)) * math.sqrt(1 + 1 / count) * members.std(0)
 
 
 def rank_histogram(members: Any, truth: Any) -> Tensor:
-    """Share of the truth with 0, 1, …, M members below it, `(rank,)`: flat if calibrated, high at both ends if
-    overconfident (Hamill 2001). Ties count half below. Arguments as for `spread_skill`."""
+    """Share of the truth with 0, 1, …, M members below it, `(rank,)` (Hamill 2001).
+
+    Flat if calibrated, high at both ends if overconfident. Ties count half below. Arguments as for `spread_skill`.
+    """
     leaves = _leaves(members, truth, least=1)
     count = len(leaves[0][0])
     counts = torch.zeros(count + 1, dtype=torch.float64)
@@ -197,8 +205,8 @@ def _leaves(members: Any, truth: Any, least: int = 2) -> list[Leaf]:
         )
     if not all_finite((*own, *true)):
         raise StateError(
-            "members or truth hold NaN or infinity, to which no score applies: leave failed members and trajectories out, "
-            "or end before they fail, e.g. members.time[:50]"
+            "members or truth hold NaN or infinity, to which no score applies: leave failed members and trajectories "
+            "out, or end before they fail, e.g. members.time[:50]"
         )
     return [_leaf(u, t.to(u), axes) for u, t, axes in zip(own, true, layout.leaves)]
 
@@ -209,7 +217,7 @@ def _leaf(members: torch.Tensor, truth: torch.Tensor, axes: tuple) -> Leaf:
 
 def _mean(leaves: Sequence[Leaf], score: Callable, along: Dims) -> Tensor:
     """Mean of a score over all values that differ in other dims than those kept."""
-    along = tuple(along)
+    along = (along,) if isinstance(along, str) else tuple(along)
     total, count = 0.0, 0
     for members, truth, names in leaves:
         unknown = [name for name in along if name not in names]

@@ -1,4 +1,4 @@
-"""Rolls solvers out beside reference trajectories and measures every step."""
+"""Rollouts of solvers beside reference trajectories, measured at every step."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_count, require_instance
 from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.bridge.layout import flatten, without
-from phi_hybrid.data import Batch, Trajectories
+from phi_hybrid.data import Batch, Trajectories, require_data
 from phi_hybrid.errors import SolveError, StateError
-from phi_hybrid.evaluation.metrics import DEFAULT, MAE, NRMSE, Frame, Metric
+from phi_hybrid.evaluation.metrics import MAE, NRMSE, Frame, Metric, as_metric, defaults
 from phi_hybrid.evaluation.result import Evaluation
 from phi_hybrid.hybrid.ensemble import Ensemble
 from phi_hybrid.steps.bound import Repeatable, Tensors, bind
 from phi_hybrid.steps.face import Step
 from phi_hybrid.steps.plain import as_step
 from phi_hybrid.steps.time_loop import evaluation_mode
-
-__all__ = ["Evaluation", "evaluate", "trajectory_errors"]
 
 _NONE: Mapping[str, Metric] = MappingProxyType({})
 
@@ -36,40 +35,51 @@ def evaluate(
 ) -> Evaluation:
     """Rolls every solver out from the first states of `data` and compares each step with the reference.
 
-    An `Ensemble` is measured by the mean of its members, each of which follows its own trajectory; it fails with the first
-    of them. No states are kept, only a number per metric, trajectory and step: memory does not grow with the number of rollouts,
-    nor with that of the steps. Load large data with `Trajectories.load(path, lazy=True)`.
+    Measured are always `mae`, `nrmse`, `correlation` and `cosine` of the whole state; where it has several parts, whose
+    units mix in these, also `mae` and `nrmse` of every part: `evaluation["mae smoke"]`, or `["mae 0"]` of a tuple.
+
+    An `Ensemble` is measured by the mean of its members, each of which follows its own trajectory; it fails with the
+    first of them. No states are kept, only a number per metric, trajectory and step: memory does not grow with the
+    number of rollouts, nor with that of the steps. Load large data with `Trajectories.load(path, lazy=True)`.
 
     Args:
         solvers: name → step, e.g. `{'source': physics, 'hybrid': solver}`; inputs come from the data.
         data: held-out trajectories on the grid of the solvers, `(trajectory, time, x, y, vector)`.
         steps: number of steps, all that the data has by default.
-        metrics: name → what to measure besides `mae`, `nrmse`, `correlation` and `cosine`, e.g.
-            `{'energy': ph.metrics.Drift(ph.quantities.energy)}`.
-        batch_size: largest number of trajectories that are rolled out at once.
+        metrics: name → further metric, e.g. `{'energy': ph.metrics.Drift(ph.quantities.energy)}`, or of one part
+            `{'smoke correlates': ph.metrics.Part('smoke', ph.metrics.Correlation())}`.
+        batch_size: largest number of trajectories that are rolled out at once, 8 by default.
 
     Raises:
         StateError: if `steps` is out of range, the data do not fit a solver, a metric has the name of another or does
             not return one number per trajectory.
     """
-    if not isinstance(solvers, Mapping) or not solvers:
-        raise StateError(f"solvers = {solvers!r}: expected a mapping from names to steps, e.g. {{'hybrid': solver}}")
+    named = isinstance(solvers, Mapping) and bool(solvers)
+    require(named, "solvers", solvers, "a mapping from names to steps, e.g. {'hybrid': solver}")
+    solvers = {name: as_step(solver, f"solvers[{name!r}]") for name, solver in solvers.items()}
+    require_data("data", data)
     steps = data.steps if steps is None else steps
-    if not 1 <= steps <= data.steps:
-        raise StateError(f"steps = {steps} but the data has trajectories of {data.steps} steps; use 1 … {data.steps}")
-    if batch_size < 1:
-        raise StateError(f"batch_size = {batch_size}: roll out at least 1 trajectory at once")
-    taken = sorted({*DEFAULT, "blow_up"} & set(metrics))
-    if taken:
-        raise StateError(f"metrics {taken} are measured anyway; give yours other names")
-    chosen = {**DEFAULT, **metrics}
+    require_count("steps", steps)
+    require(steps <= data.steps, "steps", steps, f"1 … {data.steps}, the steps of the data")
+    require_count("batch_size", batch_size)
+    chosen = _all_metrics(data, metrics)
     found = {name: measure(solver, data, steps, chosen, batch_size) for name, solver in solvers.items()}
     values = {metric: {name: numbers[metric] for name, (numbers, _) in found.items()} for metric in chosen}
     return Evaluation(values, {name: lifetime for name, (_, lifetime) in found.items()})
 
 
+def _all_metrics(data: Trajectories, metrics: Mapping[str, Any]) -> dict[str, Metric]:
+    """The default metrics and those that are asked for."""
+    require_instance("metrics", metrics, Mapping, "a mapping from names to metrics, e.g. {'error': ph.metrics.MAE()}")
+    known = defaults(data.state_layout)
+    taken = sorted({*known, "blow_up"} & set(metrics))
+    if taken:
+        raise StateError(f"metrics {taken} are measured anyway; give yours other names")
+    return known | {name: as_metric(metric, f"metrics[{name!r}]") for name, metric in metrics.items()}
+
+
 def trajectory_errors(solver: Callable, data: Trajectories, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """MAE and nRMSE, each `(trajectory, step)`, of one solver in evaluation mode; all trajectories at once."""
+    """MAE and nRMSE of the whole state, each `(trajectory, step)`, of one solver; all trajectories at once."""
     numbers, _ = measure(solver, data, steps, {"mae": MAE(), "nrmse": NRMSE()}, len(data))
     return numbers["mae"], numbers["nrmse"]
 
@@ -78,7 +88,11 @@ def trajectory_errors(solver: Callable, data: Trajectories, steps: int) -> tuple
 def measure(
     solver: Callable, data: Trajectories, steps: int, metrics: Mapping[str, Metric], batch_size: int
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Metric → `(trajectory, step)` of one solver in evaluation mode, and the steps before its failures, `(trajectory,)`."""
+    """Rolls one solver out in evaluation mode.
+
+    Returns:
+        Metric → `(trajectory, step)`, and the number of steps before the first failure, `(trajectory,)`.
+    """
     solver, count = as_step(solver), len(data)
     numbers = {name: torch.empty(count, steps, dtype=torch.float64) for name in metrics}
     lifetime = torch.empty(count, dtype=torch.long)
@@ -101,8 +115,7 @@ def _measure_chunk(
 ) -> torch.Tensor:
     """Fills in the numbers of a few trajectories; returns how many steps each of them went without failure."""
     device, steps = _device_of(solver), next(iter(numbers.values())).shape[1]
-    first = data.cut(chunk, 0, 1).to(device)
-    has_members = isinstance(solver, Ensemble)
+    first, has_members = data.cut(chunk, 0, 1).to(device), isinstance(solver, Ensemble)
     bound = _bind_members(solver, first) if has_members else first.bind(solver)
     reference = data.cut(chunk, 0, steps)
     inputs, state = reference.step_inputs, bound.state
@@ -116,14 +129,13 @@ def _measure_chunk(
         found = tuple(t.mean(1) for t in state) if has_members else state
         own, true = (Frame(tensors, bound.layout) for tensors in (_replaced(found, target, failed), target))
         for name, metric in metrics.items():
-            failure = getattr(metric, "failure", math.inf)
             value = _one_per_trajectory(metric(own, true), name, failed)
-            numbers[name][:, n] = value.masked_fill(failed | ~torch.isfinite(value), failure)
+            numbers[name][:, n] = value.masked_fill(failed | ~torch.isfinite(value), metric.failure)
     return lifetime
 
 
 def _bind_members(ensemble: Ensemble, batch: Batch) -> Repeatable:
-    """An ensemble bound to the first states; its states are `(trajectory, member, …)` here, trajectories first as always.
+    """Binds an ensemble to the first states; its states are `(trajectory, member, …)` here, trajectories first.
 
     Raises:
         StateError: if the members add batch dims of their own.
@@ -131,12 +143,12 @@ def _bind_members(ensemble: Ensemble, batch: Batch) -> Repeatable:
     bound, leaves = bind(ensemble, batch.initial, batch.layout, batch.step_inputs), len(batch.initial)
     if without(bound.layout, MEMBER) != batch.layout:
         batch.bind(ensemble.members[0])  # has the message
-    swapped = tuple(t.transpose(0, 1) for t in bound.state)  # canonical: 'member' stands before 'trajectory'
 
     def step(*tensors: torch.Tensor) -> Tensors:
         state = (t.transpose(0, 1).contiguous() for t in tensors[:leaves])
         return tuple(t.transpose(0, 1) for t in bound.step(*state, *tensors[leaves:]))
 
+    swapped = tuple(t.transpose(0, 1) for t in bound.state)  # canonical: 'member' stands before 'trajectory'
     return Repeatable(step, swapped, batch.layout)
 
 
@@ -167,13 +179,14 @@ def _replaced(state: Tensors, by: Tensors, chosen: torch.Tensor) -> Tensors:
 
 
 def _one_per_trajectory(value: Any, metric: str, failed: torch.Tensor) -> torch.Tensor:
-    """What a metric returned, float64 `(trajectory,)`."""
+    """The result of a metric, float64 `(trajectory,)`, checked."""
     tensors = (value,) if isinstance(value, torch.Tensor) else flatten(value)[0]
     shapes = [tuple(t.shape) for t in tensors]
     if shapes != [tuple(failed.shape)]:
         raise StateError(
-            f"metric {metric!r} returned shape {shapes[0] if len(shapes) == 1 else shapes}, but should return one number "
-            f"per trajectory, {tuple(failed.shape)}: reduce all other axes, e.g. (own.rows - reference.rows).abs().amax(1)"
+            f"metric {metric!r} returned shape {shapes[0] if len(shapes) == 1 else shapes}, but should return one "
+            f"number per trajectory, {tuple(failed.shape)}: reduce all other axes, e.g. "
+            "(own.rows - reference.rows).abs().amax(1)"
         )
     return tensors[0].to(failed.device, torch.float64)
 

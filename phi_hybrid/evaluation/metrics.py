@@ -1,35 +1,37 @@
-"""What a step of a solver is judged by: one number per trajectory from its state and that of the reference."""
+"""Metrics: one number per trajectory from the state of a solver and that of the reference.
+
+Means are over all values of a state: where it has several parts, such as velocity and smoke, `Part` measures one of
+them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from phi import field
 from phi import math as phi_math
-from phi.field import Field
 from phi.geom import Geometry
 
+from phi_hybrid.bridge.checks import require_callable, require_number
 from phi_hybrid.bridge.dims import TRAJECTORY
 from phi_hybrid.bridge.layout import (
     Axis,
     FieldLayout,
     Layout,
     describe_leaves,
-    flatten,
-    precision_of,
     tuple_of,
     unflatten,
 )
+from phi_hybrid.bridge.parts import part_of, parts_of
 from phi_hybrid.errors import StateError
-from phi_hybrid.evaluation.quantities import energy_spectrum
+from phi_hybrid.evaluation.quantities import divergence, energy_spectrum
 from phi_hybrid.steps.bound import Tensors
-from phi_hybrid.steps.face import Step
+from phi_hybrid.steps.plain import known_step, name_of
 from phi_hybrid.tracing.block import capture
 
 Quantity = Callable[[Any], Any]
@@ -61,6 +63,15 @@ class Frame:
             [_deviation(t.double(), a).reshape(len(t), -1) for t, a in zip(self.tensors, self.layout.leaves)], 1
         )
 
+    def part(self, name: str | int) -> Frame:
+        """One part of states that are dicts (by key) or tuples (by index).
+
+        Raises:
+            StateError: for a part that the states do not have.
+        """
+        place, layout = part_of(self.layout, name)
+        return Frame(self.tensors[place], layout)
+
     def of(self, quantity: Quantity | None) -> Frame:
         """A PhiFlow function of the state; without one the frame itself.
 
@@ -69,29 +80,65 @@ class Frame:
         """
         if quantity is None:
             return self
-        if isinstance(quantity, Step):
-            step = quantity.native_for(tuple_of(self.layout), self.tensors)
-            result = Frame(step(*self.tensors), step.output_layout)
-        else:
-            with phi_math.precision(precision_of(self.tensors)):
-                result = Frame(*flatten(quantity(self.state)))
+        step = known_step(quantity).native_for(tuple_of(self.layout), self.tensors)
+        result = Frame(step(*self.tensors), step.output_layout)
         batches = [[a.name for a in axes if a.kind == "batch"] for axes in result.layout.leaves]
         if not batches or any(names != [TRAJECTORY] for names in batches):
             raise StateError(
-                f"{_name(quantity)} of a state with the batch dim '{TRAJECTORY}' returned {describe_leaves(result.layout)}: "
-                f"keep '{TRAJECTORY}' and no other batch dim, e.g. math.sum(u.values, 'x,y') and not math.sum(u.values)"
+                f"{name_of(quantity)} of a state with the batch dim '{TRAJECTORY}' returned "
+                f"{describe_leaves(result.layout)}: keep '{TRAJECTORY}' and no other batch dim, e.g. "
+                "math.sum(u.values, 'x,y') and not math.sum(u.values)"
             )
         return result
 
 
-Metric = Callable[[Frame, Frame], Any]
-"""`(solver, reference) -> (trajectory,)`, a torch tensor or a PhiFlow tensor. An attribute `failure` is its value where a
-rollout has failed or the result is not finite, +∞ without one."""
+class Metric:
+    """Base class of metrics, `(solver, reference) -> (trajectory,)`; plain functions like this are metrics, too."""
+
+    failure: float = math.inf
+    """Value where a rollout has failed or the result is not finite."""
+
+    def __call__(self, own: Frame, reference: Frame) -> Any:
+        """One number per trajectory, a torch tensor or a PhiFlow tensor."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class MAE:
-    """⟨|u − u*|⟩ over space and components, in units of the state. `of`: of which quantity, the state by default."""
+class _Function(Metric):
+    function: Callable[[Frame, Frame], Any]
+
+    def __call__(self, own: Frame, reference: Frame) -> Any:
+        return self.function(own, reference)
+
+
+def as_metric(metric: Any, name: str) -> Metric:
+    """Metrics as they are, plain functions as metrics.
+
+    Raises:
+        StateError: for what is neither; it is called `name` there.
+    """
+    require_callable(name, metric, "a metric, e.g. MAE(), or a function (solver, reference) -> numbers")
+    return metric if isinstance(metric, Metric) else _Function(metric)
+
+
+# --- errors and correlations ---
+
+
+class _OfQuantity(Metric):
+    of: Quantity | None
+
+    def __post_init__(self) -> None:
+        if self.of is not None:
+            require_callable("of", self.of, "a function of a state, e.g. lambda state: state['velocity'], or None")
+
+
+@dataclass(frozen=True)
+class MAE(_OfQuantity):
+    """Mean absolute error ⟨|u − u*|⟩ over space and components, in units of the state.
+
+    Args:
+        of: quantity to compare, e.g. `ph.quantities.vorticity`; the state by default.
+    """
 
     of: Quantity | None = None
 
@@ -100,8 +147,8 @@ class MAE:
 
 
 @dataclass(frozen=True)
-class NRMSE:
-    """‖u − u*‖₂ / ‖u*‖₂ over space and components. `of`: of which quantity, the state by default."""
+class NRMSE(_OfQuantity):
+    """Relative error ‖u − u*‖₂ / ‖u*‖₂ over space and components; arguments as for `MAE`."""
 
     of: Quantity | None = None
 
@@ -111,21 +158,21 @@ class NRMSE:
 
 
 @dataclass(frozen=True)
-class Correlation:
-    """Σ a·b / √(Σ a²·Σ b²) over space and components, between −1 and 1, and −∞ for failed rollouts.
+class Correlation(_OfQuantity):
+    """Correlation Σ a·b / √(Σ a²·Σ b²) over space and components, between −1 and 1, and −∞ for failed rollouts.
 
     Pearson's correlation with a = u − ⟨u⟩, b = u* − ⟨u*⟩, the spatial mean of each component removed; with
     `centred=False` the cosine similarity, a = u and b = u*, which a common offset draws towards 1. Zero where a or b is
     zero everywhere.
 
     Args:
-        centred: whether means are removed.
-        of: of which quantity, e.g. the vorticity; the state by default.
+        centred: `False` to keep the means.
+        of: quantity to compare, e.g. `ph.quantities.vorticity`; the state by default.
     """
 
     centred: bool = True
     of: Quantity | None = None
-    failure: ClassVar[float] = -math.inf
+    failure = -math.inf
 
     def __call__(self, own: Frame, reference: Frame) -> torch.Tensor:
         own, reference = own.of(self.of), reference.of(self.of)
@@ -133,16 +180,20 @@ class Correlation:
         return (a * b).sum(1) / _positive(a.norm(dim=1) * b.norm(dim=1))
 
 
+# --- spectra, divergence, conserved quantities ---
+
+
 @dataclass(frozen=True)
-class SpectrumError:
+class SpectrumError(_OfQuantity):
     """Log-spectral distance √⟨(log₁₀ E(k)/E*(k))²⟩ₖ of the energy spectra, in decades; for periodic fields.
 
-    E(k) as in `plot.energy_spectrum`: ½ Σ |û(κ)|² over the shell of wavenumbers |κ| ≈ k. All complete shells, i.e. up to
-    the Nyquist wavenumber of the coarsest dim, count alike; the mean (k = 0) does not.
+    E(k) = ½ Σ |û(κ)|² over the shell of wavenumbers |κ| ≈ k, as in `quantities.energy_spectrum`. All complete shells,
+    i.e. up to the Nyquist wavenumber of the coarsest dim, count alike; the mean (k = 0) does not.
 
     Args:
-        of: which field of the state, the whole state by default.
-        floor: energies below this share of the reference's total energy count as this share: round-off is no structure.
+        of: field to compare, the state by default.
+        floor: share of the reference's total energy that smaller energies count as, 1e-12 by default: round-off is no
+            structure.
 
     Raises:
         StateError: for what is not one periodic field on a grid.
@@ -160,12 +211,12 @@ class SpectrumError:
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """max |∇·u|·dx / max |u| of the solver's velocity: about 1 for random faces, 1e-6 for projected float32 ones.
+class Divergence(_OfQuantity):
+    """Largest divergence max |∇·u|·dx / max |u| of the solver: 1 for random faces, 1e-6 for projected float32 ones.
 
     Args:
-        of: which velocity of the state, the whole state by default.
-        obstacle: cells that touch it do not count.
+        of: velocity of the state, the state itself by default.
+        obstacle: geometry; cells that touch it do not count.
     """
 
     of: Quantity | None = None
@@ -173,14 +224,7 @@ class Divergence:
 
     @cached_property
     def _divergence(self) -> Quantity:
-        def divergence(velocity: Field) -> Field:
-            found = field.divergence(velocity)
-            if self.obstacle is None:
-                return found
-            distance = self.obstacle.approximate_signed_distance(found.geometry.center)
-            return found.with_values(phi_math.where(distance > phi_math.max(found.dx), found.values, 0))
-
-        return capture(divergence)
+        return capture(partial(divergence, obstacle=self.obstacle))
 
     def __call__(self, own: Frame, reference: Frame) -> torch.Tensor:
         velocity = own.of(self.of)
@@ -190,17 +234,22 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Drift:
-    """|Q(u) − Q(u*)| / |Q(u*)| of a quantity that should be conserved, or follow that of the reference.
+class Drift(Metric):
+    """Relative drift |Q(u) − Q(u*)| / |Q(u*)| of a quantity that should be conserved, or follow that of the reference.
 
     Args:
         quantity: Q, PhiFlow function of a state, `(trajectory, x, y, vector)` → `(trajectory,)` or
-            `(trajectory, vector)`: `quantities.energy`, `quantities.total`, or your own, captured if it is slow.
+            `(trajectory, vector)`: `ph.quantities.energy`, `ph.quantities.total`, or your own, captured if it is slow.
         scale: denominator in units of Q instead of |Q(u*)|, for quantities that may vanish, such as a momentum.
     """
 
     quantity: Quantity
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        require_callable("quantity", self.quantity, "a function of a state, e.g. ph.quantities.energy")
+        if self.scale is not None:
+            require_number("scale", self.scale, above=0)
 
     def __call__(self, own: Frame, reference: Frame) -> torch.Tensor:
         value, true = own.of(self.quantity).rows, reference.of(self.quantity).rows
@@ -208,17 +257,53 @@ class Drift:
         return (value - true).norm(dim=1) / scale
 
 
+# --- parts ---
+
+
+@dataclass(frozen=True)
+class Part(Metric):
+    """A metric of one part of the states, e.g. `Part("smoke", MAE())` of `{"velocity": …, "smoke": …}`.
+
+    The metric sees states that are this part alone: quantities get its field, means are over its values.
+
+    Args:
+        name: key of a dict, index of a tuple.
+        metric: any metric.
+    """
+
+    name: str | int
+    metric: Metric
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metric", as_metric(self.metric, "metric"))
+
+    @property
+    def failure(self) -> float:
+        return self.metric.failure
+
+    def __call__(self, own: Frame, reference: Frame) -> Any:
+        return self.metric(own.part(self.name), reference.part(self.name))
+
+
 DEFAULT: Mapping[str, Metric] = MappingProxyType(
     {"mae": MAE(), "nrmse": NRMSE(), "correlation": Correlation(), "cosine": Correlation(centred=False)}
 )
-"""Measured in every evaluation: they cost little and suit any state."""
+"""Metrics of every evaluation: they cost little and suit any state."""
+
+
+def defaults(state: Layout) -> dict[str, Metric]:
+    """`DEFAULT`, and `mae` and `nrmse` of every part where a state has several, e.g. `mae smoke`, `nrmse 0`."""
+    parts = [name for name, part in parts_of(state).items() if part.leaves]
+    if len(parts) < 2:
+        return dict(DEFAULT)
+    return {**DEFAULT, **{f"{name} {part}": Part(part, DEFAULT[name]) for name in ("mae", "nrmse") for part in parts}}
 
 
 def _grid(frame: Frame, metric: str) -> FieldLayout:
     if not isinstance(frame.layout, FieldLayout):
         raise StateError(
-            f"{metric} takes one field on a grid, got {type(frame.layout).__name__} of {describe_leaves(frame.layout)}; "
-            f"pick a field of the state, e.g. {metric}(of=lambda state: state[0])"
+            f"{metric} takes one field on a grid, got {type(frame.layout).__name__} of "
+            f"{describe_leaves(frame.layout)}: measure one part of the state, e.g. Part('velocity', {metric}())"
         )
     return frame.layout
 
@@ -232,7 +317,3 @@ def _deviation(tensor: torch.Tensor, axes: tuple[Axis, ...]) -> torch.Tensor:
 def _positive(x: torch.Tensor) -> torch.Tensor:
     """Keeps denominators away from zero."""
     return x.clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def _name(quantity: Quantity) -> str:
-    return getattr(quantity, "__name__", type(quantity).__name__)

@@ -1,4 +1,8 @@
-"""What a state amounts to: integrals over space and the energy spectrum."""
+"""Quantities of states: integrals, spectra and diagnostics of flows.
+
+`total`, `energy`, `vorticity` and `divergence` are PhiFlow functions of a state: they can be captured, and be what a
+metric or a loss is `of`.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,20 @@ import numpy as np
 import torch
 from phi import field
 from phi import math as phi_math
-from phi.field import Field
+from phi.field import CenteredGrid, Field
 from phi.geom import Geometry
+from phi.math.extrapolation import PERIODIC
 
-from phi_hybrid.bridge.dims import TIME
-from phi_hybrid.bridge.layout import FieldLayout
+from phi_hybrid.bridge.checks import require_instance
+from phi_hybrid.bridge.layout import FieldLayout, flatten
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps.bound import Tensors
 
+# --- integrals ---
+
 
 def total(state: Field) -> Any:
-    """∫ u dV, `(trajectory, x, y, vector)` → `(trajectory, vector)`: mass of a density, momentum of a velocity.
+    """Integral ∫ u dV, a mass or momentum: `(trajectory, x, y, vector)` → `(trajectory, vector)`.
 
     A stored face of a staggered field counts with the volume of a cell.
     """
@@ -29,18 +36,35 @@ def total(state: Field) -> Any:
 
 
 def energy(state: Field) -> Any:
-    """½ ∫ |u|² dV, `(trajectory, x, y, vector)` → `(trajectory,)`; faces as in `total`."""
+    """Energy ½ ∫ |u|² dV, `(trajectory, x, y, vector)` → `(trajectory,)`; faces as in `total`."""
     return 0.5 * sum(phi_math.sum(part**2, part.shape.non_batch) for part in _components(state)) * _cell_volume(state)
 
 
-def energy_spectrum(tensors: Tensors, layout: FieldLayout) -> torch.Tensor:
-    """E(kₙ) = ½ Σ |û(κ)|² over |κ|/Δk ≈ n, û = FFT(u)/N, Δk = 2π / longest edge: `(trajectory, n)`, n = 0, 1, …
+def _components(state: Field) -> list[Any]:
+    """Values of every component, `(trajectory, x, y)`."""
+    require_instance("state", state, Field, "a field; of a dict or a tuple pick one, lambda s: energy(s['velocity'])")
+    values = state.values
+    split = values.shape.dual or values.shape.channel
+    return phi_math.unstack(values, split) if split else [values]
 
-    The shells that are complete: up to the Nyquist wavenumber of the coarsest dim. Faces enter as they are.
+
+def _cell_volume(state: Field) -> float:
+    return math.prod(float(state.dx.vector[n]) for n in state.resolution.names)
+
+
+# --- spectra ---
+
+
+def energy_spectrum(tensors: Tensors, layout: FieldLayout) -> torch.Tensor:
+    """Energy spectrum E(kₙ) = ½ Σ |û(κ)|² over |κ|/Δk ≈ n, û = FFT(u)/N, Δk = 2π / longest edge: `(trajectory, n)`.
+
+    Only shells that are complete, n = 0, 1, …, up to the Nyquist wavenumber of the coarsest dim. Faces enter as they
+    are: a shift does not change |û|.
 
     Args:
-        tensors: of a periodic field, `(trajectory, x[, y[, z]][, vector])`, one per component if it is staggered.
-        layout: of the field.
+        tensors: values of a periodic field, `(trajectory, x[, y[, z]][, vector])`, one tensor per component if it is
+            staggered: what `bridge.flatten` returns.
+        layout: layout of the field.
 
     Raises:
         StateError: for fields that are not periodic.
@@ -74,22 +98,59 @@ def _shells(layout: FieldLayout) -> tuple[torch.Tensor, int]:
     return length.round().long().flatten(), int(nyquist) + 1
 
 
-def _components(state: Field) -> list[Any]:
-    """Values of every component, `(trajectory, x, y)`."""
-    values = state.values
-    split = values.shape.dual or values.shape.channel
-    return phi_math.unstack(values, split) if split else [values]
-
-
-def _cell_volume(state: Field) -> float:
-    return math.prod(float(state.dx.vector[n]) for n in state.resolution.names)
-
-
 # --- flows ---
 
 
+def vorticity(velocity: Field) -> Field:
+    """Vorticity ω = ∂v/∂x − ∂u/∂y of a periodic velocity in the plane, a centred scalar `(trajectory, x, y)`.
+
+    By differences of neighbouring faces, at the lower corner of each cell, where the velocity is staggered; by central
+    differences where it is centred. PhiFlow's `field.curl` has periodic corners twice.
+
+    Raises:
+        StateError: for velocities that are not periodic or have not two dims.
+    """
+    names, staggered = velocity.resolution.names, velocity.is_staggered
+    if len(names) != 2 or velocity.boundary != PERIODIC:
+        raise StateError(
+            f"vorticity takes a periodic velocity in the plane, got one along {', '.join(names)} with boundary "
+            f"{velocity.boundary}; PhiFlow's field.curl(velocity) takes staggered ones with other boundaries"
+        )
+    first, second = names
+    options = dict(difference="backward" if staggered else "central", padding=PERIODIC, stack_dim=None)
+
+    def slope(component: str, along: str) -> Any:
+        values = velocity.values[{"~vector" if staggered else "vector": component}]
+        return phi_math.spatial_gradient(values, float(velocity.dx.vector[along]), dims=along, **options)
+
+    shift = -0.5 * velocity.dx if staggered else 0
+    return CenteredGrid(slope(second, first) - slope(first, second), PERIODIC, velocity.bounds.shifted(shift))
+
+
+def divergence(velocity: Field, obstacle: Geometry | None = None) -> Field:
+    """Divergence ∇·u in every cell, zero in those that touch an obstacle, a centred scalar `(trajectory, x, y)`."""
+    found = field.divergence(velocity)
+    if obstacle is None:
+        return found
+    distance = obstacle.approximate_signed_distance(found.geometry.center)
+    return found.with_values(phi_math.where(distance > phi_math.max(found.dx), found.values, 0))
+
+
+def largest_divergence(velocity: Field, obstacle: Geometry | None = None) -> float:
+    """Largest divergence, max |∇·u|·dx / max |u|: about 1 for random faces, 1e-6 for projected float32 ones.
+
+    Args:
+        velocity: centred or staggered, `(trajectory, x, y)`; the maxima are over all of it.
+        obstacle: geometry; cells that touch it do not count.
+    """
+    change, speed = (
+        max(float(t.abs().max()) for t in flatten(u)[0]) for u in (divergence(velocity, obstacle), velocity)
+    )
+    return change * float(phi_math.max(velocity.dx)) / speed if speed else 0.0
+
+
 def strouhal_number(signal: np.ndarray, dt: float, length: float, speed: float) -> np.ndarray:
-    """St = f·D/U of the strongest oscillation, from the peak of the periodogram on a fine grid of frequencies.
+    """Strouhal number St = f·D/U of the strongest oscillation, from the peak of the periodogram.
 
     Args:
         signal: e.g. the transverse velocity at a point behind the obstacle, `(…, time)`, at least two periods long.
@@ -110,43 +171,13 @@ def strouhal_number(signal: np.ndarray, dt: float, length: float, speed: float) 
     return peak / (padded * dt) * length / speed
 
 
-def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Σ a·b / √(Σ a²·Σ b²) over the last two axes, `(…, x, y)` → `(…)`."""
-    return (a * b).sum((-1, -2)) / ((a**2).sum((-1, -2)) * (b**2).sum((-1, -2))).sqrt()
-
-
-def vorticity(velocity: Field) -> torch.Tensor:
-    """ω = ∂v/∂x − ∂u/∂y of a periodic staggered velocity at the corners of the cells, `(trajectory, time, x, y)`."""
-    u, v = (velocity.values[{"~vector": d}] for d in "xy")
-    dx, dy = (float(velocity.dx.vector[d]) for d in "xy")
-    u, v = (
-        torch.as_tensor(c.native([c.shape.batch.only(n) for n in ("trajectory", TIME)] + ["x", "y"])) for c in (u, v)
-    )
-    return (v - v.roll(1, -2)) / dx - (u - u.roll(1, -1)) / dy
-
-
 def time_of_decorrelation(correlations: np.ndarray, threshold: float, dt: float) -> np.ndarray:
-    """Time until a correlation falls below a threshold for the first time, `(…, time)` → `(…)`; its end if it does not.
+    """Time until a correlation falls below a threshold for the first time, or its end, `(…, time)` → `(…)`.
 
-    Entry 0 is the state after the first step.
+    Args:
+        correlations: values over time; entry 0 is the state after the first step. NaN counts as decorrelated.
+        threshold: e.g. 0.8 or 0.95.
+        dt: time between two values.
     """
-    below = ~(np.asarray(correlations) >= threshold)  # NaN counts as decorrelated
+    below = ~(np.asarray(correlations) >= threshold)
     return dt * np.where(below.any(-1), below.argmax(-1), below.shape[-1])
-
-
-def largest_divergence(velocity: Field, obstacle: Geometry | None = None) -> float:
-    """max |∇·u|·dx / max|u| over all cells that touch no obstacle: 1 for random faces, 1e-6 for projected float32 ones."""
-    divergence = field.divergence(velocity).values
-    if obstacle is not None:
-        cells = velocity.geometry.center if velocity.is_centered else field.divergence(velocity).geometry.center
-        distance = obstacle.approximate_signed_distance(cells)
-        divergence = phi_math.where(distance > phi_math.max(velocity.dx), divergence, 0)
-    fastest = max(
-        float(phi_math.max(abs(velocity.values[{"~vector": d}]), phi_math.shape).native())
-        for d in velocity.vector.item_names
-    )
-    return (
-        float(phi_math.max(abs(divergence), phi_math.shape).native())
-        * float(phi_math.max(velocity.dx).native())
-        / fastest
-    )

@@ -1,13 +1,14 @@
-"""What an evaluation found: numbers per solver, trajectory and step, and the tables made of them."""
+"""Results of evaluations: numbers per solver, trajectory and step, and the tables made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
 from phi_hybrid.errors import StateError
 from phi_hybrid.evaluation.quantities import time_of_decorrelation
 from phi_hybrid.evaluation.table import Table
@@ -31,7 +32,7 @@ class Evaluation:
     """Solver → number of steps before the first failure, `(trajectory,)`; all steps if there is none."""
 
     def __getitem__(self, metric: str) -> Measured:
-        """Solver → `(trajectory, step)`.
+        """Numbers of one metric, solver → `(trajectory, step)`.
 
         Raises:
             StateError: for a metric that was not measured.
@@ -44,12 +45,12 @@ class Evaluation:
 
     @property
     def mae(self) -> Measured:
-        """⟨|u − u*|⟩ over space and components, in units of the state: solver → `(trajectory, step)`."""
+        """Mean absolute error ⟨|u − u*|⟩, in units of the state: solver → `(trajectory, step)`."""
         return self["mae"]
 
     @property
     def nrmse(self) -> Measured:
-        """‖u − u*‖₂ / ‖u*‖₂: solver → `(trajectory, step)`."""
+        """Relative error ‖u − u*‖₂ / ‖u*‖₂: solver → `(trajectory, step)`."""
         return self["nrmse"]
 
     @property
@@ -58,11 +59,12 @@ class Evaluation:
         return next(iter(next(iter(self.values.values())).values())).shape[1]
 
     def until(self, steps: int) -> Evaluation:
-        """The evaluation of the first `steps` steps.
+        """Evaluation of the first `steps` steps.
 
         Raises:
             StateError: for more steps than there are.
         """
+        require_count("steps", steps)
         self._check_horizons((steps,))
         return Evaluation(
             {m: {name: v[:, :steps] for name, v in found.items()} for m, found in self.values.items()},
@@ -70,7 +72,7 @@ class Evaluation:
         )
 
     def select(self, trajectories: Any) -> Evaluation:
-        """Some of the trajectories: a slice, indices, or one boolean per trajectory.
+        """Evaluation of some of the trajectories: a slice, indices, or one boolean per trajectory.
 
         Raises:
             StateError: if there are none, or indices out of range.
@@ -81,7 +83,7 @@ class Evaluation:
         )
 
     def grouped(self, groups: Mapping[str, Any]) -> Evaluation:
-        """Every solver on every group of trajectories, as a solver of its own that is named `solver, group`.
+        """Evaluation of every solver on every group of trajectories, as a solver of its own named `solver, group`.
 
         Args:
             groups: name → trajectories, as in `select`, e.g. `{'Re inside': re < 1600, 'Re outside': re >= 1600}`.
@@ -89,8 +91,8 @@ class Evaluation:
         Raises:
             StateError: if there are no groups, or one is empty.
         """
-        if not groups:
-            raise StateError("no groups: expected a mapping from names to trajectories, e.g. {'inside': [0, 1]}")
+        named = isinstance(groups, Mapping) and bool(groups)
+        require(named, "groups", groups, "a mapping from names to trajectories, e.g. {'inside': [0, 1]}")
         parts = {group: self.select(trajectories) for group, trajectories in groups.items()}
 
         def join(measured: Mapping[str, Measured]) -> Measured:
@@ -104,14 +106,16 @@ class Evaluation:
     def time_to(self, threshold: float, metric: str = "correlation", dt: float = 1.0) -> Measured:
         """Time until a correlation falls below a threshold for the first time: solver → `(trajectory,)`.
 
-        A correlation that never does counts with the time of the evaluation, so that a mean over trajectories is a lower
-        bound then. A failed rollout has decorrelated when it failed.
+        A correlation that never does counts with the time of the evaluation, so that a mean over trajectories is a
+        lower bound then. A failed rollout has decorrelated when it failed.
 
         Args:
-            threshold: e.g. 0.8 or 0.95.
-            metric: name of the correlation.
-            dt: time of one step.
+            threshold: correlation, e.g. 0.8 or 0.95.
+            metric: name of the correlation, `correlation` by default.
+            dt: time of one step, 1 by default.
         """
+        require_number("threshold", threshold)
+        require_number("dt", dt, above=0)
         found = {name: torch.from_numpy(time_of_decorrelation(v, threshold, dt)) for name, v in self[metric].items()}
         return {name: time.minimum(dt * self.lifetime[name]) for name, time in found.items()}
 
@@ -123,20 +127,22 @@ class Evaluation:
         correlation: str = "correlation",
         dt: float = 1.0,
     ) -> dict[str, dict[str, float]]:
-        """Solver → metric → mean over trajectories and steps.
+        """Means over trajectories and steps: solver → metric → number.
 
         Args:
-            horizons: further means over the first n steps, `mae_n` and so on; first of all the horizon of training.
-            thresholds: of `correlation`; the mean time until it falls below is `time_to_0.8`, see `time_to`.
-            correlation: metric that the thresholds belong to.
-            dt: time of one step.
+            horizons: numbers n of steps, for further means `mae_n` over the first n; above all the horizon of training.
+            thresholds: values of a correlation, for the mean time `time_to_0.8` until it falls below, see `time_to`.
+            correlation: metric that the thresholds belong to, `correlation` by default.
+            dt: time of one step, 1 by default.
 
         Returns:
-            Also `blow_up` and `blow_up_n`, the fraction of trajectories that failed.
+            Every metric, and `blow_up` and `blow_up_n`, the fraction of trajectories that failed.
 
         Raises:
             StateError: for horizons out of range, an unknown metric, or two numbers of one name.
         """
+        require_instance("horizons", horizons, Iterable, "numbers of steps in a tuple, e.g. (8,)")
+        require_instance("thresholds", thresholds, Iterable, "correlations in a tuple, e.g. (0.8,)")
         self._check_horizons(horizons)
         times = {f"time_to_{t:g}": self.time_to(t, correlation, dt) for t in thresholds}
         spans = [("", self.steps), *((f"_{h}", h) for h in horizons)]
@@ -160,7 +166,7 @@ class Evaluation:
         correlation: str = "correlation",
         dt: float = 1.0,
     ) -> Table:
-        """The summary as a table, one row per solver: `print` it, or take `.csv()`, `.markdown()`, `.select([…])`."""
+        """Summary as a table, one row per solver: `print` it, or take `.csv()`, `.markdown()`, `.select([…])`."""
         return Table(self.summary(horizons, thresholds, correlation=correlation, dt=dt))
 
     def over_time(self, metric: str = "mae") -> Table:
@@ -172,13 +178,15 @@ class Evaluation:
         """A metric with its value for the first states in front, solver → `(trajectory, time)`, for `plot.errors`.
 
         Args:
-            metric: which one.
-            start: 0 for errors, 1 for correlations.
+            metric: its name, `mae` by default.
+            start: value of the first states, 0 for errors, 1 for correlations.
         """
         return {name: torch.nn.functional.pad(v, (1, 0), value=start) for name, v in self[metric].items()}
 
     def _check_horizons(self, horizons: Sequence[int]) -> None:
-        out = [h for h in horizons if not 1 <= h <= self.steps]
+        for horizon in horizons:
+            require_count("horizon", horizon)
+        out = [h for h in horizons if h > self.steps]
         if out:
             raise StateError(f"horizons {out}: the evaluation has {self.steps} steps; use 1 … {self.steps}")
 
@@ -189,8 +197,8 @@ def _indices(trajectories: Any, count: int) -> torch.Tensor:
         chosen = every[trajectories if isinstance(trajectories, slice) else torch.as_tensor(trajectories).reshape(-1)]
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
         raise StateError(
-            f"{trajectories!r} are no trajectories of {count}: give indices 0 … {count - 1}, a slice, or {count} booleans "
-            f"({error})"
+            f"{trajectories!r} are no trajectories of {count}: give indices 0 … {count - 1}, a slice, or {count} "
+            f"booleans ({error})"
         ) from None
     if not len(chosen):
         raise StateError(f"{trajectories!r} selects none of {count} trajectories")

@@ -1,4 +1,4 @@
-"""Numbers by row and column, alone or with their spread over seeds, as text, CSV or Markdown."""
+"""Tables of numbers, alone or with their spread over seeds, as text, CSV or Markdown."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+from phi_hybrid.bridge.checks import require, require_instance
 from phi_hybrid.errors import StateError
 
 
@@ -20,24 +22,24 @@ class Spread:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.values:
-            raise StateError("a spread of no values: give at least one, e.g. Spread((0.1, 0.2))")
+        numbers = isinstance(self.values, Sequence) and all(isinstance(v, Real) for v in self.values)
+        require(numbers and len(self.values) > 0, "values", self.values, "at least one number, e.g. Spread((0.1, 0.2))")
         ranked = tuple(math.inf if math.isnan(v) else float(v) for v in self.values)
         object.__setattr__(self, "values", ranked)
 
     @property
     def median(self) -> float:
-        """The middle value; the mean of the two middle ones of an even number."""
+        """Middle value; the mean of the two middle ones of an even number."""
         return statistics.median(self.values)
 
     @property
     def lowest(self) -> float:
-        """The smallest value."""
+        """Smallest value."""
         return min(self.values)
 
     @property
     def highest(self) -> float:
-        """The largest value."""
+        """Largest value."""
         return max(self.values)
 
     def __str__(self) -> str:
@@ -60,13 +62,13 @@ class Table:
     rows: Mapping[str, Mapping[str, Cell]]
 
     def __post_init__(self) -> None:
-        if not self.rows:
-            raise StateError("a table without rows: expected row → column → number, e.g. {'hybrid': {'mae': 0.1}}")
+        named = isinstance(self.rows, Mapping) and all(isinstance(row, Mapping) for row in self.rows.values())
+        require(named and len(self.rows) > 0, "rows", self.rows, "row → column → number, e.g. {'hybrid': {'mae': 0.1}}")
         for name, row in self.rows.items():
             if list(row) != self.columns:
                 raise StateError(
-                    f"row {name!r} has the columns {list(row)}, but the first row has {self.columns}: all rows take the "
-                    "same; pick common ones with a table.select([…]) of each part"
+                    f"row {name!r} has the columns {list(row)}, but the first row has {self.columns}: all rows take "
+                    "the same; pick common ones with a table.select([…]) of each part"
                 )
             for column, cell in row.items():
                 if isinstance(cell, bool) or not isinstance(cell, (int, float, Spread)):
@@ -78,19 +80,20 @@ class Table:
 
         Args:
             summaries: one per seed, method → metric → number, as `Evaluation.summary` returns.
-            columns: which metrics, all of the first summary by default.
+            columns: names of metrics, all of the first summary by default.
 
         Raises:
             StateError: if there is no summary, or a method or metric is missing in one of them.
         """
+        require_instance("summaries", summaries, Sequence, "one per seed in a list")
         if not summaries:
             raise StateError("no summaries: pass one per seed, e.g. [evaluation.summary() for each seed]")
         columns = list(next(iter(summaries[0].values()))) if columns is None else columns
         for seed, summary in enumerate(summaries):
             if list(summary) != list(summaries[0]):
                 raise StateError(
-                    f"summary {seed} has the methods {list(summary)}, the first {list(summaries[0])}: a failed method is "
-                    "infinite, not left out"
+                    f"summary {seed} has the methods {list(summary)}, the first {list(summaries[0])}: a failed method "
+                    "is infinite, not left out"
                 )
             for method, row in summary.items():
                 missing = [c for c in columns if c not in row]
@@ -101,6 +104,7 @@ class Table:
     @staticmethod
     def stack(tables: Mapping[str, Table]) -> Table:
         """Tables of the same columns below each other: rows are named `row, table`."""
+        require_instance("tables", tables, Mapping, "name → table")
         rows: dict[str, Mapping[str, Cell]] = {}
         for name, table in tables.items():
             rows.update({f"{row}, {name}": cells for row, cells in table.rows.items()})
@@ -123,7 +127,7 @@ class Table:
         return Table({name: {c: row[c] for c in columns} for name, row in self.rows.items()})
 
     def text(self) -> str:
-        """Aligned for reading, four digits; a spread as `median [lowest, highest]`."""
+        """Text, aligned for reading, four digits; a spread as `median [lowest, highest]`."""
         lines = self._lines()
         widths = [max(map(len, column)) for column in zip(*lines)]
         return "\n".join(
@@ -132,21 +136,22 @@ class Table:
         )
 
     def markdown(self) -> str:
-        """A pipe table, four digits; a spread as `median [lowest, highest]`."""
+        """Pipe table, four digits; a spread as `median [lowest, highest]`."""
         head, *body = [[cell.replace("|", r"\|") for cell in line] for line in self._lines()]
         ruler = ["---", *["---:"] * len(self.columns)]
         return "\n".join("| " + " | ".join(line) + " |" for line in (head, ruler, *body))
 
     def csv(self) -> str:
-        """Comma-separated, all digits; a spread takes three columns, `…_median`, `…_lowest` and `…_highest`."""
+        """Comma-separated values, all digits; a spread takes three columns, `…_median`, `…_lowest` and `…_highest`."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         spread = {c for c in self.columns for row in self.rows.values() if isinstance(row[c], Spread)}
-        parts = ("median", "lowest", "highest")
-        heads = [[f"{c}_{part}" for part in parts] if c in spread else [c] for c in self.columns]
+        heads = [
+            [f"{c}_{part}" for part in ("median", "lowest", "highest")] if c in spread else [c] for c in self.columns
+        ]
         writer.writerow(["", *sum(heads, [])])
         for name, row in self.rows.items():
-            cells = [[getattr(_spread(row[c]), part) for part in parts] if c in spread else [row[c]] for c in row]
+            cells = [_three(row[c]) if c in spread else [row[c]] for c in row]
             writer.writerow([name, *sum(cells, [])])
         return out.getvalue()
 
@@ -158,5 +163,5 @@ class Table:
         return self.text()
 
 
-def _spread(cell: Cell) -> Spread:
-    return cell if isinstance(cell, Spread) else Spread((cell,))
+def _three(cell: Cell) -> list[float]:
+    return [cell.median, cell.lowest, cell.highest] if isinstance(cell, Spread) else [cell] * 3

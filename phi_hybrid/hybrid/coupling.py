@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from phi_hybrid.errors import StateError
+from phi_hybrid.bridge.checks import require_callable, require_count, require_number
 
 Tensors = Sequence[torch.Tensor]
 
 Combination = Callable[[Tensors, Tensors, Tensors], tuple[torch.Tensor, ...]]
 """`(state before, state after the physics, output) -> new state`, each as native tensors of one layout. Outputs live on
 the faces of the state and are scaled so that an output of 1 changes the state by about the error of one step."""
+
+_COMBINATION = "e.g. Additive(), or a function (state before, state after, output) -> state"
 
 ParameterLink = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`(value of the input, output) -> value that the physics gets`, differentiable, tensor by tensor."""
@@ -67,6 +69,9 @@ class Additive:
 
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        require_number("strength", self.strength)
+
     def __call__(self, before: Tensors, after: Tensors, correction: Tensors) -> tuple[torch.Tensor, ...]:
         if self.strength == 1.0:
             return tuple(a + c for a, c in zip(after, correction))
@@ -83,6 +88,9 @@ class Multiplicative:
 
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        require_number("strength", self.strength)
+
     def __call__(self, before: Tensors, after: Tensors, correction: Tensors) -> tuple[torch.Tensor, ...]:
         return tuple(a * (1 + self.strength * c) for a, c in zip(after, correction))
 
@@ -91,10 +99,17 @@ class Multiplicative:
 
 
 @dataclass(frozen=True)
-class After(Coupling):
+class _Placement(Coupling):
+    combine: Combination = Additive()
+
+    def __post_init__(self) -> None:
+        require_callable("combine", self.combine, _COMBINATION)
+
+
+@dataclass(frozen=True)
+class After(_Placement):
     """u⁺ = K(u, P(u), C(P(u))): network after physics, the usual order; what a bare combination stands for."""
 
-    combine: Combination = Additive()
     sees_result = True
 
     def finish(self, before: Tensors, after: Tensors, outputs: Sequence[Tensors]) -> Tensors:
@@ -102,20 +117,16 @@ class After(Coupling):
 
 
 @dataclass(frozen=True)
-class Parallel(Coupling):
+class Parallel(_Placement):
     """u⁺ = K(u, P(u), C(u)): network and physics see the same state."""
-
-    combine: Combination = Additive()
 
     def finish(self, before: Tensors, after: Tensors, outputs: Sequence[Tensors]) -> Tensors:
         return self.combine(before, after, outputs[0])
 
 
 @dataclass(frozen=True)
-class Before(Coupling):
+class Before(_Placement):
     """u⁺ = P(K(u, u, C(u))): the network prepares the state that the physics gets, which has the last word."""
-
-    combine: Combination = Additive()
 
     def prepare(self, arguments: Sequence[Tensors], outputs: Sequence[Tensors]) -> Sequence[Tensors]:
         state, *inputs = arguments
@@ -139,8 +150,10 @@ class Parameter(Coupling):
     changes: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.input, int) or self.input < 0:
-            raise StateError(f"input = {self.input!r}: give the number of an input, 0 for the first after the state")
+        require_count("input", self.input, 0, "0 for the first after the state")
+        require_callable("link", self.link, "a function (value, output) -> value, e.g. torch.add")
+        if self.combine is not None:
+            require_callable("combine", self.combine, _COMBINATION)
         object.__setattr__(self, "changes", (self.input + 1,) if self.combine is None else (self.input + 1, 0))
 
     def prepare(self, arguments: Sequence[Tensors], outputs: Sequence[Tensors]) -> Sequence[Tensors]:
@@ -182,9 +195,5 @@ def as_coupling(coupling: Coupling | Combination) -> Coupling:
     """A bare combination is placed after the physics."""
     if isinstance(coupling, Coupling):
         return coupling
-    if not callable(coupling):
-        raise StateError(
-            f"coupling = {coupling!r}: expected e.g. Additive(), Parallel(Multiplicative()), or a function (state before, "
-            "state after, output) -> state"
-        )
+    require_callable("coupling", coupling, _COMBINATION)
     return After(coupling)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require_instance
 from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.bridge.layout import (
     TreeLayout,
@@ -47,10 +48,11 @@ class Ensemble(Step):
 
     def __init__(self, members: Sequence[Callable]) -> None:
         super().__init__()
-        members = list(members)
-        if not members:
+        require_instance("members", members, Iterable, "a list of steps, e.g. Ensemble([a, b, c])")
+        steps = [as_step(member, f"members[{n}]") for n, member in enumerate(members)]
+        if not steps:
             raise StateError("an ensemble of no members: give at least one step, better five, e.g. Ensemble([a, b, c])")
-        self.members = torch.nn.ModuleList(as_step(member) for member in members)
+        self.members = torch.nn.ModuleList(steps)
 
     def __len__(self) -> int:
         return len(self.members)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 
 from phi_hybrid.bridge.channels import require_tensors
+from phi_hybrid.bridge.checks import require, require_instance
 from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten
 from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid.coupling import Additive, Combination, Coupling, as_coupling
@@ -33,9 +35,9 @@ class HybridSolver(Step):
             their own faces.
         coupling: how output and physics make the new state: `Additive()`, `Parallel(Additive())`, `Forcing(0)`, …, or a
             function `(state before, state after the physics, output) -> state` of native tensors.
-        sees: which inputs (0 for the first after the state) the network sees; all by default.
-        corrects: names (of a dict) or numbers (of a tuple) of the parts of the state that the network corrects, e.g.
-            `["velocity"]`; all by default. It works on their grid; parts on other grids are seen there as cell means.
+        sees: number of the input (0 for the first after the state) that the network sees, or several; all by default.
+        corrects: name (of a dict) or number (of a tuple) of the part of the state that the network corrects, e.g.
+            `"velocity"`, or several; all by default. It works on their grid; parts on other grids are seen there as cell means.
         features: constant fields or parameters that the network sees besides, e.g. masks or coordinates `(x, y)`.
         project: PhiFlow function `state -> state` or block applied to the new state, e.g. a captured
             `lambda v: fluid.make_incompressible(v)[0]` that removes the divergence of the correction.
@@ -54,18 +56,21 @@ class HybridSolver(Step):
         network: torch.nn.Module,
         coupling: Coupling | Combination = Additive(),
         *,
-        sees: Sequence[int] | None = None,
-        corrects: Sequence[str | int] | None = None,
+        sees: Sequence[int] | int | None = None,
+        corrects: Sequence[str | int] | str | int | None = None,
         features: Sequence[Any] = (),
         project: Callable | None = None,
     ) -> None:
         super().__init__()
-        self.physics = as_step(physics)
+        fits = isinstance(network, torch.nn.Module) and not isinstance(network, Step)
+        require(fits, "network", network, "a torch module on channels, second: HybridSolver(physics, network)")
+        self.physics = as_step(physics, "physics")
         self.network = network
         self.coupling = as_coupling(coupling)
-        self.project = None if project is None else as_step(project)
-        self.sees = None if sees is None else tuple(sees)
-        self.corrects = None if corrects is None else tuple(corrects)
+        self.project = None if project is None else as_step(project, "project")
+        self.sees = _choice("sees", sees, (Integral,), "numbers of inputs, e.g. (0,), or () for none")
+        self.corrects = _choice("corrects", corrects, (Integral, str), 'names or numbers of parts, e.g. ("velocity",)')
+        require_instance("features", features, (tuple, list), "fields or tensors in a tuple, e.g. (mask,)")
         tensors, self._features_layout = flatten(tuple(features))
         require_tensors(self._features_layout, "features")
         self._features = len(tensors)
@@ -137,6 +142,7 @@ class HybridSolver(Step):
         """
         scales = {"input_scale": input_scale, "output_scale": output_scale}
         for name, scale in scales.items():
+            require_instance(name, scale, torch.Tensor, "a tensor (channel,), e.g. torch.tensor([1.0, 0.5])")
             if not torch.isfinite(scale).all() or (scale < 0).any():
                 raise StateError(f"{name} = {scale.tolist()}: scales must be finite and not negative")
         for name, scale in scales.items():
@@ -154,6 +160,15 @@ class HybridSolver(Step):
                 "HybridSolver(physics, solver.network), to try it all the same"
             )
 
+    def extra_repr(self) -> str:
+        count = sum(p.numel() for p in self.parameters())
+        scales = (
+            f"{self.input_scale.numel()} → {self.output_scale.numel()} channels" if self.scaled else "not yet known"
+        )
+        chosen = {"sees": self.sees, "corrects": self.corrects, "features": self._features or None}
+        settings = "".join(f", {name}={value}" for name, value in chosen.items() if value is not None)
+        return f"{self.coupling}{settings}; {count} parameters, scales {scales}"
+
     def get_extra_state(self) -> list[list[str]]:
         """Kinds of boundaries of the training data, saved with the scales."""
         return [list(entry) for entry in self.boundaries]
@@ -169,3 +184,13 @@ class HybridSolver(Step):
             state_dict[prefix + "_extra_state"] = json.loads(bytes(text.tolist()) or "[]")
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.remember(())
+
+
+def _choice(name: str, chosen: Any, kinds: tuple[type, ...], expected: str) -> tuple | None:
+    """A single name or number as a choice of one, several in a tuple, `None` for all."""
+    if chosen is None:
+        return None
+    several = isinstance(chosen, Iterable) and not isinstance(chosen, str)
+    entries = tuple(chosen) if several else (chosen,)
+    require(all(isinstance(e, kinds) and not isinstance(e, bool) for e in entries), name, chosen, expected)
+    return entries

@@ -21,6 +21,7 @@ from phi_hybrid.bridge.layout import (
     tuple_of,
     with_batch,
 )
+from phi_hybrid.bridge.parts import parts_of
 from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid.coupling import Coupling
 from phi_hybrid.steps import Step
@@ -232,13 +233,6 @@ class HybridStep:
             return tuple(chosen)
         new = dict(zip(self._corrected, chosen))
         return tuple([new.get(i, t) for i, t in enumerate(state)])
-
-
-def parts_of(state: Layout) -> dict[str | int, Layout]:
-    """Name (of a dict) or number (of a tuple) → layout of the parts of a state; `state` if it is a single one."""
-    if not isinstance(state, TreeLayout):
-        return {"state": state}
-    return dict(zip(state.keys or range(len(state.children)), state.children))
 
 
 def _chosen_parts(corrects: Sequence[str | int] | None, parts: dict[str | int, Layout]) -> list[str | int]:

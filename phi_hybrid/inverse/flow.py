@@ -12,6 +12,7 @@ from typing import TypeVar
 from phi.field import Field
 from phi.physics import advect, fluid
 
+from phi_hybrid.bridge.checks import require_callable, require_count, require_number
 from phi_hybrid.pde.heat import Sharpening
 
 __all__ = ["advect_back", "burgers_back", "carried", "carried_back", "local_inverse", "navier_stokes_back"]
@@ -40,6 +41,10 @@ def local_inverse(
         `inverse(y, x) -> x̃`, fields or dicts of fields `(batch, x, …)`; to be captured, or used within `linear_solves()`.
     """
 
+    for name, function in (("step", step), ("back", back)):
+        require_callable(name, function, "a function state -> state")
+    require_count("iterations", iterations)
+
     def inverse(y: State, x: State) -> State:
         target = back(y)
         for _ in range(iterations):
@@ -53,6 +58,12 @@ def _corrected(x: State, target: State, reached: State) -> State:
     if isinstance(x, dict):
         return {name: _corrected(x[name], target[name], reached[name]) for name in x}
     return x.with_values(x.values + (target.values - reached.values))
+
+
+def _require_scheme(dt: float, **functions: Callable) -> None:
+    require_number("dt", dt, above=0)
+    for name, function in functions.items():
+        require_callable(name, function, "a function, e.g. advect.mac_cormack")
 
 
 # --- advection ---
@@ -76,6 +87,7 @@ def advect_back(
     Returns:
         `back(u, velocity) -> u`, `(batch, x, …)`; to be captured or used as it is.
     """
+    _require_scheme(dt, advection=advection)
     return lambda u, velocity: advection(u, -velocity, dt, **options)
 
 
@@ -90,6 +102,7 @@ def carried(dt: float, flow: Callable[[Field], Field], advection: Callable = adv
     Returns:
         `step({"velocity": …, "marker": …}) -> state`: staggered or centred `(batch, x, y)`, and centred `(batch, x, y)`.
     """
+    _require_scheme(dt, flow=flow, advection=advection)
 
     def step(state: dict[str, Field]) -> dict[str, Field]:
         marker = advection(state["marker"], state["velocity"], dt)
@@ -111,6 +124,7 @@ def carried_back(
     Returns:
         `back(state) -> state`, as for `carried`. As exact as `advect_back` and the velocity are.
     """
+    _require_scheme(dt, flow_back=flow_back, advection=advection)
 
     def back(state: dict[str, Field]) -> dict[str, Field]:
         velocity = flow_back(state["velocity"])
@@ -145,6 +159,8 @@ def navier_stokes_back(
         `back(velocity) -> velocity`: staggered, periodic, `(batch, x, y)`. To be captured, or used within
         `linear_solves()`.
     """
+    _require_scheme(dt, advection=advection)
+    require_number("drag", drag)
 
     def back(velocity: Field) -> Field:
         values = velocity.values if force is None else velocity.values - dt * force.values
@@ -174,6 +190,7 @@ def burgers_back(
         `back(u, force) -> u`, periodic fields `(batch, x, vector)` or staggered `(batch, x, y)`; to be captured or used as
         it is.
     """
+    _require_scheme(dt, advection=advection)
 
     def back(u: Field, force: Field) -> Field:
         u = u - dt * force

@@ -9,6 +9,7 @@ from phi.field import Field, StaggeredGrid
 from phi.math import Tensor, batch, channel, dual, rename_dims, spatial, wrap
 from phi.math.extrapolation import PERIODIC
 
+from phi_hybrid.bridge.checks import require_count, require_number
 from phi_hybrid.errors import StateError
 
 __all__ = ["estimate_flow", "estimate_motion", "solenoidal_waves"]
@@ -38,6 +39,7 @@ def estimate_motion(before: Field, after: Field, time: float) -> tuple[Tensor, T
         StateError: for markers that are no centred periodic scalars in 2D, or on different grids.
     """
     _check(before, after)
+    require_number("time", time)
     with math.precision(before.values.dtype.precision):  # PhiML would convert the values to the global precision
         (start, axes), (end, turned) = _centre_and_axes(before), _centre_and_axes(after)
         velocity = _nearest_image(end - start, before.bounds.size) / time
@@ -68,6 +70,8 @@ def estimate_flow(before: Field, after: Field, time: float, waves: int = 4, smoo
     Raises:
         StateError: as `estimate_motion`.
     """
+    require_number("time", time)
+    require_number("smoothness", smoothness, least=0)
     displacement, _ = estimate_motion(before, after, 1.0)
     with math.precision(before.values.dtype.precision):
         moved, basis = _shifted(before, displacement), solenoidal_waves(before, waves)
@@ -89,6 +93,7 @@ def solenoidal_waves(grid: Field, waves: int) -> Field:
     Returns:
         Staggered, `(wave, x, y)`, of speed 1 at most; without divergence in the discrete sense.
     """
+    require_count("waves", waves)
     k, size = _wavevectors(waves), [grid.resolution.get_size(d) for d in "xy"]
     corner = np.stack(np.meshgrid(*[np.arange(n) / n for n in size], indexing="ij"), -1)
     phase = 2 * np.pi * corner @ k[2::2].T

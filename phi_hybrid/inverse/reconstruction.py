@@ -10,16 +10,22 @@ from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.bridge.layout import Layout, batch_names, flatten, repeat, stack, unflatten, with_batch
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
-from phi_hybrid.optim.chain import Chain, Distance, Link, half_square
-from phi_hybrid.optim.rules import Gradient, Rule
-from phi_hybrid.optim.vectors import as_tuple, pack
-from phi_hybrid.steps.bound import Inputs, Repeatable, bind, flatten_arguments
-from phi_hybrid.steps.face import Step
-from phi_hybrid.steps.plain import as_step
-from phi_hybrid.steps.time_loop import evaluation_mode, require_finite, unroll
+from phi_hybrid.optim import Chain, Distance, Gradient, Link, Rule, as_tuple, half_square, pack
+from phi_hybrid.steps import (
+    Inputs,
+    Repeatable,
+    Step,
+    as_step,
+    bind,
+    evaluation_mode,
+    flatten_arguments,
+    require_finite,
+    unroll,
+)
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -82,14 +88,17 @@ def reconstruct(
         NonFiniteError, SolveError: with the iteration in `error.step` and the `Reconstruction` up to it in
             `error.trajectory`; step 0 if x0 or the observation is not finite.
     """
-    if not isinstance(iterations, Integral) or iterations < 0:
-        raise StateError(f"iterations = {iterations!r}: must be an integer ≥ 0")
-    step = as_step(physics)
+    require_count("iterations", iterations, 0)
+    require_number("lr", lr, least=0)
+    require_callable("rule", rule, "a rule of phi_hybrid.optim.rules, e.g. Gradient()")
+    require_callable("loss", loss, "a distance (sample, entry) -> (sample,), e.g. optim.half_square")
+    require(callable(optimizer), "optimizer", optimizer, "what makes one, optimizer([x], lr=lr), e.g. torch.optim.Adam")
+    step = as_step(physics, "physics")
     with evaluation_mode(step):
         problem = _Problem(step, *flatten_arguments(step, x0, inputs, {}), Inputs(*flatten(observation)), times)
         chain = Chain(Link(problem.predicted, rule), Link(lambda *y: loss(problem.error(*y)), Gradient()))
         x = [t.clone().requires_grad_() for t in problem.start]
-        search = optimizer(x, lr=lr)
+        search = _made(optimizer, x, lr)
         frames, losses = [_copies(x)], []
         for n in range(iterations):
             try:
@@ -109,6 +118,15 @@ def reconstruct(
         so_far = problem.result(frames, losses, keep_path)
         raise NonFiniteError(f"the loss is {losses[-1]} in the end; take a smaller lr", iterations, so_far)
     return problem.result(frames, losses, keep_path)
+
+
+def _made(optimizer: Callable, x: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+    try:
+        search = optimizer(x, lr=lr)
+    except TypeError as error:
+        raise StateError(f"optimizer([x], lr={lr}) fails: {error}; give e.g. torch.optim.Adam") from error
+    require_instance("optimizer([x], lr=lr)", search, torch.optim.Optimizer, "a torch optimizer")
+    return search
 
 
 def _iterate(search: torch.optim.Optimizer, chain: Chain, x: list[torch.Tensor]) -> float:
@@ -212,8 +230,9 @@ class _Problem:
 
 def _ascending(times: Any) -> tuple[int, ...]:
     steps = tuple(times) if isinstance(times, Iterable) else ()
-    if not steps or any(not isinstance(t, Integral) or t < 1 for t in steps) or list(steps) != sorted(set(steps)):
-        raise StateError(f"times = {times!r}: expected ascending numbers of steps, each ≥ 1, e.g. (8, 16)")
+    counts = all(isinstance(t, Integral) and not isinstance(t, bool) and t >= 1 for t in steps)
+    valid = steps and counts and list(steps) == sorted(set(steps))
+    require(valid, "times", times, "ascending numbers of steps, each ≥ 1, e.g. (8, 16)")
     return steps
 
 

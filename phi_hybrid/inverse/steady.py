@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from phi_hybrid.errors import SolveError, StateError
+from phi_hybrid.bridge.checks import require_callable, require_count, require_instance, require_number
+from phi_hybrid.errors import SolveError
 
 __all__ = ["fixed_point", "steady_state"]
 
@@ -36,8 +37,11 @@ def fixed_point(
         StateError: no evaluation is allowed, or the tolerance is no number > 0.
         SolveError: the tolerance is not reached within so many evaluations, or values are not finite.
     """
-    if max_steps < 1 or not 0 < tolerance < float("inf"):
-        raise StateError(f"max_steps = {max_steps}, tolerance = {tolerance}: expected at least 1 and a number > 0")
+    require_callable("step", step, "a function of a vector")
+    require_instance("start", start, torch.Tensor, "a vector")
+    require_number("tolerance", tolerance, above=0)
+    require_count("max_steps", max_steps)
+    require_count("memory", memory, 0)
     x, values, residuals = start, [], []
     for steps in range(1, max_steps + 1):
         value = step(x)

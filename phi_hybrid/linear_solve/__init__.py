@@ -3,7 +3,7 @@
 from phi_hybrid.linear_solve.conjugate_gradient import ConjugateGradient
 from phi_hybrid.linear_solve.factorization import SparseFactorization
 from phi_hybrid.linear_solve.fast_diagonalization import FastDiagonalization
-from phi_hybrid.linear_solve.operator import LinearSolve, linear_solve, solve_of
+from phi_hybrid.linear_solve.operator import LinearSolve, solve_numbered, solve_of
 from phi_hybrid.linear_solve.solution import Method
 from phi_hybrid.linear_solve.solves import Solves, in_order, linear_solves
 
@@ -15,7 +15,7 @@ __all__ = [
     "Solves",
     "SparseFactorization",
     "in_order",
-    "linear_solve",
     "linear_solves",
+    "solve_numbered",
     "solve_of",
 ]

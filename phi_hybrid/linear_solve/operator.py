@@ -42,7 +42,7 @@ class LinearSolve(torch.nn.Module):
     def forward(self, rhs: torch.Tensor) -> torch.Tensor:
         """Raises SolveError if b is not finite, has no solution, or the solution misses the tolerance."""
         if torch.compiler.is_compiling():
-            return linear_solve(rhs, self.number, False)
+            return solve_numbered(rhs, self.number, False)
         if not (torch.is_grad_enabled() or _compat.functorch_active() or _compat.forward_mode_active()):
             return self.solve(rhs, False)
         return _Solve.apply(rhs, self.number, False)
@@ -121,12 +121,12 @@ _MISSED = (
 
 
 @torch.library.custom_op("phi_hybrid::linear_solve", mutates_args=())
-def linear_solve(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
+def solve_numbered(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
     """Operator in graphs, opaque to tracers and compilers."""
     return solve_of(number).solve(rhs, transposed)
 
 
-@linear_solve.register_fake
+@solve_numbered.register_fake
 def _(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
     return torch.empty_like(rhs, memory_format=torch.contiguous_format)
 
@@ -137,10 +137,10 @@ def _setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 
 def _backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-    return linear_solve(cotangent, ctx.number, not ctx.transposed), None, None
+    return solve_numbered(cotangent, ctx.number, not ctx.transposed), None, None
 
 
-linear_solve.register_autograd(_backward, setup_context=_setup)
+solve_numbered.register_autograd(_backward, setup_context=_setup)
 
 
 class _Solve(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from phi_hybrid.steps.bound import Inputs, Repeatable, bind, flatten_arguments
 from phi_hybrid.steps.face import BoundStep, NativeStep, Step
-from phi_hybrid.steps.plain import PlainStep, as_step, known_step
+from phi_hybrid.steps.plain import PlainStep, as_step, known_step, require_step
 from phi_hybrid.steps.time_loop import (
     all_finite,
     evaluation_mode,
@@ -29,6 +29,7 @@ __all__ = [
     "non_finite_entries",
     "repeat",
     "require_finite",
+    "require_step",
     "rollout",
     "unroll",
 ]

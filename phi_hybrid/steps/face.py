@@ -31,7 +31,17 @@ MAX_KNOWN = 16
 
 def signature_of(tensors: Sequence[torch.Tensor]) -> list[tuple]:
     """Shape, precision and device of every tensor."""
-    return [(t.shape, t.dtype, t.device) for t in tensors]
+    try:
+        return [(t.shape, t.dtype, t.device) for t in tensors]
+    except AttributeError:
+        raise _not_native(tensors) from None
+
+
+def _not_native(values: Sequence[Any]) -> StateError:
+    return StateError(
+        f"a native step takes torch tensors, got {', '.join(type(v).__name__ for v in values)}: flatten the arguments first, "
+        "bound.native(*bound.flatten(state, *inputs)), or call the step itself with PhiFlow states"
+    )
 
 
 class NativeStep(Protocol):
@@ -120,7 +130,10 @@ class Step(torch.nn.Module):
 
     def native_for(self, layout: TreeLayout, tensors: Sequence[torch.Tensor]) -> NativeStep:
         """The native step for this layout and the signature of these tensors, made if need be."""
-        signature = [(t.shape, t.dtype, t.device) for t in tensors]
+        try:
+            signature = [(t.shape, t.dtype, t.device) for t in tensors]
+        except AttributeError:
+            raise _not_native(tensors) from None
         for native in self.known:
             if native.signature == signature and (native.layout is layout or native.layout == layout):
                 return native

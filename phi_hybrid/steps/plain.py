@@ -12,6 +12,7 @@ import torch
 from phi import math
 
 from phi_hybrid import _compat
+from phi_hybrid.bridge.checks import require_callable
 from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten, precision_of, unflatten
 from phi_hybrid.errors import StateError
 from phi_hybrid.linear_solve import Solves
@@ -68,9 +69,10 @@ class _PlainNativeStep:
 class PlainStep(Step):
     """Plain PhiFlow code as a module: slow, but able to do all that PhiFlow can."""
 
-    def __init__(self, step: Callable) -> None:
+    def __init__(self, step: Callable, name: str = "step") -> None:
         super().__init__()
-        self.step = require_callable(step)
+        require_step(name, step)
+        self.step = step
         self.solves = Solves()
 
     def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -82,24 +84,23 @@ class PlainStep(Step):
         return _PlainNativeStep(self.step, layout, output_layout, signature_of(tensors), self.solves)
 
 
-def as_step(step: Callable) -> Step:
-    """Blocks and hybrid solvers as they are, plain PhiFlow code behind the same face."""
-    return step if isinstance(step, Step) else PlainStep(step)
+def as_step(step: Callable, name: str = "step") -> Step:
+    """Blocks and hybrid solvers as they are, plain PhiFlow code behind the same face.
+
+    Args:
+        step: `state, *inputs -> state`.
+        name: what it is called, for messages.
+    """
+    return step if isinstance(step, Step) else PlainStep(step, name)
 
 
 known_step: Callable[[Callable], Step] = lru_cache(maxsize=64)(as_step)
 """Like `as_step`, but plain functions keep what they were bound to before."""
 
 
-def require_callable(step: Any) -> Callable:
-    """The step itself.
-
-    Raises:
-        StateError: for what cannot be a step.
-    """
-    if isinstance(step, type) or not callable(step):
-        raise StateError(f"step = {step!r}: expected a function state, *inputs -> state, a block or a solver")
-    return step
+def require_step(name: str, step: Any) -> None:
+    """Raises StateError for what cannot be a step."""
+    require_callable(name, step, "a function state, *inputs -> state, a block or a solver")
 
 
 def name_of(step: Callable) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require_count
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.bridge.layout import Layout, batch_names, position_of, stack, unflatten
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
@@ -74,8 +74,7 @@ def _advance(
     step: Callable, state: Any, steps: int, inputs: Sequence[Any], keywords: Mapping[str, Any], check: bool, keep: bool
 ) -> tuple[list[Tensors], Layout]:
     """All states, or the last one alone, with their layout."""
-    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0:
-        raise StateError(f"steps = {steps!r}: a rollout takes a number of steps ≥ 0")
+    require_count("steps", steps, 0)
     step = as_step(step)
     tensors, layout, arguments = flatten_arguments(step, state, inputs, keywords)
     if TIME in batch_names(layout):

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import sys
+import traceback
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,14 @@ from typing import Any
 import torch
 
 from phi_hybrid import _compat
+from phi_hybrid.bridge.checks import require
 from phi_hybrid.bridge.layout import TreeLayout, describe_leaves
 from phi_hybrid.errors import CaptureError, SolveError, StateError
 from phi_hybrid.linear_solve import Method, Solves
 from phi_hybrid.steps.face import MAX_KNOWN, Step, Tensors, arguments_of
-from phi_hybrid.steps.plain import name_of, require_callable, run_eager
+from phi_hybrid.steps.plain import name_of, require_step, run_eager
 from phi_hybrid.tracing.graph import CapturedGraph, check_against_eager
+from phi_hybrid.tracing.guard import user_line
 
 
 def capture(
@@ -67,7 +70,10 @@ class PhysicsBlock(Step):
         self, step: Callable, *, compile: bool = False, check: bool = True, solver: Method | None = None
     ) -> None:
         super().__init__()
-        self.step = require_callable(step)
+        require_step("step", step)
+        known = solver is None or (not isinstance(solver, type) and callable(getattr(solver, "build", None)))
+        require(known, "solver", solver, "a method of phi_hybrid.linear_solve, e.g. ConjugateGradient(), or None")
+        self.step = step
         self.compile_graphs = compile
         self.check = check
         self.solves = Solves(solver)
@@ -100,9 +106,15 @@ class PhysicsBlock(Step):
         except (CaptureError, SolveError, StateError):
             raise
         except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            if frames[-1].name == "__bool__":  # which PhiFlow's tensors do not have either
+                raise CaptureError(
+                    f"a Python condition (if, while, and, or, assert) on a tensor, at {user_line(frames)}. Way out: use "
+                    "math.where instead of branches, or pass the value as a Python number."
+                ) from error
             raise StateError(
                 f"the step fails in plain PhiFlow for arguments of shape {describe_leaves(layout)}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}, at {user_line(frames)}"
             ) from error
         graph = CapturedGraph(self.step, layout, tensors, self.compile_graphs, self.solves)
         if self.check:

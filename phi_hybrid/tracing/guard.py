@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from phi_hybrid import _compat
 from phi_hybrid.errors import CaptureError
-from phi_hybrid.linear_solve import LinearSolve, Solves, in_order, linear_solve
+from phi_hybrid.linear_solve import LinearSolve, Solves, in_order, solve_numbered
 from phi_hybrid.tracing.operators import csr_product, pad_circular
 
 _TAKES_VALUE = {
@@ -36,7 +36,7 @@ _LIBRARIES = tuple(
     os.path.dirname(__import__(name).__file__) + os.sep for name in ("torch", "phi", "phiml", "numpy")
 ) + (
     os.path.dirname(__file__) + os.sep,
-    os.path.dirname(_compat.__file__) + os.sep + "bridge" + os.sep,
+    *(os.path.join(os.path.dirname(_compat.__file__), room, "") for room in ("bridge", "steps")),
     _compat.__file__,
 )
 
@@ -109,7 +109,7 @@ class Guard(TorchFunctionMode):
             module, order = self.solves.module_for(matrix, rel_tol, abs_tol)
         self.used_solves[module.number] = module
         with torch.no_grad():  # trainable tensors behind the right-hand side are refused once the graph is complete
-            return in_order(linear_solve(rhs, module.number, False), order)
+            return in_order(solve_numbered(rhs, module.number, False), order)
 
     def sparse_product(self, columns: Any, row_pointers: Any, values: Any, shape: tuple, dense: Any) -> torch.Tensor:
         values, dense = _compat.TORCH.auto_cast(values, dense, bool_to_int=True, int_to_float=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import torch
 
-from phi_hybrid.data import Trajectories
+from phi_hybrid.bridge.checks import require_count, require_instance, require_number
+from phi_hybrid.data import Trajectories, require_data
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps import Step
 from phi_hybrid.training.objective import Objective
@@ -28,46 +28,40 @@ def check_trainer(
     validation: Trajectories | None,
 ) -> None:
     """Raises StateError for arguments of the wrong kind or out of range, naming the first of them."""
-    _require(solver, Step, "solver", "a HybridSolver or another step module, e.g. HybridSolver(physics, network)")
-    _require(data, Trajectories, "data", "Trajectories, e.g. of Trajectories.generate or load")
-    _require(objective, Objective, "objective", "an objective, e.g. Unrolled(16)")
-    _require(
-        optimizer, torch.optim.Optimizer, "optimizer", "a torch optimizer, e.g. torch.optim.Adam(solver.parameters())"
-    )
+    require_instance("solver", solver, Step, "a HybridSolver or another step module: HybridSolver(physics, network)")
+    require_data("data", data)
+    require_instance("objective", objective, Objective, "an objective, e.g. Unrolled(16)")
+    way_out = "a torch optimizer, e.g. torch.optim.Adam(solver.parameters())"
+    require_instance("optimizer", optimizer, torch.optim.Optimizer, way_out)
     if scheduler is not None:
-        _require(
-            scheduler,
-            _SCHEDULER,
-            "scheduler",
-            "a torch learning-rate scheduler, e.g. CosineAnnealingLR(optimizer, 1000)",
-        )
+        way_out = "a torch learning-rate scheduler, e.g. CosineAnnealingLR(optimizer, 1000)"
+        require_instance("scheduler", scheduler, _SCHEDULER, way_out)
         if scheduler.optimizer is not optimizer:
             raise StateError("the scheduler belongs to another optimizer than the one given; make it with this one")
     require_count("batch_size", batch_size)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise StateError(f"seed = {seed!r}: expected an integer")
-    if skip is not None and not (isinstance(skip, Real) and skip > 1):
-        raise StateError(f"skip = {skip!r}: give a multiple of the usual gradient norm, greater than 1, e.g. 10")
-    if clip is not None and not (isinstance(clip, Real) and clip > 0):
-        raise StateError(f"clip = {clip!r}: give the largest norm of a gradient, greater than 0, or None for no limit")
+    require_count("seed", seed, None)
+    if skip is not None:
+        require_number("skip", skip, above=1, way_out="a multiple of the usual gradient norm, e.g. 10, or None")
+    if clip is not None:
+        require_number("clip", clip, above=0, way_out="the largest norm of a gradient, or None for no limit")
     if getattr(optimizer, "takes_outputs", False) and (clip is not None or skip is not None):
         raise StateError(
             f"clip = {clip} and skip = {skip} act on gradients, which {type(optimizer).__name__} does not use: leave them "
             "out, and take a smaller lr or a larger rcond"
         )
     if validation is not None:
-        _require(validation, Trajectories, "validation", "held-out Trajectories")
+        require_data("validation", validation)
         if validation.state_layout != data.state_layout:
             raise StateError(
                 "the validation data is of another kind than the training data: "
                 f"{data.state_layout.difference(validation.state_layout)}. Take both from one set, e.g. data.split(0.8)"
             )
-
-
-def require_count(name: str, value: Any) -> None:
-    """Raises StateError unless the value is an integer ≥ 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise StateError(f"{name} = {value!r}: must be an integer ≥ 1")
+        own, held = (len(d.input_layout.children) for d in (data, validation))
+        if own != held:
+            raise StateError(
+                f"the validation data has {held} inputs of a step and the training data {own}: give both those that the "
+                "solver's step takes, e.g. with data.with_inputs(…)"
+            )
 
 
 def trained_parameters(solver: Step, optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
@@ -97,8 +91,3 @@ def endangered(solver: Step, optimizer: torch.optim.Optimizer) -> list[torch.Ten
     live = [t for t in solver.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)]
     looks_once = type(optimizer).__module__.startswith("torch.optim.") and not isinstance(optimizer, torch.optim.LBFGS)
     return [t for t in live if not isinstance(t, torch.nn.Parameter)] if looks_once else live
-
-
-def _require(value: Any, kind: type | tuple[type, ...], name: str, expected: str) -> None:
-    if not isinstance(value, kind):
-        raise StateError(f"{name} = {value!r}: expected {expected}")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from phi_hybrid.errors import StateError
+from phi_hybrid.bridge.checks import require_count, require_instance, require_number
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -76,7 +76,7 @@ class Truncated(GradientMode):
     every: int
 
     def __post_init__(self) -> None:
-        _require_positive("every", self.every)
+        require_count("every", self.every)
 
     def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
         records = []
@@ -114,7 +114,7 @@ class Checkpointed(GradientMode):
 
     def __post_init__(self) -> None:
         if self.segment is not None:
-            _require_positive("segment", self.segment)
+            require_count("segment", self.segment)
 
     def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
         segment = self.segment or math.ceil(math.sqrt(steps))
@@ -153,10 +153,8 @@ class Paths(GradientMode):
 
     def __post_init__(self) -> None:
         for name, factor in (("network", self.network), ("step", self.step)):
-            if not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
-                raise StateError(
-                    f"{name} = {factor!r}: a factor on a gradient is a finite number ≥ 0, 1 to leave it alone"
-                )
+            require_number(name, factor, least=0, way_out="1 leaves the gradient alone")
+        require_mode("chaining", self.chaining)
 
     def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
         def damped(n: int, state: Tensors) -> Record:
@@ -185,6 +183,9 @@ class SignConsistent(GradientMode):
     """
 
     chaining: GradientMode = Full()
+
+    def __post_init__(self) -> None:
+        require_mode("chaining", self.chaining)
 
     def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
         return self.chaining.chain(step, state, steps)
@@ -251,6 +252,6 @@ class _closed_gates:
         _Gate.closed = False
 
 
-def _require_positive(name: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise StateError(f"{name} = {value!r}: must be an integer ≥ 1")
+def require_mode(name: str, value: Any) -> None:
+    """Raises StateError for what is no gradient mode."""
+    require_instance(name, value, GradientMode, "a mode of phi_hybrid.gradient, e.g. Truncated(4)")

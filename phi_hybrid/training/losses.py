@@ -1,24 +1,29 @@
-"""Losses of an unrolled window: what is compared, and at which steps.
+"""Losses of an unrolled window: terms that compare states with references, the steps that count, and weighted sums.
 
-A term is called with states after 1 … n steps, native tensors `(trajectory, time, …)`, and the batch with the references,
-and returns a scalar. `Losses` adds terms up by name; each is a differentiable function of the states alone.
+A term is called with states after 1 … n steps, native tensors `(trajectory, time, …)`, and the batch with the
+references, and returns a scalar. `Losses` adds terms up by name; each is a differentiable function of the states alone.
+Means are over all values of a state: where it has several parts, such as velocity and smoke, `Part` gives each a term
+of its own.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import repeat, tuple_of, with_batch
+from phi_hybrid.bridge.parts import part_of
 from phi_hybrid.data import Batch
+from phi_hybrid.data.batch import DataLayout
 from phi_hybrid.errors import StateError
-from phi_hybrid.steps.plain import known_step
+from phi_hybrid.steps.plain import known_step, require_step
 
 Tensors = Sequence[torch.Tensor]
 
@@ -27,9 +32,9 @@ class Term:
     """Base class of loss terms: `(states, batch) -> scalar`; plain functions of this signature are terms, too."""
 
     needs_uncorrected: bool = False
-    """Whether it is a term of what the physics returned, before it was corrected."""
+    """True for a term of what the physics returned, before it was corrected."""
     needs_start: bool = False
-    """Whether it needs the state that the first step starts from."""
+    """True for a term that needs the state from which the first step starts."""
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         """The loss of states after 1 … n steps, `(trajectory, time, …)`."""
@@ -44,9 +49,10 @@ class _Function(Term):
         return self.function(states, batch)
 
 
-def _require(valid: bool, name: str, value: Any, expected: str) -> None:
-    if not valid:
-        raise StateError(f"{name} = {value!r}: expected {expected}")
+def _as_term(term: Any, name: str, expected: str) -> Term:
+    """Terms as they are, plain functions as terms."""
+    require(callable(term) and not isinstance(term, type), name, term, expected)
+    return term if isinstance(term, Term) else _Function(term)
 
 
 # --- at which steps ---
@@ -75,14 +81,15 @@ class Steps:
     """Chosen steps count, and all of these the same.
 
     Args:
-        *numbers: of the steps, from 1.
+        *numbers: numbers of the steps, from 1, e.g. `Steps(1, 4)`.
     """
 
     numbers: tuple[int, ...]
 
     def __init__(self, *numbers: int) -> None:
-        if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
-            raise StateError(f"Steps({', '.join(map(repr, numbers))}): give numbers of steps, the first is 1")
+        require(bool(numbers), "numbers", numbers, "numbers of steps from 1, e.g. Steps(1, 4)")
+        for number in numbers:
+            require_count("numbers", number)
         object.__setattr__(self, "numbers", numbers)
 
     def __repr__(self) -> str:
@@ -97,18 +104,16 @@ class Steps:
 
 @dataclass(frozen=True)
 class Geometric:
-    """Step n counts ratioⁿ: < 1 trusts early steps, > 1 late ones.
+    """Step n counts ratioⁿ: below 1 early steps matter most, above 1 late ones.
 
     Args:
-        ratio: positive.
+        ratio: positive number, e.g. 0.9.
     """
 
     ratio: float
 
     def __post_init__(self) -> None:
-        _require(
-            isinstance(self.ratio, (int, float)) and 0 < self.ratio < math.inf, "ratio", self.ratio, "a number > 0"
-        )
+        require_number("ratio", self.ratio, above=0)
 
     def weights(self, steps: int) -> list[float]:
         """Weight of every step."""
@@ -119,12 +124,12 @@ At = EveryStep | LastStep | Steps | Geometric
 
 
 class _Placed(Term):
-    """A term that says at which steps it counts."""
+    """Base class of terms that count at chosen steps."""
 
     at: At
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.at, At), "at", self.at, "EveryStep(), LastStep(), Steps(1, 4) or Geometric(0.9)")
+        require_instance("at", self.at, At, "EveryStep(), LastStep(), Steps(1, 4) or Geometric(0.9)")
 
 
 # --- comparison with the reference ---
@@ -132,7 +137,11 @@ class _Placed(Term):
 
 @dataclass(frozen=True)
 class L2(_Placed):
-    """Σₙ wₙ mean((uₙ − u*ₙ)/σ)² / Σₙ wₙ, σ the standard deviation of the data, one number per state tensor."""
+    """Mean squared error Σₙ wₙ ⟨((uₙ − u*ₙ)/σ)²⟩ / Σₙ wₙ, σ the standard deviation of the data per state tensor.
+
+    Args:
+        at: steps that count, all by default.
+    """
 
     at: At = EveryStep()
 
@@ -142,7 +151,7 @@ class L2(_Placed):
 
 @dataclass(frozen=True)
 class L1(_Placed):
-    """Σₙ wₙ mean|uₙ − u*ₙ|/σ / Σₙ wₙ."""
+    """Mean absolute error Σₙ wₙ ⟨|uₙ − u*ₙ|/σ⟩ / Σₙ wₙ; arguments as for `L2`."""
 
     at: At = EveryStep()
 
@@ -152,14 +161,14 @@ class L1(_Placed):
 
 @dataclass(frozen=True)
 class Spectral(_Placed):
-    """Σₙ wₙ mean(|k̂|^(2·power)·|ûₙ − û*ₙ|²/σ²) / Σₙ wₙ: the squared error over wavenumbers, k̂ = k·dx/π along each dim,
-    so that 1 is a wave of two cells.
+    """Squared error over wavenumbers, Σₙ wₙ ⟨|k̂|^(2·power)·|ûₙ − û*ₙ|²/σ²⟩ / Σₙ wₙ.
 
-    With `power=0` it is `L2` (Parseval); with `power=1` small scales count as much as their gradients do. Meant for
-    periodic states; others are transformed as they stand.
+    k̂ = k·dx/π along each dim, so that 1 is a wave of two cells. With `power=0` it is `L2` (Parseval); with `power=1`
+    small scales count as much as their gradients do. Meant for periodic states; others are transformed as they stand.
 
     Args:
-        power: of the wavenumber, ≥ 0.
+        power: exponent of the wavenumber, ≥ 0, 1 by default.
+        at: steps that count, all by default.
     """
 
     power: float = 1.0
@@ -167,9 +176,7 @@ class Spectral(_Placed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            isinstance(self.power, (int, float)) and 0 <= self.power < math.inf, "power", self.power, "a number ≥ 0"
-        )
+        require_number("power", self.power, least=0)
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         errors = []
@@ -187,24 +194,25 @@ class Spectral(_Placed):
 
 
 class _InUnits(_Placed):
-    """A term of a quantity with a unit."""
+    """Base class of terms of a quantity with a unit."""
 
+    quantity: Callable
     scale: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            isinstance(self.scale, (int, float)) and 0 < self.scale < math.inf, "scale", self.scale, "a number > 0"
-        )
+        require_callable("quantity", self.quantity, "a function of a state, e.g. field.divergence")
+        require_number("scale", self.scale, above=0)
 
 
 @dataclass(frozen=True)
 class Vanishing(_InUnits):
-    """Σₙ wₙ mean(q(uₙ)²)/scale² / Σₙ wₙ: a quantity that should be zero, such as a divergence.
+    """Square of a quantity that should be zero, such as a divergence: Σₙ wₙ ⟨q(uₙ)²⟩/scale² / Σₙ wₙ.
 
     Args:
-        quantity: PhiFlow function or captured block `state -> Field or Tensor`, e.g. `field.divergence`.
-        scale: unit of the quantity.
+        quantity: q, PhiFlow function or captured block `state -> Field or Tensor`, e.g. `field.divergence`.
+        scale: unit of the quantity, 1 by default.
+        at: steps that count, all by default.
     """
 
     quantity: Callable
@@ -217,11 +225,12 @@ class Vanishing(_InUnits):
 
 @dataclass(frozen=True)
 class Conserved(_InUnits):
-    """Σₙ wₙ mean((q(uₙ) − q(u*ₙ))²)/scale² / Σₙ wₙ: a quantity that should be that of the reference, such as the energy.
+    """Squared error of a quantity such as the energy, Σₙ wₙ ⟨(q(uₙ) − q(u*ₙ))²⟩/scale² / Σₙ wₙ.
 
     Args:
-        quantity: PhiFlow function or captured block `state -> Tensor`, e.g. `lambda u: math.sum(u.values, u.shape.spatial)`.
-        scale: unit of the quantity.
+        quantity: q, PhiFlow function or captured block `state -> Tensor`, e.g. `ph.quantities.energy`.
+        scale: unit of the quantity, 1 by default.
+        at: steps that count, all by default.
     """
 
     quantity: Callable
@@ -235,16 +244,22 @@ class Conserved(_InUnits):
 
 @dataclass(frozen=True)
 class Residual(_Placed):
-    """Σₙ wₙ mean((uₙ − R(uₙ₋₁))/σ)² / Σₙ wₙ: how well the states obey another step R, the PDE residual in discrete form.
+    """PDE residual in discrete form, Σₙ wₙ ⟨((uₙ − R(uₙ₋₁))/σ)²⟩ / Σₙ wₙ, of another step R.
+
+    The first state must be known, so that no steps can go before those that count (`warm_up`, `Pushforward`).
 
     Args:
-        step: R, PhiFlow function or captured block `state, *inputs -> state` with the inputs of the solver's step. The
-            first state must be known, so that no steps can go before those that count (`warm_up`, `Pushforward`).
+        step: R, PhiFlow function or captured block `state, *inputs -> state` with the inputs of the solver's step.
+        at: steps that count, all by default.
     """
 
     step: Callable
     at: At = EveryStep()
     needs_start = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_step("step", self.step)
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         inputs = batch.step_inputs
@@ -259,27 +274,68 @@ class Residual(_Placed):
 # --- combinations ---
 
 
+class _Around(Term):
+    """Base class of terms that give another term something else to see."""
+
+    term: Term
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "term", _as_term(self.term, "term", "a term, e.g. L2()"))
+
+    @property
+    def needs_uncorrected(self) -> bool:
+        return self.term.needs_uncorrected
+
+    @property
+    def needs_start(self) -> bool:
+        return self.term.needs_start
+
+
 @dataclass(frozen=True)
-class BeforeCorrection(Term):
+class BeforeCorrection(_Around):
     """A term of the states that the physics returned, before they were corrected: P(uₙ₋₁) instead of uₙ.
 
     Args:
-        term: e.g. `L2()`.
+        term: what to measure of them, `L2()` by default.
     """
 
     term: Term = L2()
     needs_uncorrected = True
+
+    def __post_init__(self) -> None:
+        require_callable("term", self.term, "a term, e.g. L2()")
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         return self.term(states, batch)
 
 
 @dataclass(frozen=True)
-class Losses:
-    """L = Σ weight · term, each logged by its name.
+class Part(_Around):
+    """A term of one part of the states, e.g. `Part("smoke", L2())` of `{"velocity": …, "smoke": …}`.
+
+    The term sees states and references that are this part alone: quantities get its field, means are over its values.
+    In a term of the whole state, a part on a finer grid counts more.
 
     Args:
-        terms: name → term, or name → (weight, term).
+        name: key of a dict, index of a tuple.
+        term: any term, a residual with a step of this part alone.
+    """
+
+    name: str | int
+    term: Term
+
+    def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        place, layout = part_of(batch.state_layout, self.name)
+        layouts, scale = DataLayout(layout, batch.layouts.inputs), batch.scale[place]
+        return self.term(states[place], replace(batch, states=batch.states[place], layouts=layouts, scale=scale))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Weighted sum of terms, L = Σ weight · term, each logged by its name.
+
+    Args:
+        terms: name → term, or name → (weight, term), e.g. `{"state": L2(), "divergence": (0.01, Vanishing(…))}`.
 
     Raises:
         StateError: if there is none, or a weight is no number.
@@ -289,13 +345,13 @@ class Losses:
 
     def __post_init__(self) -> None:
         weighted = {}
-        if not isinstance(self.terms, Mapping) or not self.terms:
-            raise StateError(f"terms = {self.terms!r}: expected a mapping from names to terms, e.g. {{'state': L2()}}")
+        given = isinstance(self.terms, Mapping) and bool(self.terms)
+        require(given, "terms", self.terms, "a mapping from names to terms, e.g. {'state': L2()}")
         for name, entry in self.terms.items():
             weight, term = entry if isinstance(entry, tuple) and len(entry) == 2 else (1.0, entry)
-            if not callable(term) or isinstance(term, type) or not isinstance(weight, (int, float)):
-                raise StateError(f"terms[{name!r}] = {entry!r}: expected a term or (weight, term), e.g. (0.1, L1())")
-            weighted[name] = (float(weight), term if isinstance(term, Term) else _Function(term))
+            expected = "a term or (weight, term), e.g. (0.1, L1())"
+            require(isinstance(weight, Real), f"terms[{name!r}]", entry, expected)
+            weighted[name] = (float(weight), _as_term(term, f"terms[{name!r}]", expected))
         object.__setattr__(self, "terms", weighted)
 
     def require_known_start(self, steps_before: int) -> None:
@@ -303,13 +359,13 @@ class Losses:
         for name, (_, term) in self.terms.items():
             if steps_before and term.needs_start:
                 raise StateError(
-                    f"terms[{name!r}] = {term!r}: a residual needs the state before the first step that counts, which is "
-                    "not kept after steps without gradient; use it in Unrolled without warm_up"
+                    f"terms[{name!r}] = {term!r}: a residual needs the state before the first step that counts, which "
+                    "is not kept after steps without gradient; use it in Unrolled without warm_up"
                 )
 
     @cached_property
     def needs_uncorrected(self) -> bool:
-        """Whether a term looks at what the physics returned."""
+        """True if a term looks at what the physics returned."""
         return any(term.needs_uncorrected for _, term in self.terms.values())
 
     def contributions(self, states: Tensors, uncorrected: Tensors, batch: Batch) -> dict[str, torch.Tensor]:

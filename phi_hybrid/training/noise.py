@@ -13,10 +13,11 @@ from typing import Literal
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_callable, require_count, require_number
 from phi_hybrid.bridge.layout import TreeLayout, tuple_of
 from phi_hybrid.data import Batch
 from phi_hybrid.errors import StateError
-from phi_hybrid.steps.plain import known_step
+from phi_hybrid.steps.plain import known_step, require_step
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -34,6 +35,11 @@ class Ramp:
     first: float
     last: float
     updates: int
+
+    def __post_init__(self) -> None:
+        for name in ("first", "last"):
+            require_number(name, getattr(self, name))
+        require_count("updates", self.updates, 0)
 
     def __call__(self, update: int) -> float:
         done = 1.0 if update >= self.updates else update / self.updates
@@ -76,16 +82,15 @@ class Noise:
     schedule: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.sigma, (int, float)) and 0 <= self.sigma < math.inf):
-            raise StateError(f"sigma = {self.sigma!r}: the standard deviation of noise is a finite number ≥ 0")
-        if self.where not in ("initial", "every_step"):
-            raise StateError(f"where = {self.where!r}: expected 'initial' or 'every_step'")
-        if self.target not in ("clean", "adjusted"):
-            raise StateError(f"target = {self.target!r}: expected 'clean' or 'adjusted'")
-        if self.truncated is not None and not (isinstance(self.truncated, (int, float)) and self.truncated > 0):
-            raise StateError(f"truncated = {self.truncated!r}: give a positive multiple of sigma, e.g. 2")
-        if self.schedule is not None and not callable(self.schedule):
-            raise StateError(f"schedule = {self.schedule!r}: expected a function of the update, e.g. Ramp(1, 0, 1000)")
+        require_number("sigma", self.sigma, least=0)
+        require(self.where in ("initial", "every_step"), "where", self.where, "'initial' or 'every_step'")
+        require(self.target in ("clean", "adjusted"), "target", self.target, "'clean' or 'adjusted'")
+        if self.truncated is not None:
+            require_number("truncated", self.truncated, above=0, way_out="a multiple of sigma, e.g. 2")
+        if self.project is not None:
+            require_step("project", self.project)
+        if self.schedule is not None:
+            require_callable("schedule", self.schedule, "a function of the update, e.g. Ramp(1, 0, 1000)")
         if self.random_walk and self.where != "initial":
             raise StateError("random_walk is noise on an input history; use it with where='initial'")
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_count, require_instance
 from phi_hybrid.data import Batch
 from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid import HybridStep
-from phi_hybrid.steps import Inputs, NativeStep, Repeatable, Step, known_step
-from phi_hybrid.training.gradient import Full, Gate, GradientMode, Record
+from phi_hybrid.steps import Inputs, NativeStep, Repeatable, Step, known_step, require_step
+from phi_hybrid.training.gradient import Full, Gate, GradientMode, Record, require_mode
 from phi_hybrid.training.losses import L2, Losses
 from phi_hybrid.training.noise import Noise
 
@@ -71,13 +72,12 @@ class Unrolled(Objective):
     noise: Noise | None = None
 
     def __post_init__(self) -> None:
-        _require_steps(self, self.steps)
-        if not isinstance(self.warm_up, int) or not 0 <= self.warm_up < self.steps:
-            raise StateError(f"warm_up = {self.warm_up!r}: use 0 … {self.steps - 1}, fewer than the {self.steps} steps")
+        require_count("steps", self.steps)
+        require_count("warm_up", self.warm_up, 0)
+        require(self.warm_up < self.steps, "warm_up", self.warm_up, f"0 … {self.steps - 1}, fewer than the steps")
         _require_losses(self.losses, self.warm_up)
-        _require_gradient(self.gradient)
-        if not isinstance(self.noise, Noise | None):
-            raise StateError(f"noise = {self.noise!r}: expected Noise, e.g. Noise(0.01)")
+        require_mode("gradient", self.gradient)
+        require_instance("noise", self.noise, (Noise, type(None)), "Noise, e.g. Noise(0.01), or None")
 
     def __repr__(self) -> str:
         changed = [f"{n}={getattr(self, n)!r}" for n, d in _DEFAULTS.items() if getattr(self, n) != d]
@@ -139,7 +139,7 @@ class Pushforward(Objective):
     losses: Losses = Losses({"state": L2()})
 
     def __post_init__(self) -> None:
-        _require_steps(self, self.steps)
+        require_count("steps", self.steps)
         _require_losses(self.losses, self.steps - 1)
 
     def outputs(self, solver: Step, batch: Batch) -> Outputs:
@@ -175,10 +175,9 @@ class Diverted(Objective):
     through_reference: bool = True
 
     def __post_init__(self) -> None:
-        _require_steps(self, self.steps)
-        _require_gradient(self.gradient)
-        if not callable(self.reference):
-            raise StateError(f"reference = {self.reference!r}: expected a step, state, *inputs -> state")
+        require_count("steps", self.steps)
+        require_step("reference", self.reference)
+        require_mode("gradient", self.gradient)
 
     def outputs(self, solver: Step, batch: Batch) -> Outputs:
         """States of the model after each step, then those of the reference, `(trajectory, time, …)`."""
@@ -217,11 +216,12 @@ class Curriculum(Objective):
 
     def __post_init__(self) -> None:
         stages = self.stages if isinstance(self.stages, Mapping) else {}
-        if 0 not in stages or any(not isinstance(k, int) or not isinstance(v, Objective) for k, v in stages.items()):
-            raise StateError(
-                f"stages = {self.stages!r}: expected a mapping from the first update of a stage, 0 among them, to its "
-                "objective, e.g. {0: Unrolled(1), 500: Unrolled(4)}"
-            )
+        updates = 0 in stages and all(isinstance(n, int) and not isinstance(n, bool) for n in stages)
+        way_out = (
+            "a mapping from the first update of a stage, 0 among them, to its objective, e.g. {0: Unrolled(1), 500: "
+            "Unrolled(4)}"
+        )
+        require(updates and all(isinstance(o, Objective) for o in stages.values()), "stages", self.stages, way_out)
 
     @property
     def steps(self) -> int:
@@ -298,20 +298,9 @@ def _shifted_back(records: list[Record], noise: list, shift: Callable) -> list[R
     return shifted
 
 
-def _require_steps(objective: Objective, steps: int) -> None:
-    if not isinstance(steps, int) or steps < 1:
-        raise StateError(f"{type(objective).__name__}({steps!r}): the number of steps must be an integer ≥ 1")
-
-
 def _require_losses(losses: Losses, steps_before: int) -> None:
-    if not isinstance(losses, Losses):
-        raise StateError(f"losses = {losses!r}: expected Losses of named terms, e.g. Losses({{'state': L2()}})")
+    require_instance("losses", losses, Losses, "Losses of named terms, e.g. Losses({'state': L2()})")
     losses.require_known_start(steps_before)
-
-
-def _require_gradient(gradient: GradientMode) -> None:
-    if not isinstance(gradient, GradientMode):
-        raise StateError(f"gradient = {gradient!r}: expected a mode of phi_hybrid.gradient, e.g. Truncated(4)")
 
 
 def _require_windows(objective: Objective, batch: Batch) -> None:

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import torch
 
-from phi_hybrid.data import Trajectories
-from phi_hybrid.errors import NonFiniteError, StateError
-from phi_hybrid.steps.plain import known_step
-from phi_hybrid.steps.time_loop import all_finite
+from phi_hybrid.bridge.checks import require_count, require_number
+from phi_hybrid.data import Trajectories, require_data
+from phi_hybrid.errors import NonFiniteError
+from phi_hybrid.steps import all_finite, known_step, require_step
 
 
 def precompute_corrections(
@@ -35,10 +35,10 @@ def precompute_corrections(
         NonFiniteError: if the physics or the optimisation fails.
         StateError: for settings out of range, or data that do not fit the physics.
     """
-    if not 0 <= weight < math.inf:
-        raise StateError(f"weight = {weight!r}: must be a finite number ≥ 0")
-    if not isinstance(iterations, int) or iterations < 1:
-        raise StateError(f"iterations = {iterations!r}: must be an integer ≥ 1")
+    require_step("physics", physics)
+    require_data("data", data)
+    require_number("weight", weight, least=0)
+    require_count("iterations", iterations)
     if weight == 0:
         return data
     corrections = _Corrections(physics, data)

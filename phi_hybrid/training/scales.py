@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from phi_hybrid.data import Trajectories
-from phi_hybrid.errors import NonFiniteError, StateError
+from phi_hybrid.bridge.checks import require_count, require_instance
+from phi_hybrid.data import Trajectories, require_data
+from phi_hybrid.errors import NonFiniteError
 from phi_hybrid.hybrid import HybridSolver, HybridStep
 
 
@@ -27,8 +28,9 @@ def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16)
     Raises:
         StateError: if the data do not fit the solver.
     """
-    if samples < 1:
-        raise StateError(f"samples = {samples}: at least one time is needed")
+    require_instance("solver", solver, HybridSolver, "the HybridSolver whose scales are set")
+    require_data("data", data)
+    require_count("samples", samples)
     if isinstance(solver.physics, HybridSolver) and not solver.physics.scaled:
         estimate_scales(solver.physics, data, samples)
     device = solver.output_scale.device

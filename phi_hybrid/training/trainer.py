@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from phi_hybrid.bridge.checks import require_count, require_path
 from phi_hybrid.data import Batch, Trajectories, replacing
 from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluation import trajectory_errors
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.steps import Step
-from phi_hybrid.training.checks import check_trainer, endangered, require_count, trained_parameters
+from phi_hybrid.training.checks import check_trainer, endangered, trained_parameters
 from phi_hybrid.training.gradient_norm import GradientNormAverage
 from phi_hybrid.training.objective import Objective, Outputs
 from phi_hybrid.training.scales import estimate_scales
@@ -77,6 +78,8 @@ class Trainer:
         check_trainer(solver, data, objective, optimizer, scheduler, batch_size, clip, skip, seed, validation)
         for name, value in {"validate_every": validate_every, "checkpoint_every": checkpoint_every}.items():
             require_count(name, value)
+        if checkpoint is not None:
+            require_path("checkpoint", checkpoint)
         self._parameters = trained_parameters(solver, optimizer)
         self._device = self._parameters[0].device
         self.solver = solver
@@ -84,17 +87,17 @@ class Trainer:
         self.objective = objective
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.clip = clip
-        self.norm_average = GradientNormAverage(skip)
-        self.seed = seed
+        self.clip = None if clip is None else float(clip)  # NumPy's numbers would not come back from a checkpoint
+        self.norm_average = GradientNormAverage(None if skip is None else float(skip))
+        self.seed = int(seed)
         self.validation = validation
         self.validate_every = validate_every
         self.checkpoint = checkpoint
         self.checkpoint_every = checkpoint_every
         self.progress = progress
-        self.windows = data.windows(objective.steps)
         self._windows = cache(data.windows)
-        self.batch_size = min(batch_size, len(self.windows))
+        self.windows = self._windows(objective.steps)
+        self.batch_size = min(int(batch_size), len(self.windows))
         self.update = 0
         self.history: dict[str, Any] = _empty_history()
         with torch.random.fork_rng():
@@ -116,8 +119,8 @@ class Trainer:
             NonFiniteError: if loss or gradient is not finite; the solver keeps the weights before that update.
             SolveError: if a linear solve in the physics fails; likewise.
         """
-        if isinstance(updates, bool) or not isinstance(updates, int) or updates < 0:
-            raise StateError(f"updates = {updates!r}: must be an integer ≥ 0")
+        if type(updates) is not int or updates < 0:
+            require_count("updates", updates, 0)
         name = f"train {type(self.objective).__name__}({self.objective.steps})"
         bar = tqdm(range(self.update, updates), desc=name, disable=not self.progress, unit="update")
         with torch.random.fork_rng():
@@ -159,14 +162,15 @@ class Trainer:
         """Continues where a checkpoint left off: `trainer.resume(path).fit(updates)`.
 
         Raises:
-            DataError: if the file is damaged.
+            DataError: if the file is missing or damaged.
             StateError: if it belongs to a training with other settings.
         """
+        require_path("path", path)
         try:
             state = torch.load(path, map_location=self._device, weights_only=True)
             settings = state["settings"]
         except FileNotFoundError:
-            raise
+            raise DataError(f"no checkpoint at {path}; write one with Trainer(…, checkpoint=…) or save") from None
         except Exception as error:
             raise DataError(
                 f"{path} is no complete checkpoint ({type(error).__name__}: {error}); start anew"

@@ -114,13 +114,6 @@ def test_values_without_spatial_dims_take_nothing_back() -> None:
     assert not zero.native(zero.shape).any()
 
 
-def test_tensors_are_channels_and_numbers_are_not() -> None:
-    u = random_field("scalar", "open", 1)
-    with pytest.raises(StateError, match=r"values\[1\] = 3"):
-        to_channels(u, 3)
-    assert to_channels(u, math.wrap(0.01)).shape == (1, 2, 7)
-
-
 def test_like_without_the_batch_dims_of_the_channels() -> None:
     """A map can carry more batch dims than its layout: those of other network inputs."""
     u = random_field("staggered", "closed", 2)

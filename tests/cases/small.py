@@ -9,11 +9,12 @@ import torch
 from phi.torch.flow import Field, advect, diffuse
 
 import phi_hybrid as ph
+from cases.states import SIZE as BOX
 from cases.states import component_values, faces, line, noise, scalar
 from phi_hybrid.bridge.layout import matches
 from phi_hybrid.steps import Step
 
-__all__ = ["component_values", "faces", "line", "noise", "scalar"]  # from `states`, for all that need both
+__all__ = ["BOX", "component_values", "faces", "line", "noise", "scalar"]  # from `states`, for all that need both
 
 DT = 0.1
 

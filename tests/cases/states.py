@@ -22,8 +22,6 @@ from phi.torch.flow import (
     vec,
 )
 
-torch.set_num_threads(1)  # the grids are tiny
-
 RESOLUTION = {1: {"x": 7}, 2: {"x": 6, "y": 5}, 3: {"x": 5, "y": 4, "z": 3}}
 SIZE = {"x": 2.0, "y": 1.5, "z": 1.2}
 PLACEMENTS = ("scalar", "vector", "staggered")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -93,17 +91,11 @@ def test_trees_tensors_and_parameters() -> None:
     assert float(coarse["re"]) == 100.0 and coarse["list"] == [1.5, None]
 
 
-@pytest.mark.parametrize("factor", [3, 16])
+@pytest.mark.parametrize("factor", [3, 16, 0])
 def test_factor_that_does_not_divide(factor: int) -> None:
     for u in (line(0), faces("closed", cells={"x": 8, "y": 6}), faces("open", cells={"x": 6, "y": 8})):
-        with pytest.raises(ph.StateError, match=f"by {factor}"):
+        with pytest.raises(ph.StateError, match=f"{factor}"):
             coarsen(u, factor)
-
-
-@pytest.mark.parametrize("factor", [0, 2.0, "2"])
-def test_factor_that_is_no_number_of_cells(factor: Any) -> None:
-    with pytest.raises(ph.StateError, match=f"{factor!r}"):
-        coarsen(line(0), factor)
 
 
 def test_integers_have_no_cell_means() -> None:

@@ -24,7 +24,7 @@ from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, batch, channel, f
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import from_channels, to_channels
-from phi_hybrid.training.scales import estimate_scales
+from phi_hybrid.training import estimate_scales
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -270,5 +270,3 @@ def test_wrong_couplings(block: ph.PhysicsBlock) -> None:
         ph.HybridSolver(block, SmallNet(2, 1, 1), ph.coupling.Forcing(1))(u, f)
     with pytest.raises(ph.StateError, match="input = -1"):
         ph.coupling.Parameter(-1)
-    with pytest.raises(ph.StateError, match="coupling = 'additive'"):
-        ph.HybridSolver(block, SmallNet(2, 1, 1), "additive")

@@ -15,12 +15,12 @@ from phi.torch.flow import Field, Solve, batch, fluid, math, wrap
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import flatten
-from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.hybrid import ensemble as ensemble_module
 from phi_hybrid.hybrid.ensemble import alike
-from phi_hybrid.steps.plain import PlainStep
+from phi_hybrid.steps import PlainStep
 
 STEPS = 4
+MEMBER = "member"
 SHARED = ph.capture(forced_step, check=False)
 
 
@@ -314,11 +314,6 @@ def test_every_member_reconstructs_its_own_initial_state() -> None:
 
 
 # --- errors ---
-
-
-def test_empty_ensemble() -> None:
-    with pytest.raises(ph.StateError, match="members"):
-        ph.Ensemble([])
 
 
 def test_members_of_different_kinds_of_states() -> None:

@@ -122,7 +122,6 @@ def test_training_on_parts() -> None:
 @pytest.mark.parametrize(
     ("corrects", "channels", "names"),
     [
-        (["pressure"], 3, r"'pressure'.*velocity.*smoke"),
         ([0], 3, r"0.*velocity"),
         (None, 3, "corrects"),
         (["velocity"], 7, "velocity 2, smoke 1"),

@@ -39,8 +39,6 @@ from phi_hybrid.inverse.flow import (
 from phi_hybrid.pde import burgers, heat
 from phi_hybrid.pde import navier_stokes as ns
 
-torch.set_num_threads(1)
-
 SCHEMES = {"semi-Lagrangian": advect.semi_lagrangian, "MacCormack": advect.mac_cormack}
 
 

@@ -29,8 +29,6 @@ import phi_hybrid as ph
 from phi_hybrid.inverse.motion import estimate_flow, estimate_motion, solenoidal_waves
 from phi_hybrid.pde import heat
 
-torch.set_num_threads(1)
-
 LENGTHS, LOWER = np.array([8.0, 6.0]), np.array([1.0, -3.0])
 BOX = Box(x=(1.0, 9.0), y=(-3.0, 3.0))
 

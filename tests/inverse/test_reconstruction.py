@@ -26,9 +26,10 @@ from phi.torch.flow import (
 )
 
 import phi_hybrid as ph
+from phi_hybrid import optim
 from phi_hybrid.bridge import flatten
 from phi_hybrid.inverse.reconstruction import reconstruct
-from phi_hybrid.optim import GaussNewton, Inverse, mean_square, rules
+from phi_hybrid.optim import GaussNewton, Inverse, mean_square
 
 CELLS, STEPS = 128, 16
 
@@ -194,7 +195,7 @@ def test_several_batch_dims_are_samples_too() -> None:
         factors = wrap(torch.tensor([[1.0, 0.5, -1.0], [2.0, 0.1, -3.0]], dtype=torch.float64), batch("a,b"))
         several = observation.with_values(observation.values * factors)
         guesses = start.with_values(math.stack([start.values, zero(start).values], batch("guess")))
-    settings = dict(times=(2,), rule=rules.TrustRegion(GaussNewton(), 0.3), iterations=3, keep_path=True)
+    settings = dict(times=(2,), rule=optim.TrustRegion(GaussNewton(), 0.3), iterations=3, keep_path=True)
     together = reconstruct(block, several, start, **settings)
     singles = {(i, j): reconstruct(block, several.a[i].b[j], start, **settings) for i in range(2) for j in range(3)}
     assert together.losses == pytest.approx(np.mean([s.losses for s in singles.values()], 0))
@@ -295,7 +296,7 @@ def test_what_is_not_finite_has_an_iteration_and_what_was_found_before() -> None
 def test_rules_that_fail_have_an_iteration() -> None:
     block, _, observation, start = short()
     with pytest.raises(ph.SolveError, match="iteration 1 of 3: .*GaussNewtonCG") as caught:
-        rule = rules.GaussNewtonCG(tolerance=1e-12, iterations=1)
+        rule = optim.GaussNewtonCG(tolerance=1e-12, iterations=1)
         reconstruct(block, observation, start, times=(2,), rule=rule, iterations=3)
     assert caught.value.step == 1 and agree(caught.value.trajectory.state, start)
 
@@ -307,8 +308,6 @@ def test_rules_that_fail_have_an_iteration() -> None:
         ({"times": ()}, r"times = \(\)"),
         ({"times": (2, 1)}, r"times = \(2, 1\)"),
         ({"times": (0,)}, r"times = \(0,\)"),
-        ({"times": 2}, "times = 2"),
-        ({"times": (1.5,)}, r"times = \(1.5,\)"),
         ({"times": (1, 2)}, "'time'.* 2"),
     ],
 )

@@ -39,8 +39,8 @@ from phi_hybrid.linear_solve import (
     LinearSolve,
     Method,
     SparseFactorization,
-    linear_solve,
     operator,
+    solve_numbered,
 )
 from phi_hybrid.linear_solve.conjugate_gradient import KrylovSolver
 from phi_hybrid.linear_solve.factorization import FactoredSolver
@@ -193,10 +193,10 @@ def test_operator_of_compiled_graphs() -> None:
     solve = module_of("factored")
     for transposed in (False, True):
         arguments = (noise(2, SIZE).requires_grad_(), solve.number, transposed)
-        torch.library.opcheck(linear_solve, arguments)
-        assert torch.autograd.gradcheck(lambda b: linear_solve(b, solve.number, transposed), arguments[:1])  # noqa: B023
+        torch.library.opcheck(solve_numbered, arguments)
+        assert torch.autograd.gradcheck(lambda b: solve_numbered(b, solve.number, transposed), arguments[:1])  # noqa: B023
     used = inverse(MATRICES["factored"].T)
-    assert relative_error(linear_solve(noise(2, SIZE), solve.number, True), noise(2, SIZE) @ used.T) < 1e-12
+    assert relative_error(solve_numbered(noise(2, SIZE), solve.number, True), noise(2, SIZE) @ used.T) < 1e-12
 
 
 # --- errors ---

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from cases.small import (
-    DT,
     SmallNet,
     component_values,
     equal,
@@ -17,7 +16,6 @@ from cases.small import (
     forced_step,
     line,
     same,
-    scalar,
     step,
 )
 from phi.torch.flow import ZERO_GRADIENT, Field, batch, math
@@ -67,11 +65,6 @@ def test_rollout_is_a_loop_of_steps(
     assert all(same(trajectory.time[n], state) for n, state in enumerate(expected))
 
 
-def test_method_and_function_agree(solver: ph.HybridSolver) -> None:
-    u, f = line(0, b=2), over_time(line, 3, b=2)
-    assert same(solver.rollout(u, 3, f), ph.rollout(solver, u, 3, f))
-
-
 def test_rollout_equals_phiflow_iterate() -> None:
     """`math.iterate` gives values of the same steps; it stacks faces in a layout of its own."""
     u = faces("inflow", 0, b=2)
@@ -85,20 +78,6 @@ def test_no_steps(block: ph.PhysicsBlock) -> None:
     u, f = line(0, b=2), line(1, b=2)
     trajectory = ph.rollout(block, u, 0, f)
     assert trajectory.shape.get_size("time") == 1 and same(trajectory.time[0], u)
-
-
-def test_state_of_several_fields() -> None:
-    def both(state: tuple[Field, Field], f: Field) -> tuple[Field, Field]:
-        v, s = state
-        return step(v) + DT * f, s + DT * v.at(s).vector["x"]
-
-    v, s, f = faces("open", 0, b=2), scalar(1, b=2), over_time(lambda seed, **b: faces("open", seed, **b), 3, b=2)
-    trajectory = ph.rollout(both, (v, s), 3, f)
-    assert isinstance(trajectory, tuple)
-    state = (v, s)
-    for n in range(3):
-        state = both(state, f.time[n])
-        assert all(same(t.time[n + 1], x) for t, x in zip(trajectory, state))
 
 
 def test_numbers_and_tensors_as_inputs() -> None:
@@ -136,7 +115,8 @@ def test_more_entries_than_steps_are_left(block: ph.PhysicsBlock) -> None:
 def test_no_gradients_and_no_dropout(block: ph.PhysicsBlock) -> None:
     """NumPy's integers count, too."""
     solver = ph.HybridSolver(block, SmallNet(2, 1, 1, dropout=0.5))
-    first, second = (solver.rollout(line(0, b=2), np.int64(2), line(1, b=2)) for _ in range(2))
+    u, f = line(0, b=2), line(1, b=2)
+    first, second = solver.rollout(u, np.int64(2), f), ph.rollout(solver, u, 2, f)
     assert same(first, second) and not component_values(first, ("time", "b"))[0].requires_grad
     assert solver.network.drop.training
 
@@ -147,12 +127,8 @@ def test_no_gradients_and_no_dropout(block: ph.PhysicsBlock) -> None:
 def test_too_short_input(block: ph.PhysicsBlock) -> None:
     with pytest.raises(ph.StateError, match="3 entries .*4"):
         ph.rollout(block, line(0, b=2), 4, over_time(line, 3, b=2))
-
-
-@pytest.mark.parametrize("steps", [-1, 2.0, "3"])
-def test_number_of_steps(steps: Any, block: ph.PhysicsBlock) -> None:
-    with pytest.raises(ph.StateError, match=f"steps = {steps!r}"):
-        ph.rollout(block, line(0, b=2), steps, line(1, b=2))
+    with pytest.raises(ph.StateError, match="steps = -1"):
+        ph.rollout(block, line(0, b=2), -1, line(1, b=2))
 
 
 def test_missing_input(block: ph.PhysicsBlock, solver: ph.HybridSolver) -> None:
@@ -225,11 +201,6 @@ def test_step_that_adds_a_batch_dim_of_its_own() -> None:
         expected = component_values(line(0))[0]
         for n in range(3):
             torch.testing.assert_close(values[n, member], expected * (member + 1) ** n)
-
-
-def test_float64_stays_float64(block: ph.PhysicsBlock) -> None:
-    trajectory = ph.rollout(block, line(0, dtype=torch.float64), 2, line(1, dtype=torch.float64))
-    assert component_values(trajectory, ("time",))[0].dtype == torch.float64
 
 
 def test_inputs_have_the_precision_of_the_state(block: ph.PhysicsBlock) -> None:

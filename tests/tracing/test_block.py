@@ -152,11 +152,6 @@ def test_clashing_precisions() -> None:
         block.native(*flatten(u)[0], torch.tensor(0.1, dtype=torch.float64))
 
 
-def test_native_tensors_are_no_states() -> None:
-    with pytest.raises(StateError, match="phi.math.wrap"):
-        capture(burgers)(torch.zeros(2, 6, 5))
-
-
 def test_step_that_fails_names_the_cause() -> None:
     with pytest.raises(StateError, match=r"\(b=any, x=6, y=5, vector=x,y\): AssertionError.*'z'"):
         capture(lambda u: u.vector["z"])(velocity(placement="vector"))

@@ -36,7 +36,7 @@ from phi.torch.flow import Field, batch, math
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
 from phi_hybrid.training.gradient import Checkpointed, Detached, Full, Paths, SignConsistent, Truncated
-from phi_hybrid.training.losses import L1, L2, BeforeCorrection, EveryStep, Geometric, LastStep, Losses, Steps
+from phi_hybrid.training.losses import L2, BeforeCorrection, EveryStep, Geometric, LastStep, Losses, Steps
 
 TRAJECTORIES = 3
 
@@ -90,13 +90,6 @@ def test_outputs_are_the_states_after_each_step(hybrid: ph.HybridSolver, long: p
         torch.testing.assert_close(y, values[:, 1:], rtol=1e-12, atol=1e-12)
 
 
-def test_perfect_predictions_cost_nothing(block: ph.PhysicsBlock) -> None:
-    f = line(1, b=TRAJECTORIES, time=STEPS)
-    data = ph.Trajectories.generate(block, line(0, b=TRAJECTORIES), STEPS, (f,), progress=False)
-    objective, b = ph.Unrolled(STEPS), data.whole()
-    assert objective.loss(objective.outputs(block, b), b) == 0.0
-
-
 def test_scale_of_each_component_of_the_state() -> None:
     """A state of fields of very different size: each is measured in its own unit."""
     big, small = 1e3 * noise(4, 5, 8, 1), 1e-3 * noise(4, 5, 8, 1, seed=1)
@@ -105,12 +98,6 @@ def test_scale_of_each_component_of_the_state() -> None:
     objective, b = ph.Unrolled(4), data.whole()
     outputs = tuple(t + s for t, s in zip(b.targets, (big.std(), small.std())))
     assert float(objective.loss(outputs, b)) == pytest.approx(1.0, rel=1e-5)
-
-
-@pytest.mark.parametrize("steps", [0, 1.5, "4"])
-def test_number_of_steps(steps: Any) -> None:
-    with pytest.raises(ph.StateError, match=f"{steps!r}"):
-        ph.Unrolled(steps)
 
 
 def test_windows_of_another_length(block: ph.PhysicsBlock) -> None:
@@ -279,21 +266,13 @@ def test_what_an_objective_tells_about_itself() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: ph.Unrolled(0), "0"),
         (lambda: ph.Unrolled(4, warm_up=4), "warm_up = 4"),
         (lambda: ph.Unrolled(4, warm_up=-1), "warm_up = -1"),
-        (lambda: ph.Unrolled(4, L1()), r"losses = L1.*Losses\("),
-        (lambda: ph.training.Pushforward(4, L1()), r"losses = L1.*Losses\("),
-        (lambda: ph.Unrolled(4, gradient=Detached), r"gradient = <class.*Truncated\(4\)"),
-        (lambda: ph.Unrolled(4, gradient="full"), "gradient = 'full'"),
-        (lambda: ph.Unrolled(4, noise=0.1), r"noise = 0.1.*Noise\("),
-        (lambda: ph.training.Pushforward(0), r"Pushforward\(0\)"),
-        (lambda: ph.training.Diverted(0, forced_step), r"Diverted\(0\)"),
-        (lambda: ph.training.Diverted(2, None), "reference = None"),
-        (lambda: ph.training.Diverted(2, forced_step, "full"), "gradient = 'full'"),
+        (lambda: ph.training.Pushforward(0), "0"),
+        (lambda: ph.training.Diverted(0, forced_step), "0"),
         (lambda: ph.Curriculum({}), "{}"),
         (lambda: ph.Curriculum({5: ph.Unrolled(1)}), "5: "),
-        (lambda: ph.Curriculum({0: 4}), "0: 4"),
-        (lambda: ph.Curriculum([ph.Unrolled(1)]), r"\[Unrolled"),
         (lambda: ph.Curriculum({0: ph.Unrolled(1)}).loss((), None), r"curriculum.at\("),
         (lambda: ph.Curriculum({0: ph.Unrolled(1)}).outputs(None, None), r"curriculum.at\("),
     ],

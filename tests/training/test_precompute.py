@@ -118,7 +118,6 @@ def test_one_step_training_on_them_by_hand() -> None:
         (dict(weight=-1.0), "weight = -1.0"),
         (dict(weight=float("nan")), "weight = nan"),
         (dict(iterations=0), "iterations = 0"),
-        (dict(iterations=1.5), "iterations = 1.5"),
     ],
 )
 def test_values_out_of_range(settings: dict, message: str, data: ph.Trajectories) -> None:

@@ -108,17 +108,6 @@ def test_parameters_and_several_fields() -> None:
     assert solver.output_scale.tolist() == pytest.approx([rms(0.5 * x), rms(0.5 * y), rms(shifted - c)], rel=1e-4)
 
 
-def test_network_is_not_asked(data: ph.Trajectories, block: ph.PhysicsBlock) -> None:
-    """Scales do not depend on the weights, and no gradients are recorded."""
-    scales = []
-    for seed in (0, 1):
-        solver = ph.HybridSolver(block, SmallNet(2, 1, 1, seed=seed))
-        estimate_scales(solver, data)
-        assert solver.network.seen is None and not solver.output_scale.requires_grad
-        scales.append(solver.input_scale)
-    assert torch.equal(*scales)
-
-
 def test_states_of_unseen_boundaries_are_refused() -> None:
     """Before and after binding, with the scales from data or from a file; a solver without scales takes any state."""
 
