@@ -244,7 +244,7 @@ def test_how_targets_of_a_history_move() -> None:
         Noise(0.0, random_walk=True),
         Noise(0.5, schedule=Ramp(1, 0, 100)).at(100),
     ],
-    ids=repr,
+    ids=["0", "every step", "projected", "random walk", "schedule"],
 )
 def test_zero_is_no_noise(quiet: Noise, solver: ph.HybridSolver, data: ph.Trajectories) -> None:
     """To the last bit, and no random numbers are used up."""
