@@ -28,7 +28,6 @@ def _flat(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
     return [t.flatten(0, 1) for t in leaves]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("kind", MORE_BOUNDARIES)
 def test_channels_are_loops_over_faces(kind: str, dims: int) -> None:
@@ -72,6 +71,7 @@ def test_batch_dims_are_flattened_in_alphabetical_order() -> None:
     assert torch.equal(channels, leaf.transpose(0, 1).reshape(6, 1, 7))
 
 
+@pytest.mark.smoke
 def test_several_inputs_are_broadcast_and_concatenated() -> None:
     (u,) = random_leaves("scalar", "open", 2, (2,), seed=0)
     v = random_leaves("staggered", "closed", 2, (3,), seed=1)

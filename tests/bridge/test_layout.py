@@ -50,7 +50,6 @@ from phi_hybrid.errors import StateError
 BATCHES = ({}, {"b": 2}, {"time": 2, "b": 3})
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("kind", MORE_BOUNDARIES)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_fields_round_trip(placement: str, kind: str) -> None:
@@ -115,6 +114,7 @@ def test_labels_of_batch_and_channel_dims_survive() -> None:
     assert torch.equal(back.native("run,species"), tensor.native("run,species"))
 
 
+@pytest.mark.smoke
 def test_trees_round_trip() -> None:
     u, rho = random_field("staggered", "closed", 2, b=2), random_field("scalar", "open", 2, seed=1)
     state = {"u": u, "rest": [rho, (None, 3, 2.5, "name", True), {}], "nu": math.wrap(torch.tensor(0.5))}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases.small import same
-from cases.states import BOUNDARIES, boundary, component_values, faces, line, names, noise, stored_faces
-from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, StaggeredGrid, batch, channel, field, math, spatial
+from cases.states import BOUNDARIES, component_values, faces, line, names, noise, stored_faces
+from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, batch, channel, field, math, spatial
 
 import phi_hybrid as ph
 from phi_hybrid.data import coarsen
@@ -70,12 +69,6 @@ def test_divergence_is_averaged(kind: str, dims: int) -> None:
         expected = expected.unflatten(d, (-1, 2)).mean(d + 1)
     torch.testing.assert_close(divergence_values(coarse), expected, rtol=0, atol=1e-13)
     assert expected.abs().max() > 0.1
-
-
-@pytest.mark.parametrize("kind", BOUNDARIES)
-def test_uniform_flow_stays_uniform(kind: str) -> None:
-    u = StaggeredGrid(math.vec(x=0.25, y=1.0), boundary(kind, 2), x=8, y=4)
-    assert same(coarsen(u, 4), StaggeredGrid(math.vec(x=0.25, y=1.0), u.boundary, x=2, y=1, bounds=u.bounds))
 
 
 def test_trees_tensors_and_parameters() -> None:

@@ -150,7 +150,7 @@ def test_each_batch_entry_as_if_alone(name: str, block: ph.PhysicsBlock) -> None
 
 
 def test_forcing_with_a_force_that_changes(block: ph.PhysicsBlock) -> None:
-    """Rollouts and training take a force with a dim `time`."""
+    """Rollouts take a force with a dim `time`."""
     u, f = line(0, b=2), line(1, b=2, time=3)
     solver = ph.HybridSolver(block, SmallNet(2, 1, 1), ph.coupling.Forcing())
     rolled, state = solver.rollout(u, 3, f), u
@@ -158,13 +158,6 @@ def test_forcing_with_a_force_that_changes(block: ph.PhysicsBlock) -> None:
         for n in range(3):
             state = solver(state, f.time[n])
     assert same(rolled.time[3], state)
-    data = ph.Trajectories.generate(lambda u, f: 0.9 * forced_step(u, f), u, 3, (f,), progress=False)
-    settings = dict(optimizer=torch.optim.Adam(solver.parameters(), 1e-2), progress=False)
-    losses = ph.Trainer(solver, data, ph.Unrolled(2), **settings).fit(60)["loss"]
-    assert losses[-1] < 0.5 * losses[0]
-
-
-# --- scales ---
 
 
 def constant_line(value: float, **batches: int) -> Field:
@@ -218,9 +211,6 @@ def test_scales_of_a_parameter_and_the_state() -> None:
     assert solver.output_scale.tolist() == pytest.approx([error / response, error], rel=1e-5)
 
 
-# --- projection ---
-
-
 def test_projected_states_have_no_divergence() -> None:
     def project(v: Field) -> Field:
         return fluid.make_incompressible(v)[0]
@@ -238,9 +228,6 @@ def test_projected_states_have_no_divergence() -> None:
     estimate_scales(solver, data)
     estimate_scales(free, data)
     assert torch.equal(solver.output_scale, free.output_scale)
-
-
-# --- at the border ---
 
 
 def test_couplings_are_copied_with_the_solver(block: ph.PhysicsBlock) -> None:

@@ -117,6 +117,7 @@ def test_alike_members_take_one_call_of_the_network(monkeypatch: pytest.MonkeyPa
     assert len(calls) == 2 + 3 * 2
 
 
+@pytest.mark.smoke
 def test_members_follow_their_own_trajectories() -> None:
     """By hand, in plain PhiFlow: each member feeds itself, not the mean."""
     rates = (0.9, 1.1)
@@ -230,9 +231,6 @@ def test_state_dict_copies_and_pickles() -> None:
         assert alike(twin.members)
 
 
-# --- who is alike ---
-
-
 def changed(edit: Callable[[ph.HybridSolver], Any]) -> list[ph.HybridSolver]:
     members = solvers(2)
     edit(members[1])
@@ -292,15 +290,6 @@ def test_one_failed_member_fails_the_mean() -> None:
     assert torch.isfinite(found.mae["ensemble"][0]).all() and torch.isinf(found.mae["ensemble"][1, 2:]).all()
 
 
-def test_members_are_trained_one_by_one() -> None:
-    data = ph.Trajectories.generate(SHARED, line(0, b=2), 2, (line(1, b=2),), progress=False)
-    ensemble = ph.Ensemble(solvers(2))
-    optimizer = torch.optim.SGD(ensemble.parameters(), 1e-3)
-    trainer = ph.Trainer(ensemble, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
-    with pytest.raises(ph.StateError, match="'member'"):
-        trainer.fit(1)
-
-
 def test_every_member_reconstructs_its_own_initial_state() -> None:
     with math.precision(64):
         steps, (members, u, f) = 2, line_case(count=2)
@@ -311,9 +300,6 @@ def test_every_member_reconstructs_its_own_initial_state() -> None:
             alone = ph.reconstruct(member, goal, 0 * u, force, times=(steps,), iterations=3, lr=0.5)
             assert close(found.state.member[number], alone.state, 1e-10)
             assert not close(alone.state, 0 * u, 1e-2)
-
-
-# --- errors ---
 
 
 def test_members_of_different_kinds_of_states() -> None:

@@ -238,9 +238,6 @@ def test_a_solver_wraps_another(captured: ph.PhysicsBlock) -> None:
     assert len(list(outer.parameters())) == 8
 
 
-# --- faces ---
-
-
 def test_corrections_stay_on_faces() -> None:
     """Fixed faces are no part of the state and stay; the outer open face takes the correction of its neighbour."""
     u = faces("inflow", 0, b=2)
@@ -286,8 +283,7 @@ def test_derivatives_with_respect_to_the_state(captured: ph.PhysicsBlock) -> Non
     by_vjp = torch.func.vjp(solver.native, *detached)[1](tuple(weights))
     expected = finite_differences(lambda: objective(*detached), detached)
     for found in (by_autograd, by_func, by_vjp):
-        for g, e in zip(found, expected):
-            torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(list(found), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_vmap_over_native(captured: ph.PhysicsBlock) -> None:
@@ -358,9 +354,6 @@ def test_bad_scales_are_refused_and_change_nothing(bad: float, captured: ph.Phys
 def test_numbers_are_no_features() -> None:
     with pytest.raises(ph.StateError, match=r"features\[0\] = 0.01"):
         ph.HybridSolver(lambda u: u, torch.nn.Conv1d(2, 1, 1), features=(0.01,))
-
-
-# --- errors ---
 
 
 def test_wrong_number_of_output_channels(captured: ph.PhysicsBlock) -> None:

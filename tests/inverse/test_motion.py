@@ -93,6 +93,7 @@ def test_a_blob_of_several_moves_about_its_centre_of_mass() -> None:
     assert omega == pytest.approx(angle, abs=1e-7)
 
 
+@pytest.mark.smoke
 def test_round_blobs_do_not_turn() -> None:
     round_blob = blob((5.0, 0.0), 0.0, (0.4, 0.4))
     u, omega = numbers(estimate_motion(round_blob, round_blob, 1.0))
@@ -173,9 +174,6 @@ def test_least_squares_of_a_turned_blob(smoothness: float) -> None:
         np.testing.assert_allclose(component.values.numpy("x,y"), np.tensordot(c, waves, 1) / 2, rtol=0, atol=1e-9)
 
 
-# --- captured ---
-
-
 def test_captured_with_batches_in_any_global_precision() -> None:
     on = grid(16, 12)
     befores = [blob((2.0 + n, 1.0), 0.1 * n, (1.0, 0.6), on) for n in range(2)]
@@ -201,9 +199,6 @@ def test_derivatives() -> None:
     block = ph.capture(lambda p, q: estimate_motion(p, q, 0.5))
     check_derivatives(block.native, block.flatten(a, b))
     check_vmap(block.native, block.flatten(a, b))
-
-
-# --- wrong arguments ---
 
 
 @pytest.mark.parametrize(

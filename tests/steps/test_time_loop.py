@@ -47,7 +47,6 @@ def loop(one_step: Callable, u: Any, steps: int, force: Any) -> list[Any]:
     return states
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("kind", "force", "name"),  # batch dims on either side of `time`
     [("plain", "constant", "z"), ("block", "constant", "b"), ("block", "time", "z"), ("solver", "time", "b")],
@@ -107,6 +106,7 @@ def test_state_is_repeated_along_batch_dims_of_the_inputs(block: ph.PhysicsBlock
             torch.testing.assert_close(component_values(alone, ("time",))[0], values[:, n])
 
 
+@pytest.mark.smoke
 def test_more_entries_than_steps_are_left(block: ph.PhysicsBlock) -> None:
     u, f = line(0, b=2), over_time(line, 5, b=2)
     assert same(ph.rollout(block, u, 2, f), ph.rollout(block, u, 2, f.time[:2]))
@@ -121,20 +121,11 @@ def test_no_gradients_and_no_dropout(block: ph.PhysicsBlock) -> None:
     assert solver.network.drop.training
 
 
-# --- errors ---
-
-
 def test_too_short_input(block: ph.PhysicsBlock) -> None:
     with pytest.raises(ph.StateError, match="3 entries .*4"):
         ph.rollout(block, line(0, b=2), 4, over_time(line, 3, b=2))
     with pytest.raises(ph.StateError, match="steps = -1"):
         ph.rollout(block, line(0, b=2), -1, line(1, b=2))
-
-
-def test_missing_input(block: ph.PhysicsBlock, solver: ph.HybridSolver) -> None:
-    for one_step in (block, solver, forced_step):
-        with pytest.raises(ph.StateError, match="1 by position"):
-            ph.rollout(one_step, line(0, b=2), 2)
 
 
 def test_state_with_time(block: ph.PhysicsBlock) -> None:

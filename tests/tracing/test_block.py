@@ -35,9 +35,6 @@ class Counted:
         return diffuse.explicit(u, nu, 0.1)
 
 
-# --- signatures ---
-
-
 @pytest.mark.smoke
 def test_same_signature_is_captured_once() -> None:
     step = Counted()
@@ -271,12 +268,3 @@ def test_blocks_work_inside_a_step() -> None:
 
     u = velocity(seed=3)
     assert same(capture(twice, velocity(), check=False)(u), burgers(burgers(u)))
-
-
-def test_other_precision_of_phiflow_does_not_matter() -> None:
-    block = capture(burgers)
-    u = velocity()
-    with math.precision(64):
-        after = block(u)
-    assert after.values.dtype.precision == 32
-    assert same(after, burgers(u))

@@ -9,7 +9,6 @@ from cases.states import BOUNDARIES, DTYPE, component_values, field_of, noise, r
 from cases.steps import DIFFUSION, SCHEMES, burgers, eager, known_to_fail, vector_jacobian_product, viscous
 from phi.torch.flow import (
     PERIODIC,
-    ZERO_GRADIENT,
     CenteredGrid,
     Field,
     Tensor,
@@ -131,6 +130,7 @@ def test_batch_dims_on_some_arguments_only() -> None:
     assert same(found, viscous(u, nu)) and not same(found.run[0], found.run[1])
 
 
+@pytest.mark.smoke
 def test_states_of_several_fields_and_tensors() -> None:
     """Buoyancy: smoke and velocity on different sample points, a dict as state, a tuple as input."""
     state = {"smoke": random_field("scalar", "open", 2, b=2), "v": random_field("staggered", "closed", 2, seed=1, b=2)}
@@ -222,19 +222,6 @@ def test_integer_states_count() -> None:
     block = capture(step, (u, count))
     _, count = block(block((u, count)))
     assert count.native().item() == 5 and count.dtype.kind is int
-
-
-def test_numpy_backed_states_are_computed_in_torch() -> None:
-    with math.NUMPY:
-        u = CenteredGrid(math.wrap(torch.randn(6, 5).numpy(), spatial("x,y")), ZERO_GRADIENT)
-    assert u.values.default_backend.name == "numpy"
-    native = torch.as_tensor(u.values.native("x,y"))
-    reference = u.with_values(math.wrap(native, spatial("x,y")))
-
-    def step(u: Field) -> Field:
-        return diffuse.explicit(u, 0.05, 0.5)
-
-    assert torch.equal(capture(step)(u).values.native("x,y"), step(reference).values.native("x,y"))
 
 
 def test_float64_states_need_no_precision_context() -> None:

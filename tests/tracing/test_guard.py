@@ -318,9 +318,6 @@ def test_boundary_from_an_input_is_refused() -> None:
     refusal(step, CenteredGrid(math.wrap(torch.ones(4), spatial("x")), 0), math.wrap(torch.tensor(2.0)))
 
 
-# --- what looks dangerous and is not ---
-
-
 def test_random_numbers_of_torch_stay_random() -> None:
     def step(u: Field) -> Field:
         noise = math.random_normal(u.values.shape) + math.random_uniform(u.values.shape)

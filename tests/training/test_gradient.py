@@ -93,7 +93,6 @@ MODES = {
 }
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("mode", MODES, ids=repr)
 def test_loss_and_gradient_by_hand(mode: Any, solver: ph.HybridSolver, data: ph.Trajectories) -> None:
     for steps in (2, STEPS):
@@ -141,6 +140,7 @@ def test_modes_agree_on_values_and_on_single_steps(solver: ph.HybridSolver, data
         assert equal(ph.Unrolled(STEPS, gradient=mode).outputs(solver, all_steps), outputs), mode
 
 
+@pytest.mark.smoke
 def test_sign_consistent_adds_to_gradients(solver: ph.HybridSolver, data: ph.Trajectories) -> None:
     """As `backward` does, and parameters that are frozen stay without."""
     b, objective = windows(data, 3), ph.Unrolled(3, gradient=SignConsistent())
@@ -158,26 +158,22 @@ def test_sign_consistent_adds_to_gradients(solver: ph.HybridSolver, data: ph.Tra
 
 
 def test_the_network_gate_opens_again_after_an_error() -> None:
-    x = torch.ones((), requires_grad=True)
+    x, calls, mode = torch.ones((), requires_grad=True), [], SignConsistent()
 
-    class Broken(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-            ctx.calls = 0
-            return tensor.clone()
+    def fail(gradient: torch.Tensor) -> None:
+        calls.append(gradient)
+        if len(calls) == 2:
+            raise RuntimeError("no second time")
 
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            ctx.calls += 1
-            if ctx.calls == 2:
-                raise RuntimeError("no second time")
-            return gradient
+    def step(n: int, u: Tensors) -> Record:
+        product = mode.gate(u[0] * x) * u[0]
+        product.register_hook(fail)
+        return Record((product,))
 
-    mode = SignConsistent()
-    (((y,), _),) = mode.chain(lambda n, u: Record((Broken.apply(mode.gate(u[0]) * x),)), (torch.ones(()),), 1)
+    (((y,), _),) = mode.chain(step, (torch.ones(()),), 1)
     with pytest.raises(RuntimeError, match="no second time"):
         mode.backward(y, [x])
-    (((y,), _),) = mode.chain(lambda n, u: Record((mode.gate(u[0] * x) * u[0],)), (torch.ones(()),), 1)
+    (((y,), _),) = mode.chain(step, (torch.ones(()),), 1)
     y.backward()
     assert x.grad == 1
 
@@ -256,12 +252,7 @@ def test_memory_of_64_checkpointed_steps(long: tuple[ph.HybridSolver, Batch]) ->
 def test_memory_is_linear_in_the_horizon(long: tuple[ph.HybridSolver, Batch]) -> None:
     solver, b = long
     kept = {n: kept_bytes(lambda n=n: ph.Unrolled(n).outputs(solver, cut(b, n))) for n in (4, 16, 64)}
-    per_step = (kept[64] - kept[4]) / 60
-    for n, size in kept.items():
-        assert size / n == pytest.approx(per_step, rel=0.1)
-
-
-# --- errors ---
+    assert (kept[64] - kept[16]) / 48 == pytest.approx((kept[16] - kept[4]) / 12, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_steps_without_weight_get_no_gradient(at: Any, states: Tensors, b: Batch
 # --- spectral ---
 
 
+@pytest.mark.smoke
 def test_power_zero_is_l2(states: Tensors, b: Batch) -> None:
     """Parseval, for the gradient as well; grids of odd and even size."""
     found = []
@@ -182,8 +183,6 @@ def test_residual_is_a_function_of_all_states(b: Batch, states: Tensors) -> None
         torch.testing.assert_close(g[:, 3], -0.5 * error, rtol=1e-12, atol=1e-14)
         assert not g[:, :3].any()
 
-
-# --- combinations ---
 
 TERMS = {
     "state": L2(Geometric(0.5)),
@@ -319,9 +318,6 @@ def test_residuals_need_the_state_before(make: Any) -> None:
         ph.Unrolled(3, residual)
         ph.training.Pushforward(1, residual)
     make(Losses({"pde": Part("smoke", L2())}))
-
-
-# --- errors ---
 
 
 @pytest.mark.parametrize(

@@ -73,14 +73,8 @@ def test_independence_of_components_points_trajectories_and_steps() -> None:
     torch.manual_seed(0)
     drawn = Noise(0.3, "every_step").draw_for(many(), 3)
     e, other = drawn[0]
-    pairs = [
-        (e, other),
-        (e[:, 1:], e[:, :-1]),
-        (e[1:], e[:-1]),
-        (drawn[0][0], drawn[1][0]),
-        (drawn[0][0], drawn[2][0]),
-        (drawn[1][1], drawn[2][1]),
-    ]
+    within = [(e, other), (e[:, 1:], e[:, :-1]), (e[1:], e[:-1])]
+    pairs = [*within, (e, drawn[1][0]), (e, drawn[2][0]), (drawn[1][1], drawn[2][1])]
     assert all(abs(correlation(*pair)) < 4 / pair[0].numel() ** 0.5 for pair in pairs)
 
 
@@ -256,6 +250,7 @@ def test_zero_is_no_noise(quiet: Noise, solver: ph.HybridSolver, data: ph.Trajec
     assert equal(*found)
 
 
+@pytest.mark.smoke
 def test_seeds_decide() -> None:
     b, some = many(3), Noise(0.3, truncated=2)
     assert equal(seeded(some, b, 1), seeded(some, b, 1))
@@ -275,9 +270,6 @@ def test_ramp() -> None:
     ramp = Ramp(1.0, 0.2, 10)
     assert [ramp(n) for n in (0, 5, 10, 99)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
     assert Ramp(1.0, 0.5, 0)(0) == pytest.approx(0.5)
-
-
-# --- errors ---
 
 
 @pytest.mark.parametrize(

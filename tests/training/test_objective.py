@@ -123,9 +123,6 @@ def test_step_that_makes_ensembles() -> None:
         ph.evaluate({"ensemble": ensemble}, data)
 
 
-# --- objectives by hand, in plain torch on the native step of the physics ---
-
-
 def by_hand(loss: torch.Tensor, solver: ph.HybridSolver) -> list[torch.Tensor]:
     return [loss.detach(), *gradient_of(loss, solver)]
 

@@ -131,6 +131,7 @@ def test_states_of_unseen_boundaries_are_refused() -> None:
     loaded(faces("closed", 0))
 
 
+@pytest.mark.smoke
 def test_another_inflow_is_no_other_boundary() -> None:
     """Constants of the boundary may change: solvers are to work at other velocities."""
     u = faces("inflow", 0, b=2)
