@@ -270,14 +270,14 @@ def tuple_of(*layouts: Layout, keywords: tuple[str, ...] = ()) -> TreeLayout:
 def repeat(
     tensors: Sequence[torch.Tensor], source: Layout, target: Layout, sizes: Mapping[str, int] = MappingProxyType({})
 ) -> tuple[torch.Tensor, ...]:
-    """Tensors of `source` with the batch axes that `target` has besides, of these sizes, or else of size 1."""
+    """Tensors of `source` with the batch axes of `target`, repeated along those that are missing or of size 1."""
     result = []
     for tensor, old, new in zip(tensors, source.leaves, target.leaves):
         names = {a.name for a in old}
         for position, axis in enumerate(new):
             if axis.name not in names:
                 tensor = tensor.unsqueeze(position)
-        shape = [sizes.get(a.name, s) if a.kind == "batch" else s for a, s in zip(new, tensor.shape)]
+        shape = [sizes.get(a.name, 1) if s == 1 and a.kind == "batch" else s for a, s in zip(new, tensor.shape)]
         result.append(tensor.expand(shape).contiguous())
     return tuple(result)
 
