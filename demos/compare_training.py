@@ -17,7 +17,7 @@ from phi.torch.flow import res_net
 import phi_hybrid as ph
 
 QUICK, OUT = "--quick" in sys.argv, Path("out") / "compare_training"
-DT, UPDATES = 0.5, 100 if QUICK else 400
+DT, UPDATES = 0.5, 100 if QUICK else 200
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -16,7 +16,7 @@ from phi.torch.flow import advect, diffuse, res_net
 import phi_hybrid as ph
 
 QUICK, OUT = "--quick" in sys.argv, Path("out") / "uncertainty"
-DT, STEPS, MEMBERS, UPDATES = 0.025, 100, 4 if QUICK else 6, 150 if QUICK else 500
+DT, STEPS, MEMBERS, UPDATES = 0.025, 100, 4 if QUICK else 5, 150 if QUICK else 400
 
 
 def burgers(viscosity):
