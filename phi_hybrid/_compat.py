@@ -292,20 +292,53 @@ def hooked_solves(
     turned into a matrix first. A rank deficiency is told to `solve` instead of bordering the matrix with ones. Matrices
     for which `leave` is true stay with PhiFlow.
     """
-    latest: list[MatrixStandIn] = []
+    hooks = _SolveHooks(solve, leave)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "(?s).*Rank deficiency|.*rank-deficient")  # which is what `solve` looks after
+        for name, hook in hooks.by_name.items():
+            stack.enter_context(_replaced(_optimize, name, hook))
+        stack.enter_context(_replaced(LinearFunction, "sparse_matrix_and_bias", hooks.matrix_and_bias))
+        stack.enter_context(_replaced(_functional, "matrix_and_bias_from_tracer", _matrix_and_bias_of_any_size))
+        yield
 
-    def attach(forward: Callable, auxiliary_args: str, matrix_adjoint: bool) -> Callable:
-        plain = originals["attach_gradient_solve"](forward, auxiliary_args, matrix_adjoint)
+
+class _SolveHooks:
+    """Functions that take the place of those of `phiml.math._optimize`, and the originals behind them."""
+
+    def __init__(self, solve: Callable[..., torch.Tensor], leave: Callable[[PhiTensor], bool]) -> None:
+        self.solve, self.leave = solve, leave
+        self.latest: MatrixStandIn | None = None  # of the solve under way
+        self.by_name = {
+            "attach_gradient_solve": self.attach,
+            "native_matrix": self.native_matrix,
+            "compute_preconditioner": lambda *args, **kwargs: None,
+            "_linear_solve_forward": self.solve_forward,
+        }
+        self.originals = {name: getattr(_optimize, name) for name in self.by_name}
+        in_own_precision = LinearFunction.sparse_matrix_and_bias
+
+        def matrix_and_bias(function: LinearFunction, x: Any, *args: Any, **kwargs: Any) -> tuple[PhiTensor, PhiTensor]:
+            precision = math.get_precision()
+            with math.precision(64):
+                matrix, bias = in_own_precision(function, tree_map(math.to_float, x), *args, **kwargs)
+            return matrix, math.cast(bias, math.DType(float, precision))
+
+        self.matrix_and_bias = matrix_and_bias
+
+    def attach(self, forward: Callable, auxiliary_args: str, matrix_adjoint: bool) -> Callable:
+        """The solve without PhiML's gradient, for matrices as for functions."""
+        plain = self.originals["attach_gradient_solve"](forward, auxiliary_args, matrix_adjoint)
 
         def with_matrix(y: Any, arguments: math.Solve, matrix: PhiTensor) -> Any:
             foreign = backend_for(*disassemble_tree(y, cache=False)[1], matrix) is not TORCH
-            if foreign or leave(matrix):
+            if foreign or self.leave(matrix):
                 return plain(y, arguments, matrix)
-            latest[:] = [MatrixStandIn(matrix, bool((math.wrap(arguments.rank_deficiency or 0) > 0).any))]
+            self.latest = MatrixStandIn(matrix, bool((math.wrap(arguments.rank_deficiency or 0) > 0).any))
             try:
                 return forward(y, math.copy_with(arguments, rank_deficiency=0), matrix)
             finally:
-                latest.clear()
+                self.latest = None
 
         def with_function(y: Any, arguments: math.Solve, f_args: tuple, f_kwargs: dict) -> Any:
             if backend_for(*disassemble_tree(y, cache=False)[1]) is not TORCH:
@@ -315,12 +348,16 @@ def hooked_solves(
 
         return with_function if "f_kwargs" in auxiliary_args else with_matrix
 
-    def native_matrix(matrix: PhiTensor, backend: Any) -> Any:
-        return latest[0] if latest and backend is TORCH else originals["native_matrix"](matrix, backend)
+    def native_matrix(self, matrix: PhiTensor, backend: Any) -> Any:
+        """The stand-in, where a hooked solve asks for it."""
+        if self.latest is not None and backend is TORCH:
+            return self.latest
+        return self.originals["native_matrix"](matrix, backend)
 
-    def solve_forward(y: Any, arguments: math.Solve, matrix: Any, columns: tuple, rows: tuple, *rest: Any) -> Any:
+    def solve_forward(self, y: Any, arguments: math.Solve, matrix: Any, columns: tuple, rows: tuple, *rest: Any) -> Any:
+        """From PhiML's right-hand side to `solve`, and back to a tree like `x0`."""
         if not isinstance(matrix, MatrixStandIn):
-            return originals["_linear_solve_forward"](y, arguments, matrix, columns, rows, *rest)
+            return self.originals["_linear_solve_forward"](y, arguments, matrix, columns, rows, *rest)
         reduce_x, reduce_y, expand_x, _ = (f or (lambda t: t) for f in rest[3:])
         arguments = arguments.with_defaults("solve")
         if arguments.preprocess_y is not None:
@@ -330,32 +367,9 @@ def hooked_solves(
         rows, columns = rhs.shape.only(rows, reorder=True), reduce_x(x0).shape.only(columns, reorder=True)
         batches = rhs.shape.without(rows) & reduce_x(x0).shape.without(columns)
         tolerances = (math.min(t, math.shape).native() for t in (arguments.rel_tol, arguments.abs_tol))
-        x = solve(matrix, TORCH.as_tensor(rhs.native([batches, rows])), *tolerances)
+        x = self.solve(matrix, TORCH.as_tensor(rhs.native([batches, rows])), *tolerances)
         x = expand_x(math.reshaped_tensor(x, [batches, columns]))
         return assemble_tree(tree, [x], attr_type=variable_attributes)
-
-    def matrix_and_bias(function: LinearFunction, x: Any, *args: Any, **kwargs: Any) -> tuple[PhiTensor, PhiTensor]:
-        precision = math.get_precision()
-        with math.precision(64):
-            matrix, bias = in_own_precision(function, tree_map(math.to_float, x), *args, **kwargs)
-        return matrix, math.cast(bias, math.DType(float, precision))
-
-    in_own_precision = LinearFunction.sparse_matrix_and_bias
-    hooks = {
-        "attach_gradient_solve": attach,
-        "native_matrix": native_matrix,
-        "compute_preconditioner": lambda *args, **kwargs: None,
-        "_linear_solve_forward": solve_forward,
-    }
-    originals = {name: getattr(_optimize, name) for name in hooks}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "(?s).*Rank deficiency|.*rank-deficient")  # which is what `solve` looks after
-        for name, hook in hooks.items():
-            stack.enter_context(_replaced(_optimize, name, hook))
-        stack.enter_context(_replaced(LinearFunction, "sparse_matrix_and_bias", matrix_and_bias))
-        stack.enter_context(_replaced(_functional, "matrix_and_bias_from_tracer", _matrix_and_bias_of_any_size))
-        yield
 
 
 def _matrix_and_bias_of_any_size(tracer: Any, auto_compress: bool = True) -> tuple[PhiTensor, PhiTensor]:
