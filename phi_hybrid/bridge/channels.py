@@ -168,8 +168,11 @@ class ChannelMap:
                 f"the network returned {tuple(channels.shape)} but this state needs (batch, channel, *spatial) = "
                 f"{expected}; give it {self.channels} output channels ({self.describe()}) and 'same' padding"
             )
-        parts = channels.split([leaf.channels for leaf in self._leaves], 1)
-        return tuple([leaf.from_channels(part, batch_sizes) for leaf, part in zip(self._leaves, parts)])
+        result, start = [], 0
+        for leaf in self._leaves:
+            result.append(leaf.from_channels(channels.narrow(1, start, leaf.channels), batch_sizes))
+            start += leaf.channels
+        return tuple(result)
 
     def batch_sizes(self, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
         """Sizes of the batch dims, found on whichever tensors carry them."""

@@ -102,7 +102,7 @@ class Step(torch.nn.Module):
     def flatten(self, *args: Any, **keywords: Any) -> Tensors:
         """State and inputs as torch tensors, in the order that `native` takes them."""
         tensors, layout = self.flatten_call(args, keywords)
-        if layout not in self._flattened:
+        if layout not in (*self._flattened, *(native.layout for native in self.known)):
             self._flattened = [layout, *self._flattened][:MAX_KNOWN]
         return tensors
 
@@ -112,6 +112,8 @@ class Step(torch.nn.Module):
         Raises:
             StateError: if it knows none or several; `bind` chooses one.
         """
+        if len(self.known) == 1 and not self._flattened and self.known[0].signature == signature_of(tensors):
+            return self.known[0](*tensors)
         return self.native_for(self._single_layout(), tensors)(*tensors)
 
     def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
