@@ -26,3 +26,15 @@ def test_programs_run_as_pasted(title: str, program: str, capsys: pytest.Capture
 
 def test_there_are_three_programs() -> None:
     assert len(PROGRAMS) == 3
+
+
+def test_the_page_on_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (DOCS / "evaluation.md").read_text(), re.DOTALL)
+    assert ".fit(150)" in program
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(program.replace(".fit(150)", ".fit(2)"), "evaluation.md", "exec"), names)
+    table = names["table"]
+    assert str(table) in capsys.readouterr().out
+    assert list(table.rows) == [f"{s}, ν {g}" for s in ("source", "hybrid") for g in ("inside", "outside")]
+    assert {p.name for p in tmp_path.iterdir()} == {"burgers.h5", "comparison.png", "errors.png"}

@@ -202,8 +202,8 @@ def milliseconds(step: ph.PhysicsBlock, data: ph.Trajectories, repeats: int = 20
     return 1e3 * statistics.median(times)
 
 
-def figures(comparison: Comparison, table: Table) -> dict[str, Figure]:
-    """Errors of all methods, their growth with time, and the noise sweep."""
+def figures(comparison: Comparison) -> dict[str, Figure]:
+    """Growth of the errors with time, and the noise sweep."""
     solvers = {"source": comparison.source, **{name: run.solver for name, run in comparison.runs.items()}}
     curves = ph.evaluate(solvers, comparison.data.test, comparison.case.horizon).curves()
     bounded = {name: curve for name, curve in curves.items() if torch.isfinite(curve).all()}
@@ -211,7 +211,7 @@ def figures(comparison: Comparison, table: Table) -> dict[str, Figure]:
     ax.loglog(list(comparison.sweep), list(comparison.sweep.values()), "o-")
     ax.set(xlabel="σ / standard deviation of the data", ylabel="MAE, validation", title="noise")
     dt = comparison.data.test.metadata["dt"]
-    return {"comparison": ph.plot.comparison(table, "mae"), "errors": ph.plot.errors(bounded, dt=dt), "noise": sweep}
+    return {"errors": ph.plot.errors(bounded, dt=dt), "noise": sweep}
 
 
 def report(title: str, per_seed: list[lab.Rows], out: Path) -> Table:
@@ -234,7 +234,7 @@ def compare(case: Case, options: Namespace) -> None:
         print(f"noise sweep, validation: {comparison.sweep}")
         if options.full:
             timed.append(comparison.summary(comparison.equal_time()))
-        return rows, lambda: figures(comparison, Table(rows))
+        return rows, lambda: figures(comparison)
 
     per_seed = lab.study(options, run, ["mae", "nrmse", "blow_up", "updates", "seconds"])
     tables = {"comparison": report("equal updates", per_seed, options.out)}

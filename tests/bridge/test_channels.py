@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases.small import equal, same
 from cases.states import (
-    DTYPE,
     MORE_BOUNDARIES,
     RESOLUTION,
     cells_of_faces,
+    component_values,
     faces_of_cells,
     field_of,
-    leaves_of,
     names,
+    noise,
     random_field,
     random_leaves,
-    stored_faces,
 )
 from phi.torch.flow import batch, channel, instance, math, spatial
 
@@ -23,67 +23,39 @@ from phi_hybrid.bridge import ChannelMap, flatten, from_channels, to_channels, u
 from phi_hybrid.errors import StateError
 
 
-def _flat(leaves: list[torch.Tensor], batches: int) -> list[torch.Tensor]:
-    """Batch dims in one."""
-    return [t.reshape(-1, *t.shape[batches:]) for t in leaves]
+def _flat(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Two batch dims in one."""
+    return [t.flatten(0, 1) for t in leaves]
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("kind", MORE_BOUNDARIES)
-def test_staggered_to_channels_is_the_loop_over_faces(kind: str, dims: int) -> None:
-    for dtype in DTYPE.values():
-        leaves = random_leaves("staggered", kind, dims, (2, 3), dtype)
-        u = field_of(leaves, "staggered", kind, dims, ("a", "b"))
-        expected = [cells_of_faces(t, kind, dims, c) for t, c in zip(_flat(leaves, 2), names(dims))]
-        channels = to_channels(u)
-        assert channels.dtype == dtype
-        assert torch.equal(channels, torch.stack(expected, 1))
-
-
-@pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("kind", MORE_BOUNDARIES)
-def test_channels_to_staggered_is_the_loop_over_faces(kind: str, dims: int) -> None:
-    like = random_field("staggered", kind, dims, a=2, b=3)
-    channels = torch.randn(6, dims, *RESOLUTION[dims].values(), generator=torch.Generator().manual_seed(0))
-    result = from_channels(channels, like)
-    assert result.boundary == like.boundary and result.bounds == like.bounds
-    found = _flat(leaves_of(result, "staggered", dims, ("a", "b")), 2)
+def test_channels_are_loops_over_faces(kind: str, dims: int) -> None:
+    dtype = torch.float64 if dims == 2 else torch.float32
+    leaves = random_leaves("staggered", kind, dims, (2, 3), dtype)
+    u = field_of(leaves, "staggered", kind, dims, ("a", "b"))
+    seen = to_channels(u)
+    assert equal(
+        [seen], [torch.stack([cells_of_faces(t, kind, dims, c) for t, c in zip(_flat(leaves), names(dims))], 1)]
+    )
+    channels = noise(6, dims, *RESOLUTION[dims].values())
+    result = from_channels(channels, u)
+    assert result.boundary == u.boundary and result.bounds == u.bounds
+    found = _flat(component_values(result, ("a", "b")))
     for c, component in enumerate(names(dims)):
-        assert torch.equal(found[c], faces_of_cells(channels[:, c], kind, dims, component))
-
-
-@pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("kind", MORE_BOUNDARIES)
-def test_owned_faces_round_trip_without_loss(kind: str, dims: int) -> None:
-    leaves = random_leaves("staggered", kind, dims, (2,))
-    u = field_of(leaves, "staggered", kind, dims, ("b",))
-    back = leaves_of(from_channels(to_channels(u), u), "staggered", dims, ("b",))
-    for axis, (component, before, after) in enumerate(zip(names(dims), leaves, back), start=1):
-        lower, upper, _ = stored_faces(kind, dims, component)
-        owned = before.shape[axis] - upper
-        assert torch.equal(after.narrow(axis, 0, owned), before.narrow(axis, 0, owned))
-        if upper:  # no cell owns the outer open face
-            assert torch.equal(after.narrow(axis, owned, 1), before.narrow(axis, owned - 1, 1))
-    channels = torch.randn(2, dims, *RESOLUTION[dims].values())
-    again = to_channels(from_channels(channels, u))
-    for axis, component in enumerate(names(dims), start=1):
-        lower, _, value = stored_faces(kind, dims, component)
-        found, sent = again[:, axis - 1], channels[:, axis - 1]
-        assert torch.equal(found.narrow(axis, 1, sent.shape[axis] - 1), sent.narrow(axis, 1, sent.shape[axis] - 1))
-        first = sent.narrow(axis, 0, 1)  # of a fixed face nothing comes back but the boundary's value
-        assert torch.equal(found.narrow(axis, 0, 1), first if lower else torch.full_like(first, value))
+        assert torch.equal(found[c], faces_of_cells(channels[:, c], kind, dims, component).to(found[c]))
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("placement", ["scalar", "vector"])
 def test_centred_fields_round_trip(placement: str, dims: int) -> None:
-    for kind in ("periodic", "inflow"):
-        (leaf,) = leaves = random_leaves(placement, kind, dims, (2, 3))
-        u = field_of(leaves, placement, kind, dims, ("a", "b"))
-        channels = to_channels(u)
-        flat = leaf.reshape(6, *leaf.shape[2:])
-        assert torch.equal(channels, flat.movedim(-1, 1) if placement == "vector" else flat.unsqueeze(1))
-        assert torch.equal(leaves_of(from_channels(channels, u), placement, dims, ("a", "b"))[0], leaf)
+    (leaf,) = leaves = random_leaves(placement, "inflow", dims, (2, 3))
+    u = field_of(leaves, placement, "inflow", dims, ("a", "b"))
+    channels = to_channels(u)
+    assert torch.equal(
+        channels, leaf.flatten(0, 1).movedim(-1, 1) if placement == "vector" else leaf.reshape(6, 1, *leaf.shape[2:])
+    )
+    assert same(from_channels(channels, u), u)
 
 
 def test_no_batch_is_a_batch_of_one() -> None:
@@ -99,6 +71,7 @@ def test_batch_dims_are_flattened_in_alphabetical_order() -> None:
     assert torch.equal(channels, leaf.transpose(0, 1).reshape(6, 1, 7))
 
 
+@pytest.mark.smoke
 def test_several_inputs_are_broadcast_and_concatenated() -> None:
     (u,) = random_leaves("scalar", "open", 2, (2,), seed=0)
     v = random_leaves("staggered", "closed", 2, (3,), seed=1)
@@ -128,10 +101,10 @@ def test_several_inputs_are_broadcast_and_concatenated() -> None:
 
 def test_several_states_come_back() -> None:
     u, rho = random_field("staggered", "open", 2, b=2), random_field("scalar", "open", 2, seed=1, b=2)
-    channels = torch.randn(2, 3, 6, 5)
+    channels = noise(2, 3, 6, 5)
     back = from_channels(channels, (u, rho))
-    assert torch.equal(leaves_of(back[1], "scalar", 2, ("b",))[0], channels[:, 2])
-    assert torch.equal(leaves_of(back[0], "staggered", 2, ("b",))[0], faces_of_cells(channels[:, 0], "open", 2, "x"))
+    assert torch.equal(component_values(back[1], "b")[0], channels[:, 2])
+    assert torch.equal(component_values(back[0], "b")[0], faces_of_cells(channels[:, 0], "open", 2, "x"))
 
 
 def test_values_without_spatial_dims_take_nothing_back() -> None:
@@ -147,7 +120,7 @@ def test_like_without_the_batch_dims_of_the_channels() -> None:
     tensors, layout = flatten(u)
     channel_map = ChannelMap(layout, batch=["time"])
     assert channel_map.batch == ["time"] and channel_map.channels == 2
-    channels = torch.randn(4, 2, 6, 5)
+    channels = noise(4, 2, 6, 5)
     natives = channel_map.from_channels(channels, [4])
     assert [tuple(t.shape) for t in natives] == [(4, 5, 5), (4, 6, 4)]
     assert torch.equal(natives[1], faces_of_cells(channels[:, 1], "closed", 2, "y"))
@@ -162,11 +135,9 @@ def test_channels_are_differentiable_and_linear_in_the_owned_faces() -> None:
     assert torch.equal(gradients[1][..., :-1], leaves[1][..., :-1]) and not gradients[1][..., -1].any()
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 1, 6, 5), (2, 3, 6, 5), (2, 2, 5, 6), (2, 2, 7, 6), (1, 2, 6, 5), (2, 2, 6), (2, 6, 5, 2)]
-)
+@pytest.mark.parametrize("shape", [(2, 3, 6, 5), (2, 2, 5, 6), (2, 2, 7, 6), (1, 2, 6, 5), (2, 2, 6)])
 def test_wrong_network_output_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(StateError, match=r"\(2, 2, 6, 5\).*2 output channels"):
+    with pytest.raises(StateError, match=r"\(2, 2, 6, 5\)"):
         from_channels(torch.zeros(shape), random_field("staggered", "open", 2, b=2))
 
 

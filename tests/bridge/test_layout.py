@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases.small import equal, same
 from cases.states import (
     BOUNDARIES,
     DTYPE,
     MORE_BOUNDARIES,
     PLACEMENTS,
+    component_values,
     field_of,
-    leaves_of,
-    names,
+    noise,
     random_field,
     random_leaves,
 )
@@ -46,29 +47,24 @@ from phi.torch.flow import (
 from phi_hybrid.bridge import flatten, layout, unflatten
 from phi_hybrid.errors import StateError
 
-BATCHES = {"no batch": {}, "one": {"b": 2}, "two": {"time": 2, "b": 3}}
+BATCHES = ({}, {"b": 2}, {"time": 2, "b": 3})
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("kind", MORE_BOUNDARIES)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_fields_round_trip(placement: str, kind: str, dims: int) -> None:
-    for batches in BATCHES.values():
-        for bits, dtype in DTYPE.items():
-            leaves = random_leaves(placement, kind, dims, tuple(batches.values()), dtype)
-            u = field_of(leaves, placement, kind, dims, tuple(batches))
-            tensors, found = flatten(u)
-            canonical = [t.transpose(0, 1) for t in leaves] if len(batches) == 2 else leaves  # (time, b) → (b, time)
-            assert len(tensors) == len(leaves)
-            for tensor, leaf in zip(tensors, canonical):
-                assert tensor.dtype == dtype and tensor.is_contiguous()
-                assert torch.equal(tensor, leaf)
-            back = unflatten(found, tensors)
-            assert back.boundary == u.boundary and back.geometry == u.geometry and back.sampled_at == u.sampled_at
-            assert set(back.values.shape.names) == set(u.values.shape.names)
-            assert back.values.dtype.precision == bits
-            again = leaves_of(back, placement, dims, tuple(batches))
-            assert all(torch.equal(a, b) for a, b in zip(again, leaves))
+def test_fields_round_trip(placement: str, kind: str) -> None:
+    for number, dims in enumerate((1, 2, 3, 3, 2, 1)):
+        bits, batches = (32, 64)[number % 2], BATCHES[number % 3]
+        leaves = random_leaves(placement, kind, dims, tuple(batches.values()), DTYPE[bits])
+        u = field_of(leaves, placement, kind, dims, tuple(batches))
+        tensors, found = flatten(u)
+        assert equal(tensors, [t.transpose(0, 1) for t in leaves] if len(batches) == 2 else leaves)  # (b, time)
+        assert all(t.is_contiguous() for t in tensors)
+        back = unflatten(found, tensors)
+        assert back.boundary == u.boundary and back.geometry == u.geometry and back.sampled_at == u.sampled_at
+        assert set(back.values.shape.names) == set(u.values.shape.names)
+        assert back.values.dtype.precision == bits
+        assert equal(component_values(back, tuple(batches)), leaves)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -78,9 +74,8 @@ def test_global_precision_does_not_matter(placement: str) -> None:
     with math.precision(64):
         high, high_layout = flatten(u)
         single, _ = flatten(random_field(placement, "inflow", 2, b=2))
-    assert low_layout == high_layout
-    assert all(torch.equal(a, b) and a.dtype == torch.float64 for a, b in zip(low, high))
-    assert all(t.dtype == torch.float32 for t in single)
+    assert low_layout == high_layout and equal(low, high)
+    assert low[0].dtype == torch.float64 and all(t.dtype == torch.float32 for t in single)
 
 
 def test_axes_are_sorted_by_kind_and_name_but_for_spatial_ones() -> None:
@@ -119,6 +114,7 @@ def test_labels_of_batch_and_channel_dims_survive() -> None:
     assert torch.equal(back.native("run,species"), tensor.native("run,species"))
 
 
+@pytest.mark.smoke
 def test_trees_round_trip() -> None:
     u, rho = random_field("staggered", "closed", 2, b=2), random_field("scalar", "open", 2, seed=1)
     state = {"u": u, "rest": [rho, (None, 3, 2.5, "name", True), {}], "nu": math.wrap(torch.tensor(0.5))}
@@ -128,11 +124,7 @@ def test_trees_round_trip() -> None:
     assert list(back) == ["u", "rest", "nu"]
     assert type(back["rest"]) is list and type(back["rest"][1]) is tuple
     assert back["rest"][1] == (None, 3, 2.5, "name", True) and back["rest"][2] == {}
-    assert torch.equal(back["nu"].native(), torch.tensor(0.5))
-    for a, b in ((back["u"], u), (back["rest"][0], rho)):
-        assert isinstance(a, Field) and a.boundary == b.boundary
-    assert all(torch.equal(a, b) for a, b in zip(flatten(back)[0], tensors))
-    assert flatten(back)[1] == found
+    assert same(back, state) and isinstance(back["u"], Field)
 
 
 def test_numbers_are_told_apart_by_type() -> None:
@@ -143,8 +135,7 @@ def test_numbers_are_told_apart_by_type() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.int32, torch.int64, torch.bool])
 def test_other_dtypes_round_trip(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    native = torch.randn(3, 4, dtype=torch.complex128, generator=generator) * 3
+    native = torch.view_as_complex(3 * noise(3, 4, 2, dtype=torch.float64))
     native = native.to(dtype) if dtype.is_complex else native.real.to(dtype)
     (flat,), found = flatten(math.wrap(native, batch("b"), spatial("x")))
     assert flat.dtype == dtype and torch.equal(flat, native)
@@ -180,32 +171,27 @@ def test_gradients_flow_through_flatten_and_unflatten() -> None:
     leaves = [t.requires_grad_() for t in random_leaves("staggered", "open", 2, (2,))]
     u = field_of(leaves, "staggered", "open", 2, ("b",))
     tensors, found = flatten(u)
-    back = leaves_of(unflatten(found, tensors), "staggered", 2, ("b",))
-    gradients = torch.autograd.grad(sum((t**2).sum() for t in back), leaves)
-    assert all(torch.equal(g, 2 * t) for g, t in zip(gradients, leaves))
-
-
-def _describe(placement: str = "staggered", kind: str = "periodic", dims: int = 2, **batches: int) -> layout.Layout:
-    return flatten(random_field(placement, kind, dims, **(batches or {"b": 2})))[1]
+    back = component_values(unflatten(found, tensors), "b")
+    assert equal(torch.autograd.grad(sum((t**2).sum() for t in back), leaves), [2 * t for t in leaves])
 
 
 def test_layouts_are_values() -> None:
-    for placement in PLACEMENTS:
-        for kind in BOUNDARIES:
-            a, b = _describe(placement, kind), _describe(placement, kind, seed=1, b=2)
-            assert a == b and hash(a) == hash(b) and a is not b
-            copy = pickle.loads(pickle.dumps(a))
-            assert copy == a and hash(copy) == hash(a)
-            u = random_field(placement, kind, 2, b=2)
-            tensors, _ = flatten(u)
-            back = unflatten(copy, tensors)
-            assert back.boundary == u.boundary and back.bounds == u.bounds
-
-
-def test_unlabelled_batch_size_is_open() -> None:
-    assert _describe(b=2) == _describe(b=5)
+    for placement, kind in zip((*PLACEMENTS, "staggered"), BOUNDARIES):
+        u = random_field(placement, kind, 2, b=2)
+        (tensors, a), (_, b) = flatten(u), flatten(random_field(placement, kind, 2, seed=1, b=5))
+        assert a == b and hash(a) == hash(b) and a is not b  # the size of a batch is open
+        copy = pickle.loads(pickle.dumps(a))
+        assert copy == a and hash(copy) == hash(a)
+        assert same(unflatten(copy, tensors), u)
     labelled = [flatten(math.wrap(torch.zeros(2), batch(b=x)))[1] for x in ("p,q", "p,r")]
     assert labelled[0] != labelled[1]
+
+
+def test_order_of_boundary_sides_does_not_matter() -> None:
+    sides = {"x": PERIODIC, "y": extrapolation.ZERO_GRADIENT}
+    boundaries = [extrapolation.combine_sides({n: sides[n] for n in order}) for order in ("xy", "yx")]
+    layouts = [flatten(CenteredGrid(1.0, boundary, x=4, y=4))[1] for boundary in boundaries]
+    assert layouts[0] == layouts[1]
 
 
 def test_different_states_have_different_layouts() -> None:
@@ -235,9 +221,7 @@ def test_different_states_have_different_layouts() -> None:
         {"v": CenteredGrid(0.0, PERIODIC, **base)},
     ]
     layouts = [flatten(s)[1] for s in states]
-    for i, a in enumerate(layouts):
-        for j, b in enumerate(layouts[:i]):
-            assert a != b, f"{i} and {j}"
+    assert [(i, j) for i, a in enumerate(layouts) for j, b in enumerate(layouts[:i]) if a == b] == []
     assert len(set(layouts)) == len(layouts)
 
 
@@ -268,69 +252,50 @@ def test_order_is_the_same_in_every_process() -> None:
             [sys.executable, "-W", "ignore", "-c", script], env=env, capture_output=True, text=True, check=True
         ).stdout
 
-    outputs = [run(seed) for seed in (1, 2, 3)]
+    outputs = [run(seed) for seed in (1, 2)]
     assert outputs[0].startswith("[['b', 'sample', 'time', 'x', 'y', 'z'], ")
     assert "['o', 'p', 'x', 'y', 'vector']" in outputs[0]
-    assert outputs[1] == outputs[0] and outputs[2] == outputs[0]
+    assert outputs[1] == outputs[0]
 
 
+def bounded_by(boundary: Any) -> Field:
+    return CenteredGrid(math.zeros(spatial(x=4)), boundary)
+
+
+MASK = math.wrap([True, False, True, False], spatial("x"))
+NUMBERS = math.wrap([1.0, 2.0], batch("b"))
+TRAINABLE = math.wrap(torch.ones((), requires_grad=True))
+INDICES = math.wrap([[0], [1]], instance("e"), channel(sparse_idx="x"))
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "point cloud": (lambda: PointCloud(math.wrap(torch.zeros(3, 2), instance("p"), channel(vector="x,y"))), "grids"),
-    "sparse": (
-        lambda: math.sparse_tensor(
-            math.wrap([[0], [1]], instance("e"), channel(sparse_idx="x")),
-            math.wrap(torch.ones(2), instance("e")),
-            spatial(x=4),
-        ),
-        "sparse",
-    ),
+    "sparse": (lambda: math.sparse_tensor(INDICES, math.wrap(torch.ones(2), instance("e")), spatial(x=4)), "sparse"),
     "objects": (lambda: math.layout(["a", object()], spatial("x")), "objects"),
-    "non-uniform": (
-        lambda: math.stack([math.zeros(spatial(x=3)), math.zeros(spatial(x=4))], batch("b")),
-        "non-uniform",
-    ),
+    "non-uniform": (lambda: math.stack([math.zeros(spatial(x=n)) for n in (3, 4)], batch("b")), "non-uniform"),
     "NumPy array": (lambda: np.zeros(3), r"ndarray.*phi\.math\.wrap"),
     "torch tensor": (lambda: torch.zeros(3), r"Tensor.*phi\.math\.wrap"),
     "set": (lambda: {1, 2}, "set"),
     "named tuple": (lambda: collections.namedtuple("Pair", "a")(1.0), "Pair"),
     "geometry": (lambda: Sphere(x=1, y=1, radius=1), "Sphere"),
     "obstacle": (lambda: Obstacle(Sphere(x=1, y=1, radius=1)), "Obstacle"),
-    "batched bounds": (lambda: CenteredGrid(0.0, 0, x=4, bounds=Box(x=math.wrap([1.0, 2.0], batch("b")))), "bounds"),
-    "batched boundary": (
-        lambda: CenteredGrid(
-            math.zeros(spatial(x=4)), extrapolation.ConstantExtrapolation(math.wrap([1.0, 2.0], batch("b")))
-        ),
-        "boundary",
-    ),
-    "trainable boundary": (
-        lambda: CenteredGrid(
-            math.zeros(spatial(x=4)),
-            extrapolation.ConstantExtrapolation(math.wrap(torch.ones((), requires_grad=True))),
-        ),
-        "boundary",
-    ),
-    "conditional boundary": (
-        lambda: CenteredGrid(
-            math.zeros(spatial(x=4)),
-            extrapolation.where(math.wrap([True, False, True, False], spatial("x")), PERIODIC, extrapolation.ZERO),
-        ),
-        "boundary",
-    ),
+    "batched bounds": (lambda: CenteredGrid(0.0, 0, x=4, bounds=Box(x=NUMBERS)), "bounds"),
+    "batched boundary": (lambda: bounded_by(extrapolation.ConstantExtrapolation(NUMBERS)), "boundary"),
+    "trainable boundary": (lambda: bounded_by(extrapolation.ConstantExtrapolation(TRAINABLE)), "boundary"),
+    "conditional boundary": (lambda: bounded_by(extrapolation.where(MASK, PERIODIC, extrapolation.ZERO)), "boundary"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-@pytest.mark.parametrize("nested", [False, True])
-def test_values_without_tensors_are_refused(case: str, nested: bool) -> None:
+def test_values_without_tensors_are_refused(case: str) -> None:
     make, message = REFUSED[case]
-    with pytest.raises(StateError, match=message):
-        flatten({"u": [make()]} if nested else make())
+    for value in (make(), {"u": [make()]}):
+        with pytest.raises(StateError, match=message):
+            flatten(value)
 
 
 def test_unflatten_wants_all_tensors() -> None:
     tensors, found = flatten(random_field("staggered", "open", 2))
     for wrong in (tensors[:1], (*tensors, tensors[0]), ()):
-        with pytest.raises(StateError, match="flatten"):
+        with pytest.raises(StateError, match=f"{len(wrong)}"):
             unflatten(found, wrong)
 
 
@@ -359,14 +324,7 @@ def test_frames_are_stacked_in_canonical_place() -> None:
     for c in range(2):
         assert torch.equal(tensors[c], torch.stack([f[c] for f in flat], 1))
     trajectory = unflatten(stacked, tensors)
-    for i, frame in enumerate(frames):
-        picked, expected = trajectory.time[i], frame
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(
-                leaves_of(picked, "staggered", 2, ("b", "z")), leaves_of(expected, "staggered", 2, ("b", "z"))
-            )
-        )
+    assert all(same(trajectory.time[i], frame) for i, frame in enumerate(frames))
 
 
 def test_matches_leaves_only_batch_sizes_open() -> None:
@@ -382,4 +340,3 @@ def test_matches_leaves_only_batch_sizes_open() -> None:
 def test_position_of() -> None:
     found = flatten(random_field("vector", "open", 2, b=2))[1]
     assert [layout.position_of(n, found.leaves[0]) for n in ("b", "x", "y", "vector", "z")] == [0, 1, 2, 3, None]
-    assert names(3) == "xyz"

@@ -1,4 +1,4 @@
-"""Prints as JSON how much anonymous memory loading and evaluating takes; run in a process of its own by test_memory.
+"""Prints as JSON how much anonymous memory loading and evaluating takes; run in a process of its own by data/test_store.
 
 python -m cases.memory FOLDER
 """
@@ -14,7 +14,7 @@ from phi.torch.flow import PERIODIC, CenteredGrid, Field, batch, math, spatial
 
 import phi_hybrid as ph
 
-CELLS, STEPS, COUNT = 64, 80, 32
+CELLS, STEPS, COUNT = 128, 20, 32
 
 
 def anonymous_memory() -> float:

@@ -1,4 +1,4 @@
-"""Tiny states, steps and networks for the tests of hybrid solvers, data and training."""
+"""Small steps, networks and comparisons; states are in `states`."""
 
 from __future__ import annotations
 
@@ -6,89 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from phi.torch.flow import (
-    PERIODIC,
-    ZERO_GRADIENT,
-    Box,
-    CenteredGrid,
-    Field,
-    StaggeredGrid,
-    advect,
-    batch,
-    channel,
-    diffuse,
-    dual,
-    math,
-    spatial,
-    vec,
-)
+from phi.torch.flow import Field, advect, diffuse
 
 import phi_hybrid as ph
+from cases.states import SIZE as BOX
+from cases.states import component_values, faces, line, noise, scalar
 from phi_hybrid.bridge.layout import matches
 from phi_hybrid.steps import Step
 
-torch.set_num_threads(1)  # the grids are tiny
+__all__ = ["BOX", "component_values", "faces", "line", "noise", "scalar"]  # from `states`, for all that need both
 
 DT = 0.1
-CELLS = {"x": 6, "y": 5, "z": 4}
-BOX = {"x": 2.0, "y": 1.5, "z": 1.2}
-BOUNDARIES: dict[str, Any] = {
-    "periodic": PERIODIC,
-    "closed": 0,
-    "open": ZERO_GRADIENT,
-    "inflow": {"x": ZERO_GRADIENT, "y-": vec(x=0.0, y=1.0), "y+": ZERO_GRADIENT},
-}
-BITS = {torch.float32: 32, torch.float64: 64}
-
-
-def stored_faces(kind: str, component: str) -> tuple[int, int]:
-    """How many of the outer (lower, upper) faces of a component are degrees of freedom."""
-    if kind == "inflow":
-        return (0, 1) if component == "y" else (1, 1)
-    return {"periodic": (1, 0), "closed": (0, 0), "open": (1, 1)}[kind]
-
-
-def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def line(
-    seed: int = 0, cells: int = 8, dtype: torch.dtype = torch.float32, boundary: Any = PERIODIC, **batches: int
-) -> Field:
-    """Random centred velocity `(*batches, x, vector)` on a line."""
-    values = noise(*batches.values(), cells, 1, seed=seed, dtype=dtype)
-    dims = [batch(n) for n in batches]
-    with math.precision(BITS[dtype]):
-        return CenteredGrid(math.wrap(values, *dims, spatial("x"), channel(vector="x")), boundary, bounds=Box(x=2.0))
-
-
-def faces(
-    kind: str,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    names: str = "xy",
-    cells: dict[str, int] | None = None,
-    **batches: int,
-) -> Field:
-    """Random staggered velocity `(*batches, x, y[, z])` on a box."""
-    cells = {n: (cells or CELLS)[n] for n in names}
-    components = {}
-    for number, component in enumerate(names):
-        lower, upper = stored_faces(kind, component)
-        shape = [c - 1 + lower + upper if n == component else c for n, c in cells.items()]
-        values = 0.5 * noise(*batches.values(), *shape, seed=seed + 1000 * number, dtype=dtype)
-        components[component] = math.wrap(values, *[batch(n) for n in batches], *[spatial(n) for n in names])
-    with math.precision(BITS[dtype]):
-        values = math.stack(components, dual("vector"))
-        return StaggeredGrid(values, BOUNDARIES[kind], bounds=Box(**{n: BOX[n] for n in names}), **cells)
-
-
-def scalar(seed: int = 0, dtype: torch.dtype = torch.float32, **batches: int) -> Field:
-    """Random centred scalar `(*batches, x, y)` with zero gradient at the sides."""
-    values = noise(*batches.values(), CELLS["x"], CELLS["y"], seed=seed, dtype=dtype)
-    with math.precision(BITS[dtype]):
-        tensor = math.wrap(values, *[batch(n) for n in batches], spatial("x,y"))
-        return CenteredGrid(tensor, ZERO_GRADIENT, bounds=Box(x=BOX["x"], y=BOX["y"]))
 
 
 def step(u: Field) -> Field:
@@ -99,16 +27,6 @@ def step(u: Field) -> Field:
 def forced_step(u: Field, force: Field) -> Field:
     """Forced advection and diffusion, plain PhiFlow."""
     return step(u) + DT * force
-
-
-def component_values(field: Field, batches: Sequence[str] = ()) -> list[torch.Tensor]:
-    """Values by PhiFlow's own means: one tensor per staggered component, `(*batches, x, y[, z])`, or one with vector."""
-    names = list(field.resolution.names)
-    with math.precision(field.values.dtype.precision):
-        if field.is_staggered:
-            return [field.values[{"~vector": n}].native([*batches, *names]) for n in names]
-        channels = list(field.values.shape.channel.names)
-        return [field.values.native([*batches, *names, *channels])]
 
 
 def same(a: Any, b: Any) -> bool:

@@ -1,4 +1,4 @@
-"""PhiFlow steps to capture, and plain PhiFlow run on native tensors without phi_hybrid's help."""
+"""PhiFlow steps to capture, at module level so that blocks can be pickled, and plain PhiFlow run on native tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,28 @@ from typing import Any
 import torch
 from phi.torch.flow import Field, advect, diffuse, math
 
-from cases.states import field_of, leaves_of
+from cases.states import component_values, field_of, noise
+
+
+def burgers(u: Field) -> Field:
+    return diffuse.explicit(advect.semi_lagrangian(u, u, 0.1), 0.02, 0.1)
+
+
+def viscous(u: Field, nu: Any) -> Field:
+    return diffuse.explicit(u, nu, 0.1)
+
+
+class Model(torch.nn.Module):
+    """One trainable number between two physics steps."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.gain = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.block.native(*(self.gain * t for t in self.block.native(*tensors)))
+
 
 SCHEMES: dict[str, Callable[[Field], Field]] = {
     "semi_lagrangian": lambda u: advect.semi_lagrangian(u, u, 0.1),
@@ -50,20 +71,12 @@ def eager(
         u = field_of(leaves, placement, kind, dims, ("b",))
         for _ in range(steps):
             u = step(u)
-        return leaves_of(u, placement, dims, ("b",)), u
+        return component_values(u, "b"), u
 
 
 def vector_jacobian_product(
     outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], seed: int = 7
 ) -> list[torch.Tensor]:
     """Gradient of Σ w·output with random weights w."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
+    weights = [noise(*o.shape, seed=seed + n, dtype=o.dtype) for n, o in enumerate(outputs)]
     return list(torch.autograd.grad(list(outputs), list(inputs), weights))
-
-
-def roll(native: Callable[..., tuple[torch.Tensor, ...]], tensors: Sequence[torch.Tensor], steps: int) -> Any:
-    """Several steps on the native face."""
-    for _ in range(steps):
-        tensors = native(*tensors)
-    return tensors

@@ -14,7 +14,6 @@ import physical_gradients as inversion
 import pytest
 import torch
 from cases.small import component_values
-from contest import race
 from flows import LINE
 from phi.math import batch, spatial, wrap
 
@@ -24,27 +23,6 @@ from phi_hybrid.pde import poisson, quantum
 from phi_hybrid.pde.penalized_flow import Channel
 
 torch.set_num_threads(1)
-
-
-def test_a_contest_measures_updates_and_ends_with_a_failure(capsys: pytest.CaptureFixture) -> None:
-    updates: list[float] = []
-
-    def update(share: float) -> None:
-        updates.append(share)
-        if len(updates) > 5:
-            raise ph.NonFiniteError("the loss is nan", 6)
-
-    history = race([(lambda: update, 1.0)], lambda: {"loss": 1.0 / (1 + len(updates))}, seconds=100.0, looks=10**9)
-    assert history["updates"] == [0, 1, 2, 3, 4, 5, 5] and history["loss"] == [
-        1,
-        1 / 2,
-        1 / 3,
-        1 / 4,
-        1 / 5,
-        1 / 6,
-        math.inf,
-    ]
-    assert updates[0] == 0 and "stopped after 5 updates" in capsys.readouterr().out
 
 
 # --- networks whose output goes into physics ---
@@ -97,16 +75,6 @@ def simulation() -> motion.Simulation:
 @pytest.fixture(scope="module")
 def smoke(simulation: motion.Simulation) -> motion.Smoke:
     return motion.samples(simulation, motion.CHUNK, seed=0)
-
-
-def test_samples_are_bars_in_incompressible_flow(smoke: motion.Smoke) -> None:
-    u, v = smoke.velocity.unbind(1)
-    assert (u.roll(-1, 1) - u + v.roll(-1, 2) - v).abs().max() < 1e-5
-    # stream function ω·R²·exp(−r²/2R²): twice ω is the vorticity in the middle, the largest
-    largest = (v - v.roll(1, 1) - u + u.roll(1, 2)).abs().flatten(1).amax(1)
-    assert (largest > 0.9 * 2 * 0.2).all() and (largest < 2 * 0.8).all()
-    area = smoke.before.sum((1, 2))  # (2·half)² of 9…14 by 4…7 cells of 64, soft edges taking as much as they give
-    assert (area > 36 * 0.9).all() and (area < 98 * 1.1).all()
 
 
 def test_markers_are_carried_by_the_flow(simulation: motion.Simulation, smoke: motion.Smoke) -> None:

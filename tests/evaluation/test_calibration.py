@@ -176,6 +176,10 @@ def test_errors() -> None:
         calibration.crps(u, line(1))
     with pytest.raises(ph.StateError, match="there is no dim \\['y'\\], only \\['time', 'x', 'vector'\\]"):
         calibration.crps(u, truth, ("y",))
+    with pytest.raises(ph.StateError, match="level = 90"):
+        calibration.coverage(u, truth, 90)
+    with pytest.raises(ph.StateError, match="factor = nan: expected a finite number ≥ 0"):
+        calibration.rescale(u, float("nan"))
     with pytest.raises(ph.StateError, match="no scale covers 90% of the truth, because the spread is zero"):
         calibration.covering_scale(0 * u, truth)
     with pytest.raises(ph.StateError, match="hold NaN or infinity, to which no score applies"):

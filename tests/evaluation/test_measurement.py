@@ -186,7 +186,14 @@ def test_blow_up_is_infinite_and_counted() -> None:
     """The second of four trajectories overflows in step 4 and the third in step 3: 1e3^(2^n), 1e6^(2^n) > 3.4e38."""
     u, start = line(0, b=4), math.wrap(torch.tensor([1.0, 1e3, 1e6, 1.0]), batch("b"))
     data = kept(u.with_values(start + 0 * u.values), 6)
-    found = ph.evaluate({"squaring": lambda v: v * v, "fine": lambda v: v * 2}, data)
+    finite: list[bool] = []
+
+    def seen(own: Frame, reference: Frame) -> torch.Tensor:
+        finite.append(bool(torch.isfinite(own.rows).all()))
+        return torch.zeros(4)
+
+    found = ph.evaluate({"squaring": lambda v: v * v, "fine": lambda v: v * 2}, data, metrics={"seen": seen})
+    assert all(finite) and len(finite) == 12  # metrics see no failed states
     failed = torch.arange(6) >= torch.tensor([[6], [3], [2], [6]])
     for metric, value in (("mae", m.inf), ("nrmse", m.inf), ("correlation", -m.inf), ("cosine", -m.inf)):
         assert torch.equal(found[metric]["squaring"] == value, failed)

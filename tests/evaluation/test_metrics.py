@@ -253,7 +253,7 @@ def test_default_metrics_of_several_parts() -> None:
             lambda: Part("u", MAE())(*[frame(scalar(trajectory=1))] * 2),
             "no part 'u', for it is a single field or tensor",
         ),
-        (lambda: Part("smoke", MAE), "metric = .*MAE"),
+        (lambda: Part("smoke", MAE), "metric = the class MAE: expected a metric, e.g. MAE\\(\\)"),
         (lambda: Part("smoke", "mae"), "metric = 'mae': expected a metric"),
     ],
 )

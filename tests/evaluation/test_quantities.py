@@ -147,6 +147,7 @@ def test_divergence() -> None:
     u, obstacle = velocity(ramp, np.ones((8, 8)), size=2.0), Sphere(x=0.75, y=1.1, radius=0.3)
     assert quantities.largest_divergence(u) == pytest.approx(1.0)
     assert quantities.largest_divergence(u, obstacle) == 0
+    assert quantities.largest_divergence(u, Sphere(x=1.35, y=1.1, radius=0.1)) == pytest.approx(1.0)  # 1.5 cells away
     expected = np.zeros((8, 8))
     expected[2, 4], expected[3, 4] = 8, -8
     np.testing.assert_allclose(values(quantities.divergence(u)), expected, atol=1e-12)

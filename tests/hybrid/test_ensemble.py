@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases.small import DT, component_values, faces, forced_step, line, scalar
-from phi.torch.flow import Field, Solve, batch, diffuse, fluid, math, wrap
+from cases.small import component_values, faces, forced_step, line, scalar
+from phi.torch.flow import Field, Solve, batch, fluid, math, wrap
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import flatten
@@ -21,6 +21,7 @@ from phi_hybrid.steps import PlainStep
 
 STEPS = 4
 MEMBER = "member"
+SHARED = ph.capture(forced_step, check=False)
 
 
 def network(inputs: int, outputs: int, dims: int = 1, seed: int = 0, extra: Callable | None = None) -> torch.nn.Module:
@@ -32,7 +33,7 @@ def network(inputs: int, outputs: int, dims: int = 1, seed: int = 0, extra: Call
 
 
 def solvers(count: int = 3, dims: int = 1, physics: Callable | None = None, **options: Any) -> list[ph.HybridSolver]:
-    physics, extra = physics or ph.capture(forced_step), options.pop("extra", None)
+    physics, extra = physics or SHARED, options.pop("extra", None)
     inputs = 2 * dims + len(options.get("features", ()))
     members = [ph.HybridSolver(physics, network(inputs, dims, dims, n, extra), **options) for n in range(count)]
     for n, member in enumerate(members):
@@ -62,14 +63,14 @@ def project(v: Field) -> Field:
 
 
 CASES: dict[str, Callable[[], tuple[list[ph.HybridSolver], Field, Field]]] = {
-    "line": line_case,
     "float32 network": lambda: (solvers(), *line_case()[1:]),
-    "copied solvers": lambda: (list(copy.deepcopy(line_case()[0])), *line_case()[1:]),
-    "features": lambda: line_case(features=(line(7, dtype=torch.float64),)),
-    "parallel": lambda: line_case(coupling=ph.coupling.Parallel(ph.Additive())),
+    "copied solvers, features": lambda: (
+        list(copy.deepcopy(line_case(features=(line(7, dtype=torch.float64),))[0])),
+        *line_case()[1:],
+    ),
+    "parallel, dropout": lambda: line_case(coupling=ph.coupling.Parallel(ph.Additive()), extra=torch.nn.Dropout),
     "batch norm": lambda: line_case(extra=lambda: torch.nn.BatchNorm1d(4)),
-    "dropout": lambda: line_case(extra=torch.nn.Dropout),
-    "staggered, closed, projected": lambda: closed_case(project=ph.capture(project)),
+    "staggered, closed, projected": lambda: closed_case(project=ph.capture(project, check=False)),
 }
 
 
@@ -116,6 +117,7 @@ def test_alike_members_take_one_call_of_the_network(monkeypatch: pytest.MonkeyPa
     assert len(calls) == 2 + 3 * 2
 
 
+@pytest.mark.smoke
 def test_members_follow_their_own_trajectories() -> None:
     """By hand, in plain PhiFlow: each member feeds itself, not the mean."""
     rates = (0.9, 1.1)
@@ -129,15 +131,6 @@ def test_members_follow_their_own_trajectories() -> None:
         assert torch.equal(*(component_values(x, ["b"])[0] for x in (found.member[number].time[-1], own)))
 
 
-def test_physics_with_different_parameters() -> None:
-    viscosities = (0.01, 0.1)
-    members = [ph.capture(lambda u, nu=nu: diffuse.explicit(u, nu, DT)) for nu in viscosities]
-    ensemble, u = ph.Ensemble(members), line(0)
-    assert not alike(ensemble.members)
-    for member, single in zip(ensemble(u).member, members):
-        assert close(member, single(u), 0)
-
-
 def test_states_of_several_fields() -> None:
     def step(state: dict) -> dict:
         return {"v": forced_step(state["v"], state["v"]), "s": 0.9 * state["s"]}
@@ -146,18 +139,8 @@ def test_states_of_several_fields() -> None:
     state = {"v": faces("open", 0), "s": scalar(1)}
     found = ph.Ensemble(members)(state)
     for number, member in enumerate(members):
-        expected = member(state)
-        for key in state:
-            assert close(found[key].member[number], expected[key], 1e-6)
-
-
-def test_dims_of_rollouts() -> None:
-    members, u, f = line_case()
-    ensemble = ph.Ensemble(members)
-    assert set(ensemble.rollout(u, STEPS, f).shape.batch.names) == {"member", "time", "trajectory"}
-    start = ensemble.rollout(u, 0, f)
-    assert start.shape.get_size("member") == 3 and start.shape.get_size("time") == 1
-    assert len(ensemble) == 3
+        for key, expected in member(state).items():
+            assert close(found[key].member[number], expected, 1e-6)
 
 
 def test_rollout_continues_where_it_stopped() -> None:
@@ -166,6 +149,8 @@ def test_rollout_continues_where_it_stopped() -> None:
         members, u, f = line_case()
         ensemble = ph.Ensemble(members)
         whole = ensemble.rollout(u, STEPS, f)
+        assert set(whole.shape.batch.names) == {"member", "time", "trajectory"} and len(ensemble) == 3
+        assert close(ensemble.rollout(u, 0, f).time[0], ensemble.repeat(u), 0)
         rest = ensemble.rollout(whole.time[2], STEPS - 2, f.time[2:])
         assert close(rest.time[-1], whole.time[-1], 1e-12)
         forces = math.stack([n * f for n in range(3)], batch(MEMBER))
@@ -246,25 +231,18 @@ def test_state_dict_copies_and_pickles() -> None:
         assert alike(twin.members)
 
 
-# --- who is alike ---
-
-
 def changed(edit: Callable[[ph.HybridSolver], Any]) -> list[ph.HybridSolver]:
     members = solvers(2)
     edit(members[1])
     return members
 
 
-SHARED = ph.capture(forced_step)
 UNLIKE: dict[str, Callable[[], list]] = {
     "plain steps": lambda: list(ph.Ensemble([forced_step, forced_step]).members),
     "physics": lambda: [*solvers(1), *solvers(1, physics=lambda u, f: forced_step(u, 2 * f))],
     "plain physics": lambda: solvers(2, physics=PlainStep(forced_step)),
-    "coupling": lambda: [
-        *solvers(1, physics=SHARED),
-        *solvers(1, physics=SHARED, coupling=ph.coupling.Multiplicative()),
-    ],
-    "project": lambda: [*solvers(1, physics=SHARED), *solvers(1, physics=SHARED, project=lambda u: 0.5 * u)],
+    "coupling": lambda: [*solvers(1), *solvers(1, coupling=ph.coupling.Multiplicative())],
+    "project": lambda: [*solvers(1), *solvers(1, project=lambda u: 0.5 * u)],
     "layers": lambda: changed(lambda s: setattr(s, "network", network(2, 1, extra=torch.nn.ReLU))),
     "activation": lambda: changed(lambda s: s.network.__setitem__(1, torch.nn.ReLU())),
     "setting": lambda: changed(lambda s: setattr(s.network[0], "padding_mode", "circular")),
@@ -278,11 +256,11 @@ UNLIKE: dict[str, Callable[[], list]] = {
 }
 
 
-@pytest.mark.parametrize("kind", UNLIKE)
-def test_members_that_differ_in_more_than_numbers(kind: str) -> None:
-    members = UNLIKE[kind]()
-    assert len(members) == 2 and not alike(members)
+def test_members_that_differ_in_more_than_numbers() -> None:
     assert alike(solvers(2))
+    for kind, make in UNLIKE.items():
+        members = make()
+        assert len(members) == 2 and not alike(members), kind
 
 
 # --- evaluation and reconstruction ---
@@ -291,7 +269,7 @@ def test_members_that_differ_in_more_than_numbers(kind: str) -> None:
 def test_evaluation_measures_the_mean_of_the_members() -> None:
     members = solvers()
     u, f = line(0, b=3), line(1, b=3, time=STEPS)
-    data = ph.Trajectories.generate(ph.capture(forced_step), u, STEPS, (f,), progress=False)
+    data = ph.Trajectories.generate(SHARED, u, STEPS, (f,), progress=False)
     ensemble = ph.Ensemble(members)
     found = ph.evaluate({"mean": ensemble, "single": members[0]}, data, batch_size=2)
     trajectory = component_values(ensemble.rollout(u, STEPS, f), ["member", "time", "b"])[0]
@@ -312,47 +290,34 @@ def test_one_failed_member_fails_the_mean() -> None:
     assert torch.isfinite(found.mae["ensemble"][0]).all() and torch.isinf(found.mae["ensemble"][1, 2:]).all()
 
 
-def test_members_are_trained_one_by_one() -> None:
-    data = ph.Trajectories.generate(ph.capture(forced_step), line(0, b=2), 2, (line(1, b=2),), progress=False)
-    ensemble = ph.Ensemble(solvers(2))
-    optimizer = torch.optim.SGD(ensemble.parameters(), 1e-3)
-    trainer = ph.Trainer(ensemble, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
-    with pytest.raises(ph.StateError, match="the step adds batch dims \\['member'\\]"):
-        trainer.fit(1)
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_every_member_reconstructs_its_own_initial_state(steps: int) -> None:
+def test_every_member_reconstructs_its_own_initial_state() -> None:
     with math.precision(64):
-        members, u, f = line_case(count=2)
-        start, force = u, f.trajectory[0].time[0]
+        steps, (members, u, f) = 2, line_case(count=2)
+        force = f.trajectory[0].time[0]
         ensemble, goal = ph.Ensemble(members), members[0].rollout(u, steps, force).time[-1]
-        found = ph.reconstruct(ensemble, goal, ensemble.repeat(0 * start), force, times=(steps,), iterations=3, lr=0.5)
+        found = ph.reconstruct(ensemble, goal, ensemble.repeat(0 * u), force, times=(steps,), iterations=3, lr=0.5)
         for number, member in enumerate(members):
-            alone = ph.reconstruct(member, goal, 0 * start, force, times=(steps,), iterations=3, lr=0.5)
+            alone = ph.reconstruct(member, goal, 0 * u, force, times=(steps,), iterations=3, lr=0.5)
             assert close(found.state.member[number], alone.state, 1e-10)
-            assert not close(alone.state, 0 * start, 1e-2)
-
-
-# --- errors ---
+            assert not close(alone.state, 0 * u, 1e-2)
 
 
 def test_members_of_different_kinds_of_states() -> None:
     ensemble = ph.Ensemble([lambda u: u, lambda u: u, lambda u: u.with_boundary(0)])
-    with pytest.raises(ph.StateError, match="member 2 returns another kind of state than member 0: boundary periodic"):
+    with pytest.raises(ph.StateError, match="member 2 .*boundary periodic"):
         ensemble(line(0))
     hybrid = ph.HybridSolver(lambda u: u, network(5, 1))
-    with pytest.raises(ph.StateError, match="member 1: the network cannot take 1 input channels"):
+    with pytest.raises(ph.StateError, match="member 1: .*1 input channels"):
         ph.Ensemble([lambda u: u, hybrid])(line(0))
 
 
 def test_missing_inputs() -> None:
-    with pytest.raises(ph.StateError, match="member 0: the step takes .* but got 1 by position"):
+    with pytest.raises(ph.StateError, match="member 0: .*1 by position"):
         ph.Ensemble(solvers())(line(0))
 
 
 def test_wrong_number_of_entries() -> None:
-    with pytest.raises(ph.StateError, match="2 entries along 'member', but the ensemble has 3 members"):
+    with pytest.raises(ph.StateError, match="2 entries .*3 members"):
         ph.Ensemble(solvers()).rollout(line(0, member=2), 2, line(1))
 
 

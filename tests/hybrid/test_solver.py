@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
 from cases.small import (
-    BOUNDARIES,
     DT,
     SmallNet,
     component_values,
@@ -29,12 +29,17 @@ from phi.torch.flow import Field, advect, batch, channel, math, spatial
 import phi_hybrid as ph
 from phi_hybrid.bridge import from_channels, to_channels
 
-STATES: dict[str, Any] = {"line": lambda seed, **b: line(seed, **b)}
-STATES.update({kind: (lambda seed, kind=kind, **b: faces(kind, seed, **b)) for kind in BOUNDARIES})
+
+def states(kind: str) -> tuple[Field, Field, int]:
+    """Velocity, force and dimensions."""
+    make = line if kind == "line" else partial(faces, kind)
+    return make(0, b=2), make(1, b=2), 1 if kind == "line" else 2
 
 
-def dims_of(name: str) -> int:
-    return 1 if name == "line" else 2
+def corrected(after: Field, output: torch.Tensor) -> list[torch.Tensor]:
+    """Components of a state plus those of its correction."""
+    correction = from_channels(output, after)
+    return [a + c for a, c in zip(component_values(after, "b"), component_values(correction, "b"))]
 
 
 @pytest.fixture(scope="module")
@@ -46,32 +51,31 @@ def captured() -> ph.PhysicsBlock:
 # --- the update rule ---
 
 
-@pytest.mark.parametrize("kind", STATES)
-def test_zero_network_is_the_bare_solver(kind: str, captured: ph.PhysicsBlock) -> None:
-    u, f, dims = STATES[kind](0, b=2), STATES[kind](1, b=2), dims_of(kind)
-    solver = ph.HybridSolver(captured, zero_net(2 * dims, dims, dims), ph.Additive())
-    expected = forced_step(u, f)
-    assert not same(expected, u)
-    assert same(solver(u, f), expected)
+@pytest.mark.smoke
+def test_zero_network_is_the_bare_solver_on_every_boundary(captured: ph.PhysicsBlock) -> None:
+    """One solver binds anew where the boundary changes."""
+    solvers = {dims: ph.HybridSolver(captured, zero_net(2 * dims, dims, dims), ph.Additive()) for dims in (1, 2)}
+    for kind in ("line", "closed", "periodic", "open", "inflow", "closed"):
+        u, f, dims = states(kind)
+        found, expected = solvers[dims](u, f), forced_step(u, f)
+        assert same(found, expected) and not same(expected, u), kind
+        assert found.boundary == expected.boundary
 
 
-@pytest.mark.parametrize("kind", STATES)
+@pytest.mark.parametrize("kind", ["line", "open", "inflow"])
 def test_update_rule_by_hand(kind: str, captured: ph.PhysicsBlock) -> None:
     """u⁺ = P(u) + σ_out·C([P(u), f]/σ_in), written with plain PhiFlow and the channel maps."""
-    u, f, dims = STATES[kind](0, b=2), STATES[kind](1, b=2), dims_of(kind)
+    u, f, dims = states(kind)
     net = SmallNet(2 * dims, dims, dims)
     solver = ph.HybridSolver(captured, net)
-    sigma_in = torch.linspace(0.5, 2.0, 2 * dims)
-    sigma_out = torch.linspace(0.3, 0.7, dims)
+    sigma_in, sigma_out = torch.linspace(0.5, 2.0, 2 * dims), torch.linspace(0.3, 0.7, dims)
     solver.set_scales(sigma_in, sigma_out)
     shape = (1, -1, *[1] * dims)
     after = forced_step(u, f)
     with torch.no_grad():
         output = sigma_out.view(shape) * net(to_channels(after, f) / sigma_in.view(shape))
-        correction = from_channels(output, after)
         found = solver(u, f)
-    expected = [a + c for a, c in zip(component_values(after, "b"), component_values(correction, "b"))]
-    assert equal(component_values(found, "b"), expected)
+    assert equal(component_values(found, "b"), corrected(after, output))
     assert not same(found, after)
 
 
@@ -86,20 +90,9 @@ def test_strength_scales_the_correction(strength: float, captured: ph.PhysicsBlo
     assert (a - bare).abs().max() > 0.1
 
 
-def test_any_function_can_couple(captured: ph.PhysicsBlock) -> None:
-    """The coupling receives state before, state after the physics, and correction."""
-    u, f = faces("open", 0, b=2), faces("open", 1, b=2)
-    solver = ph.HybridSolver(
-        captured, SmallNet(4, 2, 2), lambda before, after, c: tuple(0.5 * p + 0.5 * q for p, q in zip(before, after))
-    )
-    expected = [0.5 * p + 0.5 * q for p, q in zip(component_values(u, "b"), component_values(forced_step(u, f), "b"))]
-    assert equal(component_values(solver(u, f), "b"), expected)
-
-
-@pytest.mark.parametrize("kind", ["line", "inflow"])
-def test_plain_physics_equals_captured_physics(kind: str, captured: ph.PhysicsBlock) -> None:
-    u, f, dims = STATES[kind](0, b=2), STATES[kind](1, b=2), dims_of(kind)
-    net = SmallNet(2 * dims, dims, dims)
+def test_plain_physics_equals_captured_physics(captured: ph.PhysicsBlock) -> None:
+    u, f, _ = states("inflow")
+    net = SmallNet(4, 2, 2)
     plain, fast = ph.HybridSolver(forced_step, net), ph.HybridSolver(captured, net)
     assert same(plain(u, f), fast(u, f))
 
@@ -138,36 +131,18 @@ def test_features_follow_the_inputs(captured: ph.PhysicsBlock) -> None:
     assert not any("feature" in key for key in solver.state_dict())
 
 
-def test_reynolds_number_is_a_constant_channel_per_batch_entry() -> None:
-    """A parameter tensor of the step is seen as a constant channel and belongs to its own batch entry."""
+def test_parameters_are_channels_in_the_order_of_the_arguments() -> None:
+    """Whatever the order of their dims; vectors have one for each component."""
 
-    def viscous(u: Field, viscosity: math.Tensor) -> Field:
-        return u + DT * viscosity * u.laplace()
+    def ignoring(u: Field, first: math.Tensor, second: math.Tensor, wind: math.Tensor) -> Field:
+        return u
 
-    u = line(0, b=3)
-    viscosity = math.wrap(torch.tensor([0.1, 0.2, 0.4]), batch("b"))
-    net = SmallNet(2, 1, 1)
-    block = ph.capture(viscous, u, viscosity)
-    solver = ph.HybridSolver(block, net)
-    with torch.no_grad():
-        together = solver(u, viscosity)
-        assert torch.equal(net.seen[:, 1], torch.tensor([0.1, 0.2, 0.4]).view(3, 1).expand(3, 8))
-        for n in range(3):
-            alone = solver(u.b[n : n + 1], viscosity.b[n : n + 1])
-            torch.testing.assert_close(component_values(alone, "b")[0][0], component_values(together, "b")[0][n])
-
-
-def test_numbers_are_constants_of_the_step() -> None:
-    def viscous(u: Field, viscosity: float) -> Field:
-        return u + DT * viscosity * u.laplace()
-
-    u, net = line(0, b=2), SmallNet(1, 1, 1)
-    solver = ph.HybridSolver(ph.capture(viscous), net)
-    for viscosity in (0.1, 0.3, 0.1):
-        after = viscous(u, viscosity)
-        with torch.no_grad():
-            expected = component_values(after, "b")[0] + net(to_channels(after)).movedim(1, -1)
-            assert torch.equal(component_values(solver(u, viscosity), "b")[0], expected)
+    net, u = SmallNet(6, 2, 2), faces("periodic", 0)
+    first, second = math.wrap(noise(6, 5, seed=3), spatial("x,y")), math.wrap(noise(5, 6, seed=4), spatial("y,x"))
+    ph.HybridSolver(ignoring, net)(u, first, second, math.wrap(torch.tensor([0.5, -0.25]), channel(vector="x,y")))
+    expected = [*component_values(u), noise(6, 5, seed=3), noise(5, 6, seed=4).T]
+    assert torch.equal(net.seen[0, :4], torch.stack(expected))
+    assert (net.seen[0, 4] == 0.5).all() and (net.seen[0, 5] == -0.25).all()
 
 
 # --- kinds of state ---
@@ -178,15 +153,10 @@ def test_batch_dims_of_any_name(captured: ph.PhysicsBlock) -> None:
     u, f = line(0, zeta=2, alpha=3), line(1, zeta=2, alpha=3)
     solver = ph.HybridSolver(captured, SmallNet(2, 1, 1))
     with torch.no_grad():
-        together = solver(u, f)
-        for z in range(2):
-            for a in range(3):
-                entry = dict(zeta=slice(z, z + 1), alpha=slice(a, a + 1))
-                alone = solver(u[entry], f[entry])
-                torch.testing.assert_close(
-                    component_values(alone, ("zeta", "alpha"))[0][0, 0],
-                    component_values(together, ("zeta", "alpha"))[0][z, a],
-                )
+        (together,) = component_values(solver(u, f), ("zeta", "alpha"))
+        for z, a in product(range(2), range(3)):
+            (alone,) = component_values(solver(u.zeta[z].alpha[a], f.zeta[z].alpha[a]))
+            torch.testing.assert_close(alone, together[z, a])
 
 
 def test_state_without_batch(captured: ph.PhysicsBlock) -> None:
@@ -197,17 +167,6 @@ def test_state_without_batch(captured: ph.PhysicsBlock) -> None:
     assert single.shape.batch.is_empty
     for a, b in zip(component_values(single), component_values(batched, "b")):
         torch.testing.assert_close(a, b[0])
-
-
-@pytest.mark.parametrize("sees", [(), None])
-def test_force_with_batch_but_state_without(sees: tuple | None, captured: ph.PhysicsBlock) -> None:
-    u, f = line(0), line(1, b=3)
-    solver = ph.HybridSolver(captured, SmallNet(1 if sees == () else 2, 1, 1), sees=sees)
-    with torch.no_grad():
-        together = solver(u, f)
-        assert together.shape.get_size("b") == 3
-        for n in range(3):
-            torch.testing.assert_close(component_values(solver(u, f.b[n]))[0], component_values(together, "b")[0][n])
 
 
 def test_seen_input_with_batch_that_the_physics_ignores() -> None:
@@ -236,24 +195,14 @@ def smoke_step(state: tuple[Field, Field]) -> tuple[Field, Field]:
     return step(velocity), advect.semi_lagrangian(smoke, velocity, DT)
 
 
-@pytest.mark.parametrize("structure", ["tuple", "dict"])
-def test_state_of_velocity_and_smoke(structure: str) -> None:
-    def dict_step(state: dict) -> dict:
-        velocity, smoke = smoke_step((state["v"], state["s"]))
-        return {"v": velocity, "s": smoke}
-
-    v, s = faces("closed", 0, b=2), scalar(1, b=2)
-    physics, state = (smoke_step, (v, s)) if structure == "tuple" else (dict_step, {"v": v, "s": s})
-    net = SmallNet(3, 3, 2)
-    solver = ph.HybridSolver(ph.capture(physics, state), net)
-    after = smoke_step((v, s))
+def test_state_of_velocity_and_smoke() -> None:
+    state, net = (faces("closed", 0, b=2), scalar(1, b=2)), SmallNet(3, 3, 2)
+    solver = ph.HybridSolver(ph.capture(smoke_step, state), net)
+    after = smoke_step(state)
     with torch.no_grad():
-        found = solver(state)
-        correction = from_channels(net(to_channels(*after)), after)
-    found = found if structure == "tuple" else (found["v"], found["s"])
-    for a, b, c in zip(found, after, correction):
-        expected = [x + y for x, y in zip(component_values(b, "b"), component_values(c, "b"))]
-        assert equal(component_values(a, "b"), expected)
+        found, output = solver(state), net(to_channels(*after))
+    for a, b, c in zip(found, after, output.split([2, 1], 1)):
+        assert equal(component_values(a, "b"), corrected(b, c))
 
 
 def test_double_precision_physics_with_single_precision_network(captured: ph.PhysicsBlock) -> None:
@@ -284,15 +233,9 @@ def test_a_solver_wraps_another(captured: ph.PhysicsBlock) -> None:
     inner = ph.HybridSolver(captured, inner_net)
     outer = ph.HybridSolver(inner, outer_net)
     with torch.no_grad():
-        after = inner(u, f)
-        correction = from_channels(outer_net(to_channels(after, f)), after)
-        found = outer(u, f)
-    expected = [a + c for a, c in zip(component_values(after, "b"), component_values(correction, "b"))]
-    assert equal(component_values(found, "b"), expected)
+        after, found = inner(u, f), outer(u, f)
+        assert equal(component_values(found, "b"), corrected(after, outer_net(to_channels(after, f))))
     assert len(list(outer.parameters())) == 8
-
-
-# --- faces ---
 
 
 def test_corrections_stay_on_faces() -> None:
@@ -303,9 +246,7 @@ def test_corrections_stay_on_faces() -> None:
     with torch.no_grad():
         found, channels = solver(u), net(to_channels(u))
     (ux, uy), (vx, vy) = component_values(u, "b"), component_values(found, "b")
-    # x is open on both sides: faces 0 … 6 of which cells own 0 … 5
-    torch.testing.assert_close(vx[:, :6] - ux[:, :6], channels[:, 0], rtol=0, atol=1e-6)
-    torch.testing.assert_close(vx[:, 6] - ux[:, 6], channels[:, 0, 5], rtol=0, atol=1e-6)
+    torch.testing.assert_close(vx - ux, channels[:, 0], rtol=0, atol=1e-6)  # periodic: every face is a cell's
     # y: the lower face is the inflow, of value 1, so face n + 1 is stored in entry n
     torch.testing.assert_close(vy[:, :, :4] - uy[:, :, :4], channels[:, 1, :, 1:], rtol=0, atol=1e-6)
     torch.testing.assert_close(vy[:, :, 4] - uy[:, :, 4], channels[:, 1, :, 4], rtol=0, atol=1e-6)
@@ -314,23 +255,12 @@ def test_corrections_stay_on_faces() -> None:
     assert (found.staggered_tensor().vector["y"].y[0].x[:6].native("b,x") == 1).all()
 
 
-def test_walls_stay_closed() -> None:
-    u = faces("closed", 0)
-    with torch.no_grad():
-        found = ph.HybridSolver(lambda v: v, SmallNet(2, 2, 2))(u)
-    all_faces = found.staggered_tensor().native("x,y,vector")  # 7×6 of them, those at walls among them
-    assert not all_faces[[0, 6], :5, 0].any() and not all_faces[:6, [0, 5], 1].any()
-    assert all_faces[1:6, :5, 0].all()
-    assert [tuple(v.shape) for v in component_values(found)] == [(5, 5), (6, 4)]
-
-
 # --- native face and derivatives ---
 
 
-@pytest.mark.parametrize("kind", ["line", "inflow"])
-def test_native_face_is_the_call(kind: str, captured: ph.PhysicsBlock) -> None:
-    u, f, dims = STATES[kind](0, b=2), STATES[kind](1, b=2), dims_of(kind)
-    solver = ph.HybridSolver(captured, SmallNet(2 * dims, dims, dims))
+def test_native_face_is_the_call(captured: ph.PhysicsBlock) -> None:
+    u, f, _ = states("inflow")
+    solver = ph.HybridSolver(captured, SmallNet(4, 2, 2))
     tensors = solver.flatten(u, f)
     assert equal(tensors, [*component_values(u, "b"), *component_values(f, "b")])
     with torch.no_grad():
@@ -339,7 +269,7 @@ def test_native_face_is_the_call(kind: str, captured: ph.PhysicsBlock) -> None:
 
 def test_derivatives_with_respect_to_the_state(captured: ph.PhysicsBlock) -> None:
     """Autograd and torch.func agree with central differences of the native face in double precision."""
-    u, f = faces("inflow", 0, dtype=torch.float64, b=2), faces("inflow", 1, dtype=torch.float64, b=2)
+    u, f = (faces("inflow", n, dtype=torch.float64, b=1) for n in (0, 1))
     solver = ph.HybridSolver(captured, SmallNet(4, 2, 2).double())
     tensors = [t.requires_grad_() for t in solver.flatten(u, f)]
     weights = [noise(*o.shape, seed=n, dtype=torch.float64) for n, o in enumerate(solver.native(*tensors))]
@@ -353,24 +283,7 @@ def test_derivatives_with_respect_to_the_state(captured: ph.PhysicsBlock) -> Non
     by_vjp = torch.func.vjp(solver.native, *detached)[1](tuple(weights))
     expected = finite_differences(lambda: objective(*detached), detached)
     for found in (by_autograd, by_func, by_vjp):
-        for g, e in zip(found, expected):
-            torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-8)
-
-
-def test_gradients_of_the_weights(captured: ph.PhysicsBlock) -> None:
-    u, f = faces("open", 0, dtype=torch.float64, b=2), faces("open", 1, dtype=torch.float64, b=2)
-    solver = ph.HybridSolver(captured, SmallNet(4, 2, 2, width=2).double())
-    solver.set_scales(torch.tensor([0.5, 1.0, 2.0, 4.0]), torch.tensor([0.3, 0.6]))
-    tensors = solver.flatten(u, f)
-
-    def loss() -> torch.Tensor:
-        once = solver.native(*tensors)
-        return sum((t**2).sum() for t in solver.native(*once, *tensors[2:]))
-
-    parameters = list(solver.parameters())
-    found = torch.autograd.grad(loss(), parameters)
-    for g, e in zip(found, finite_differences(loss, parameters)):
-        torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(list(found), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_vmap_over_native(captured: ph.PhysicsBlock) -> None:
@@ -407,26 +320,20 @@ def test_copies_are_equal_and_independent(captured: ph.PhysicsBlock) -> None:
 
 
 def test_state_dict_holds_weights_and_scales(captured: ph.PhysicsBlock) -> None:
-    u, f = line(0, b=2), line(1, b=2)
-    solver = scaled_solver(captured)
-    state = solver.state_dict()
-    assert {"input_scale", "output_scale"} <= set(state)
-    assert not any(key.startswith("physics") for key in state)
-    fresh = ph.HybridSolver(captured, SmallNet(3, 1, 1, seed=5), features=(line(9),))
-    assert not same(fresh(u, f), solver(u, f))
-    fresh.load_state_dict(state)
-    assert fresh.scaled
-    assert same(fresh(u, f), solver(u, f))
+    """Of a solver within a solver, too, but nothing of the physics."""
 
-
-def test_state_dict_of_a_nested_solver(captured: ph.PhysicsBlock) -> None:
     def nested(seed: int) -> ph.HybridSolver:
         return ph.HybridSolver(scaled_solver(captured, seed), SmallNet(2, 1, 1, seed=seed + 1))
 
     u, f = line(0, b=2), line(1, b=2)
-    solver, fresh = nested(0), nested(5)
-    fresh.load_state_dict(solver.state_dict())
-    assert same(fresh(u, f), solver(u, f))
+    state = scaled_solver(captured).state_dict()
+    assert {"input_scale", "output_scale"} <= set(state) and not any(key.startswith("physics") for key in state)
+    bare = ph.HybridSolver(captured, SmallNet(3, 1, 1, seed=5), features=(line(9),))
+    for solver, fresh in ((scaled_solver(captured), bare), (nested(0), nested(5))):
+        assert not same(fresh(u, f), solver(u, f))
+        fresh.load_state_dict(solver.state_dict())
+        assert same(fresh(u, f), solver(u, f))
+    assert bare.scaled
 
 
 def test_channels_that_do_not_vary_keep_scale_one(captured: ph.PhysicsBlock) -> None:
@@ -439,21 +346,23 @@ def test_channels_that_do_not_vary_keep_scale_one(captured: ph.PhysicsBlock) -> 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
 def test_bad_scales_are_refused_and_change_nothing(bad: float, captured: ph.PhysicsBlock) -> None:
     solver = scaled_solver(captured)
-    with pytest.raises(ph.StateError, match="finite and not negative"):
+    with pytest.raises(ph.StateError, match=f"{bad}"):
         solver.set_scales(torch.ones(3), torch.tensor([bad]))
     assert solver.input_scale.tolist() == [0.5, 2.0, 1.0] and solver.output_scale.tolist() == [0.25]
 
 
-# --- errors ---
+def test_numbers_are_no_features() -> None:
+    with pytest.raises(ph.StateError, match=r"features\[0\] = 0.01"):
+        ph.HybridSolver(lambda u: u, torch.nn.Conv1d(2, 1, 1), features=(0.01,))
 
 
 def test_wrong_number_of_output_channels(captured: ph.PhysicsBlock) -> None:
-    with pytest.raises(ph.StateError, match="needs .*give it 1 output channels"):
+    with pytest.raises(ph.StateError, match="1 output channels"):
         ph.HybridSolver(captured, SmallNet(2, 3, 1))(line(0, b=2), line(1, b=2))
 
 
 def test_wrong_number_of_input_channels(captured: ph.PhysicsBlock) -> None:
-    with pytest.raises(ph.StateError, match="cannot take 3 input channels: state 1, input 0 1, feature 0 1"):
+    with pytest.raises(ph.StateError, match="3 input channels: state 1, input 0 1, feature 0 1"):
         ph.HybridSolver(captured, SmallNet(5, 1, 1), features=(line(2),))(line(0, b=2), line(1, b=2))
 
 
@@ -466,57 +375,39 @@ def test_errors_inside_the_network_stay_as_they_are(captured: ph.PhysicsBlock) -
         ph.HybridSolver(captured, Broken())(line(0, b=2), line(1, b=2))
 
 
-@pytest.mark.parametrize("sees", [(1,), (0, 3), (-1,)])
+@pytest.mark.parametrize("sees", [(0, 3), (-1,)])
 def test_sees_out_of_range(sees: tuple, captured: ph.PhysicsBlock) -> None:
-    with pytest.raises(ph.StateError, match="sees = .* has only 1 inputs"):
+    with pytest.raises(ph.StateError, match="sees = .*1 inputs"):
         ph.HybridSolver(captured, SmallNet(2, 1, 1), sees=sees)(line(0, b=2), line(1, b=2))
 
 
 def test_arguments_of_different_precision(captured: ph.PhysicsBlock) -> None:
-    with pytest.raises(ph.StateError, match="different precision: torch.float32, torch.float64"):
+    with pytest.raises(ph.StateError, match="torch.float32, torch.float64"):
         ph.HybridSolver(captured, SmallNet(2, 1, 1))(line(0, b=2), line(1, dtype=torch.float64, b=2))
 
 
 @pytest.mark.parametrize("physics", ["captured", "plain"])
 def test_missing_and_superfluous_inputs(physics: str, captured: ph.PhysicsBlock) -> None:
     solver = ph.HybridSolver(captured if physics == "captured" else forced_step, SmallNet(2, 1, 1))
-    with pytest.raises(ph.StateError, match="takes .*force.* but got 1 by position"):
+    with pytest.raises(ph.StateError, match="force.*1 by position"):
         solver(line(0, b=2))
-    with pytest.raises(ph.StateError, match="but got 3 by position"):
+    with pytest.raises(ph.StateError, match="3 by position"):
         solver(line(0, b=2), line(1, b=2), line(2, b=2))
-
-
-def test_inputs_of_another_resolution(captured: ph.PhysicsBlock) -> None:
-    def ignoring(u: Field, other: Field) -> Field:
-        return step(u)
-
-    with pytest.raises(ph.StateError, match="one grid resolution"):
-        ph.HybridSolver(ignoring, SmallNet(2, 1, 1))(line(0, b=2), line(1, cells=16, b=2))
 
 
 def test_natives_of_unknown_shape(captured: ph.PhysicsBlock) -> None:
     solver = ph.HybridSolver(captured, SmallNet(2, 1, 1))
     solver(line(0, b=2), line(1, b=2))
-    with pytest.raises(ph.StateError, match="do not fit the arguments"):
+    with pytest.raises(ph.StateError, match=r"\(2, 9, 1\).*x=8"):
         solver.native(torch.zeros(2, 9, 1), torch.zeros(2, 9, 1))
-    with pytest.raises(ph.StateError, match="no result of this step"):
+    with pytest.raises(ph.StateError, match=r"\(2, 9, 1\).*x=8"):
         solver.unflatten((torch.zeros(2, 9, 1),))
-
-
-def test_another_boundary_binds_anew(captured: ph.PhysicsBlock) -> None:
-    """The same solver on a closed and a periodic box gives what two solvers would give."""
-    net = zero_net(4, 2, 2)
-    solver = ph.HybridSolver(captured, net)
-    for kind in ("closed", "periodic", "open", "closed"):
-        u, f = faces(kind, 0, b=2), faces(kind, 1, b=2)
-        found = solver(u, f)
-        assert same(found, forced_step(u, f)) and found.boundary == u.boundary
 
 
 def test_scales_of_another_number_of_channels(captured: ph.PhysicsBlock) -> None:
     solver = ph.HybridSolver(captured, SmallNet(2, 1, 1))
     solver.set_scales(torch.ones(4), torch.ones(2))
-    with pytest.raises(ph.StateError, match="scales for 4 channels but this state has 2"):
+    with pytest.raises(ph.StateError, match="4 channels.* 2"):
         solver(line(0, b=2), line(1, b=2))
 
 
@@ -524,26 +415,3 @@ def test_features_of_another_grid(captured: ph.PhysicsBlock) -> None:
     solver = ph.HybridSolver(captured, SmallNet(3, 1, 1), features=(line(9, cells=4),))
     with pytest.raises(ph.StateError, match="one grid resolution"):
         solver(line(0, b=2), line(1, b=2))
-
-
-def test_spatial_parameter_channels_are_physical_units() -> None:
-    """Channels keep their order: components of the state, then inputs in the order of the arguments."""
-
-    def ignoring(u: Field, first: math.Tensor, second: math.Tensor) -> Field:
-        return u
-
-    net = SmallNet(4, 2, 2)
-    first = math.wrap(noise(6, 5, seed=3), spatial("x,y"))
-    second = math.wrap(noise(5, 6, seed=4), spatial("y,x"))
-    u = faces("periodic", 0)
-    ph.HybridSolver(ignoring, net)(u, first, second)
-    assert torch.equal(net.seen[0, :2], torch.stack(component_values(u)))
-    assert torch.equal(net.seen[0, 2], noise(6, 5, seed=3))
-    assert torch.equal(net.seen[0, 3], noise(5, 6, seed=4).T)
-
-
-def test_vector_parameters_become_one_channel_per_component() -> None:
-    net = SmallNet(4, 2, 2)
-    wind = math.wrap(torch.tensor([0.5, -0.25]), channel(vector="x,y"))
-    ph.HybridSolver(lambda u, w: u, net)(faces("periodic", 0), wind)
-    assert (net.seen[0, 2] == 0.5).all() and (net.seen[0, 3] == -0.25).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from phi.torch.flow import (
     CenteredGrid,
     Field,
     StaggeredGrid,
-    Tensor,
     advect,
     batch,
     channel,
@@ -39,8 +39,6 @@ from phi_hybrid.inverse.flow import (
 from phi_hybrid.pde import burgers, heat
 from phi_hybrid.pde import navier_stokes as ns
 
-torch.set_num_threads(1)
-
 SCHEMES = {"semi-Lagrangian": advect.semi_lagrangian, "MacCormack": advect.mac_cormack}
 
 
@@ -50,13 +48,13 @@ def double_precision() -> Iterator[None]:
         yield
 
 
-def times(step: Callable[[State], State], number: int) -> Callable[[State], State]:
+def times(step: Callable[..., State], number: int) -> Callable[..., State]:
     """The step, captured, so many times."""
     block = ph.capture(step, check=False)
 
-    def steps(x: State) -> State:
+    def steps(x: State, *arguments: Any) -> State:
         for _ in range(number):
-            x = block(x)
+            x = block(x, *arguments)
         return x
 
     return steps
@@ -66,10 +64,6 @@ def distance(a: Field, b: Field) -> float:
     """Root mean square of the difference relative to that of `b`, one trajectory or none."""
     pairs = list(zip(component_values(a, a.shape.batch.names), component_values(b, b.shape.batch.names)))
     return float((sum(((x - y) ** 2).sum() for x, y in pairs) / sum((y**2).sum() for _, y in pairs)) ** 0.5)
-
-
-def orders(errors: list[float]) -> np.ndarray:
-    return np.log2(np.array(errors[:-1]) / errors[1:])
 
 
 def smooth_marker(cells: int) -> Field:
@@ -90,25 +84,12 @@ def test_uniform_flow_by_whole_cells_comes_back_exactly(scheme: str) -> None:
     assert distance(advect_back(1.0, SCHEMES[scheme])(there, wind), u) < 1e-14
 
 
-@pytest.mark.parametrize(("scheme", "order"), [("semi-Lagrangian", 1), ("MacCormack", 2)])
-def test_advection_comes_back_with_the_order_of_the_scheme(scheme: str, order: int) -> None:
-    """A marker in steady Taylor–Green vortices, at fixed CFL number. Measured: 0.8 and 2.3."""
-    errors = []
-    for cells, steps in ((32, 8), (64, 16)):
-        u, wind, dt = smooth_marker(cells), taylor_green(ns.periodic_square(cells), 0.0, 0.0), 1 / steps
-        there = times(lambda m, d=dt, w=wind: SCHEMES[scheme](m, w, d), steps)
-        back = times(partial(advect_back(dt, SCHEMES[scheme]), velocity=wind), steps)
-        errors.append(distance(back(there(u)), u))
-    assert orders(errors)[0] == pytest.approx(order, abs=0.35), errors
-    assert errors[-1] < {"semi-Lagrangian": 0.06, "MacCormack": 0.02}[scheme]
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_interpolation_there_and_back(scheme: str) -> None:
     """By f = 1/3 of a cell in uniform flow, where trajectories have no error: a wave of phase θ per cell loses 2f(1 − f)c,
     c = 1 − cos θ, by semi-Lagrangian advection, and f²(1 − f²)c² by MacCormack's, off the limiter."""
     f = 1 / 3
-    for cells in (16, 32, 64):
+    for cells in (16, 64):
         x, c = (np.arange(cells) + 0.5) * 2 * np.pi / cells, 1 - np.cos(2 * np.pi / cells)
         u = CenteredGrid(wrap(torch.as_tensor(np.sin(x))[:, None], spatial("x,y")), PERIODIC)
         wind = StaggeredGrid(math.vec(x=1.0, y=0.0), PERIODIC, x=cells, y=1)
@@ -136,70 +117,36 @@ def start(cells: int) -> dict[str, Field]:
 
 
 @cache
-def forward_block(advection: Callable) -> ph.PhysicsBlock:
-    """`(state, dt, viscosity) -> state`, one step."""
-
-    def step(x: State, dt: Tensor, viscosity: Tensor) -> State:
-        return carried(dt, lambda v: ns.navier_stokes_step(dt, 1, advection)(v, viscosity), advection)(x)
-
-    return ph.capture(step, check=False)
+def forward(steps: int, advection: Callable = advect.mac_cormack, viscosity: float = 0.0) -> Callable[[State], State]:
+    """Over one time unit, in which velocity and marker change by a third of themselves."""
+    dt = 1 / steps
+    step = ns.navier_stokes_step(dt, 1, advection)
+    return times(carried(dt, lambda v: step(v, viscosity), advection), steps)
 
 
 @cache
-def backward_block(advection: Callable) -> ph.PhysicsBlock:
-    """`(state, dt) -> state`, one step."""
-
-    def back(x: State, dt: Tensor) -> State:
-        return carried_back(dt, navier_stokes_back(dt, advection), advection)(x)
-
-    return ph.capture(back, check=False)
-
-
-def forward(steps: int, advection: Callable, viscosity: float = 0.0) -> Callable[[State], State]:
-    """Over one time unit, in which velocity and marker change by a third of themselves."""
-    return lambda x: repeated(forward_block(advection), x, steps, number(1 / steps), number(viscosity))
-
-
-def backward(steps: int, advection: Callable) -> Callable[[State], State]:
-    return lambda x: repeated(backward_block(advection), x, steps, number(1 / steps))
-
-
-def repeated(block: Callable, x: State, steps: int, *arguments: Tensor) -> State:
-    for _ in range(steps):
-        x = block(x, *arguments)
-    return x
-
-
-def number(value: float) -> Tensor:
-    return wrap(torch.tensor(value, dtype=torch.float64))
+def backward(steps: int, advection: Callable = advect.mac_cormack) -> Callable[[State], State]:
+    return times(carried_back(1 / steps, navier_stokes_back(1 / steps, advection), advection), steps)
 
 
 def test_navier_stokes_comes_back_with_first_order() -> None:
-    """Velocity and marker, without viscosity. Measured: .110 .061 .033 and .030 .016 .0081."""
+    """Velocity and marker, without viscosity. Measured: .110 .061 and .030 .016, with 32 steps .033 and .0081."""
     x, errors = start(64), []
-    for steps in (8, 16, 32):
-        y = forward(steps, advect.mac_cormack)(x)
+    for steps in (8, 16):
+        y = forward(steps)(x)
         assert all(distance(y[name], x[name]) > 0.25 for name in x)
-        found = backward(steps, advect.mac_cormack)(y)
+        found = backward(steps)(y)
         errors.append([distance(found[name], x[name]) for name in ("velocity", "marker")])
-    assert (np.log2(np.divide(errors[:-1], errors[1:])) > 0.8).all(), errors
-    assert errors[-1][0] < 0.034 and errors[-1][1] < 0.0085, errors
+    assert (np.log2(np.divide(*errors)) > 0.8).all(), errors
+    assert errors[-1][0] < 0.062 and errors[-1][1] < 0.0165, errors
     assert ph.quantities.largest_divergence(found["velocity"]) < 1e-12
-
-
-def test_navier_stokes_comes_back_by_semi_lagrangian_advection() -> None:
-    """It smooths more with more steps, unless the cells are refined with them. Measured: .27 .16 .09 on 32², 64², 128²
-    in 8, 16, 32 steps."""
-    x = start(64)
-    found = backward(16, advect.semi_lagrangian)(forward(16, advect.semi_lagrangian)(x))
-    assert distance(found["velocity"], x["velocity"]) < 0.165 and distance(found["marker"], x["marker"]) < 0.06
 
 
 def test_sharpening_takes_the_viscosity_back() -> None:
     """As far as without viscosity, .061; without sharpening .141 remain."""
     x, sharpening = start(64), heat.Sharpening(0.02, 1.0, noise=1e-4)
-    y = forward(16, advect.mac_cormack, 0.02)(x)
-    plain = backward(16, advect.mac_cormack)(y)["velocity"]
+    y = forward(16, viscosity=0.02)(x)
+    plain = backward(16)(y)["velocity"]
     sharp = times(navier_stokes_back(1 / 16, advect.mac_cormack, sharpening=sharpening), 16)(y["velocity"])
     errors = [distance(found, x["velocity"]) for found in (plain, sharp)]
     assert errors[1] < 0.55 * errors[0] and errors[1] < 0.075, errors
@@ -207,26 +154,22 @@ def test_sharpening_takes_the_viscosity_back() -> None:
 
 def test_local_inverse_of_navier_stokes() -> None:
     """Error of the velocity and residual fall at every iteration, of the viscosity too, which the way back leaves out.
-    Measured: .178 .064 .030 .016 .0095 and .149 .045 .018 .009 .0049."""
-    x, there, back = start(64), forward(8, advect.mac_cormack, 0.02), backward(8, advect.mac_cormack)
+    Measured: .178 .064 .030 and .149 .045 .018. Solutions stay as they are."""
+    x, there, back = start(64), forward(8, viscosity=0.02), backward(8)
     y, inverse = there(x), local_inverse(there, back)
-    found = back(y)
-    errors, residuals = [], []
-    for _ in range(5):
+    found, errors, residuals = back(y), [], []
+    for _ in range(3):
         errors.append(distance(found["velocity"], x["velocity"]))
         residuals.append(max(distance(there(found)[name], y[name]) for name in y))
         found = inverse(y, found)
-    assert (np.diff(errors) < 0).all() and errors[-1] < 0.01, errors
-    assert (np.diff(residuals) < 0).all() and residuals[-1] < 0.005, residuals
-    five = local_inverse(there, back, iterations=5)(y, back(y))
-    assert distance(five["velocity"], found["velocity"]) < 1e-14
+    assert (np.diff(errors) < 0).all() and errors[-1] < 0.031, errors
+    assert (np.diff(residuals) < 0).all() and residuals[-1] < 0.019, residuals
+    three = local_inverse(there, back, iterations=3)(y, back(y))
+    assert distance(three["velocity"], found["velocity"]) < 1e-14
+    assert same(local_inverse(there, back, 1)(y, x), x)
 
 
-def test_solutions_stay_as_they_are() -> None:
-    x, there, back = start(64), forward(4, advect.mac_cormack, 0.02), backward(4, advect.mac_cormack)
-    assert same(local_inverse(there, back, 3)(there(x), x), x)
-
-
+@pytest.mark.smoke
 def test_force_and_drag_are_taken_off() -> None:
     """Uniform flow, which nothing else changes, and laminar Kolmogorov flow in its balance."""
     grid = ns.periodic_square(16)
@@ -238,9 +181,6 @@ def test_force_and_drag_are_taken_off() -> None:
         found = back(back(there))
     assert distance(there, start) > 0.01
     assert distance(found, start) < 1e-13
-
-
-# --- local inverse ---
 
 
 def test_local_inverse_is_exact_for_linear_steps_that_can_be_inverted() -> None:
@@ -256,12 +196,11 @@ def test_local_inverse_is_exact_for_linear_steps_that_can_be_inverted() -> None:
 
     shift = np.roll(np.eye(cells), 1, 0)
     p, b = (1 - dt) * np.eye(cells) + dt * shift, (1 - dt) * np.eye(cells) + dt * shift.T
-    for m in (1, 2, 7, 400):
-        found = local_inverse(step, back, m)(step(of(true)), of(start)) if m < 10 else None
+    for m in (1, 2, 7):
+        found = local_inverse(step, back, m)(step(of(true)), of(start))
         expected = true + np.linalg.matrix_power(np.eye(cells) - b @ p, m) @ (start - true)
-        if found is not None:
-            np.testing.assert_allclose(found.values.numpy("x,y")[:, 0], expected, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(expected, true, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(found.values.numpy("x,y")[:, 0], expected, rtol=0, atol=1e-13)
+    assert abs(np.linalg.eigvals(np.eye(cells) - b @ p)).max() < 1
 
 
 def test_few_iterations_are_the_damping() -> None:
@@ -293,20 +232,20 @@ def error(cells: int, found: np.ndarray) -> float:
     return float(np.abs(found + np.sin((np.arange(cells) + 0.5) * 2 * np.pi / cells)).mean())
 
 
-@pytest.mark.parametrize(
-    ("advection", "accuracy"), [(advect.semi_lagrangian, 5e-3), (advect.mac_cormack, 1e-3), (burgers.upwind, 5e-3)]
-)
+@pytest.mark.parametrize(("advection", "accuracy"), [(advect.mac_cormack, 1e-3), (burgers.upwind, 5e-3)])
 def test_burgers_comes_back_before_the_shock(advection: Callable, accuracy: float) -> None:
     """At 0.6 of the time of the shock of the inviscid equation, u has changed by 0.175: the start is found with first order
     in dt, and by a fifth at best without sharpening."""
     sizes = ((64, 16), (256, 64))
     errors = [error(n, sine_back(n, s, advection, 0.6, 0.05, 1e-2)) for n, s in sizes]
-    assert orders(errors)[0] / 2 > 0.9 and errors[-1] < accuracy, errors
+    assert np.log2(errors[0] / errors[1]) / 2 > 0.9 and errors[-1] < accuracy, errors
     assert error(256, sine_back(256, 64, advection, 0.6, 0.05, None)) > 5 * errors[-1]
 
 
-@pytest.mark.parametrize("noise_level", [1e-2, 1e-3, 1e-5])
-@pytest.mark.parametrize("advection", SCHEMES.values())
+@pytest.mark.parametrize(
+    ("advection", "noise_level"),
+    [(advect.semi_lagrangian, 1e-2), (advect.mac_cormack, 1e-2), (advect.mac_cormack, 1e-5)],
+)
 def test_burgers_stays_bounded_behind_the_shock(advection: Callable, noise_level: float) -> None:
     """At three times that, with νk²T up to 983: the largest velocity was 1, and nothing grows beyond twice of it."""
     found = sine_back(256, 128, advection, 3.0, 0.02, noise_level)
@@ -327,9 +266,6 @@ def test_burgers_on_faces_with_a_force() -> None:
             found = back(found, f)
         errors.append(distance(found, x))
     assert distance(y, x) > 0.4 and errors[1] < 0.4 * errors[0] < 0.025, errors
-
-
-# --- captured ---
 
 
 def test_captured_equals_eager() -> None:

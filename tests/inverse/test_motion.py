@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases.derivatives import check_derivatives, check_vmap
+from cases.small import component_values
 from phi.torch.flow import (
     PERIODIC,
     ZERO_GRADIENT,
@@ -17,7 +18,6 @@ from phi.torch.flow import (
     Field,
     StaggeredGrid,
     Tensor,
-    advect,
     batch,
     math,
     spatial,
@@ -28,8 +28,6 @@ from phi.torch.flow import (
 import phi_hybrid as ph
 from phi_hybrid.inverse.motion import estimate_flow, estimate_motion, solenoidal_waves
 from phi_hybrid.pde import heat
-
-torch.set_num_threads(1)
 
 LENGTHS, LOWER = np.array([8.0, 6.0]), np.array([1.0, -3.0])
 BOX = Box(x=(1.0, 9.0), y=(-3.0, 3.0))
@@ -63,8 +61,9 @@ def numbers(motion: tuple[Tensor, Tensor]) -> tuple[np.ndarray, float]:
 # --- rigid motion ---
 
 
-@pytest.mark.parametrize("start", [(5.0, 0.0), (2.0, 2.8), (1.0, -3.0)])
-@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.33, -0.71), (-3.9, 2.9)])
+@pytest.mark.parametrize(
+    ("start", "shift"), [((5.0, 0.0), (0.33, -0.71)), ((2.0, 2.8), (-3.9, 2.9)), ((1.0, -3.0), (0.0, 0.0))]
+)
 def test_moved_blobs(start: tuple, shift: tuple) -> None:
     """Also across the sides of the periodic box, up to half of its length."""
     u, omega = numbers(estimate_motion(blob(start, 0.4), blob(np.add(start, shift), 0.4), 2.0))
@@ -72,8 +71,7 @@ def test_moved_blobs(start: tuple, shift: tuple) -> None:
     assert omega == pytest.approx(0, abs=1e-8)
 
 
-@pytest.mark.parametrize("angle", [-1.5, -0.3, 0.01, 0.8, 1.5])
-@pytest.mark.parametrize("shift", [(0.0, 0.0), (-1.3, 2.2)])
+@pytest.mark.parametrize(("angle", "shift"), [(-1.5, (0.0, 0.0)), (0.01, (-1.3, 2.2)), (0.8, (-1.3, 2.2))])
 def test_turned_blobs(angle: float, shift: tuple) -> None:
     """By less than a quarter turn; the axes of an ellipse do not show more."""
     u, omega = numbers(estimate_motion(blob((3.0, 1.0), 0.6), blob(np.add((3.0, 1.0), shift), 0.6 + angle), 0.5))
@@ -95,6 +93,7 @@ def test_a_blob_of_several_moves_about_its_centre_of_mass() -> None:
     assert omega == pytest.approx(angle, abs=1e-7)
 
 
+@pytest.mark.smoke
 def test_round_blobs_do_not_turn() -> None:
     round_blob = blob((5.0, 0.0), 0.0, (0.4, 0.4))
     u, omega = numbers(estimate_motion(round_blob, round_blob, 1.0))
@@ -107,24 +106,6 @@ def test_units() -> None:
     once, twice = numbers(estimate_motion(a, b, 1.0)), numbers(estimate_motion(a * 3.0, b * 7.0, 2.0))
     np.testing.assert_allclose(once[0], 2 * twice[0], rtol=1e-12)
     assert once[1] == pytest.approx(2 * twice[1], rel=1e-12)
-
-
-def test_marker_carried_by_a_solid_body() -> None:
-    """u = v + ω×(x − c) by plain PhiFlow: to the error of Euler's trajectories, ω·dt = 0.6 % of the way at most."""
-    v, spin, dt, marker = np.array([0.4, -0.2]), 0.6, 0.01, blob((4.0, 0.5), 0.2)
-    d = grid().points.numpy("x,y,vector") - np.array([4.0, 0.5])
-    wind = np.stack([v[0] - spin * d[..., 1], v[1] + spin * d[..., 0]], -1)
-    wind = CenteredGrid(wrap(torch.as_tensor(wind), spatial("x,y"), math.channel(vector="x,y")), PERIODIC, BOX)
-    after = marker
-    for _ in range(40):
-        after = advect.mac_cormack(after, wind, dt)
-    u, omega = numbers(estimate_motion(marker, after, 0.4))
-    # the pivot rests where u = 0; the centre turns about it
-    pivot = np.array([-v[1], v[0]]) / spin
-    turn = np.exp(0.4j * spin) - 1
-    moved = -(complex(*pivot)) * turn
-    np.testing.assert_allclose(u * 0.4, [moved.real, moved.imag], rtol=0, atol=5e-4)
-    assert omega == pytest.approx(spin, abs=1e-3)
 
 
 # --- flows ---
@@ -148,15 +129,14 @@ def test_waves_are_solenoidal_and_have_unit_speed() -> None:
     assert distances[0] < 0.1 and distances[0] / distances[1] == pytest.approx(4, rel=0.1)
 
 
-@pytest.mark.parametrize("shift", [(0.0, 0.0), (-2.7, 1.9)])
-def test_flow_of_a_moved_blob_is_uniform(shift: tuple) -> None:
+def test_flow_of_a_moved_blob_is_uniform() -> None:
+    shift = (-2.7, 1.9)
     flow = estimate_flow(blob((4.0, 1.0), 0.3), blob(np.add((4.0, 1.0), shift), 0.3), 2.0)
     for component, expected in zip(flow.vector, np.array(shift) / 2):
         np.testing.assert_allclose(component.values.numpy("x,y"), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("amplitude", [0.01, 0.02])
-def test_small_deformations_are_found(amplitude: float) -> None:
+def test_small_deformations_are_found(amplitude: float = 0.02) -> None:
     """A marker everywhere, m(x − s(x)) with a wave s; the marker is no function of waves that short, whose flow would not
     show. Without the error of ∇m, that of the estimate is of second order in s."""
 
@@ -194,34 +174,22 @@ def test_least_squares_of_a_turned_blob(smoothness: float) -> None:
         np.testing.assert_allclose(component.values.numpy("x,y"), np.tensordot(c, waves, 1) / 2, rtol=0, atol=1e-9)
 
 
-# --- captured ---
-
-
-def test_captured_flow_with_batches() -> None:
+def test_captured_with_batches_in_any_global_precision() -> None:
     on = grid(16, 12)
     befores = [blob((2.0 + n, 1.0), 0.1 * n, (1.0, 0.6), on) for n in range(2)]
     afters = [blob((2.5, n), 0.3, (1.0, 0.6), on) for n in range(2)]
     a, b = (stack(list(s), batch("trajectory")) for s in (befores, afters))
     with math.precision(32):
-        found = ph.capture(lambda p, q: estimate_flow(p, q, 0.5, 2))(a, b)
-    assert found.values.dtype.precision == 64
+        u, omega = ph.capture(lambda p, q: estimate_motion(p, q, 0.5))(a, b)
+        flow = ph.capture(lambda p, q: estimate_flow(p, q, 0.5, 2))(a, b)
+    assert flow.values.dtype.precision == u.dtype.precision == omega.dtype.precision == 64
     for n in range(2):
-        alone = estimate_flow(befores[n], afters[n], 0.5, 2)
-        for component, expected in zip(found.trajectory[n].vector, alone.vector):
-            np.testing.assert_allclose(component.values.numpy("x,y"), expected.values.numpy("x,y"), rtol=0, atol=1e-10)
-
-
-def test_captured_with_batches_in_any_global_precision() -> None:
-    befores, afters = [blob((2.0 + n, 1.0), 0.1 * n) for n in range(3)], [blob((2.5, n), 0.3) for n in range(3)]
-    a, b = (stack(list(s), batch("trajectory")) for s in (befores, afters))
-    for bits in (32, 64):
-        with math.precision(bits):
-            u, omega = ph.capture(lambda p, q: estimate_motion(p, q, 0.5))(a, b)
-            assert u.dtype.precision == omega.dtype.precision == 64
-    for n in range(3):
         alone = numbers(estimate_motion(befores[n], afters[n], 0.5))
         np.testing.assert_allclose(u.trajectory[n].numpy("vector"), alone[0], rtol=0, atol=1e-12)
         assert float(omega.trajectory[n]) == pytest.approx(alone[1], abs=1e-12)
+        expected = estimate_flow(befores[n], afters[n], 0.5, 2)
+        for a, b in zip(component_values(flow.trajectory[n]), component_values(expected)):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 def test_derivatives() -> None:
@@ -233,17 +201,14 @@ def test_derivatives() -> None:
     check_vmap(block.native, block.flatten(a, b))
 
 
-# --- wrong arguments ---
-
-
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
-        (1.0, "before is a float: expected a centred periodic scalar"),
-        (StaggeredGrid(0.0, PERIODIC, x=4, y=4), "before is staggered with shape"),
-        (CenteredGrid(0.0, ZERO_GRADIENT, x=4, y=4), "before is centred .* and boundary zero-gradient"),
-        (CenteredGrid(0.0, PERIODIC, x=4), r"before is centred with shape .*x.*=4"),
-        (CenteredGrid(math.vec(x=0.0, y=1.0), PERIODIC, x=4, y=4), "before is centred with shape .*vector"),
+        (1.0, "before.*float"),
+        (StaggeredGrid(0.0, PERIODIC, x=4, y=4), "before.*staggered"),
+        (CenteredGrid(0.0, ZERO_GRADIENT, x=4, y=4), "before.*zero-gradient"),
+        (CenteredGrid(0.0, PERIODIC, x=4), "before.*x.*=4"),
+        (CenteredGrid(math.vec(x=0.0, y=1.0), PERIODIC, x=4, y=4), "before.*vector"),
     ],
 )
 def test_wrong_markers(marker: Any, message: str) -> None:
@@ -252,5 +217,5 @@ def test_wrong_markers(marker: Any, message: str) -> None:
 
 
 def test_different_grids() -> None:
-    with pytest.raises(ph.StateError, match="before has .*=8.* and after .*=4.* resample one of them"):
+    with pytest.raises(ph.StateError, match="before .*=8.*after .*=4"):
         estimate_motion(heat.square(8), heat.square(4), 1.0)

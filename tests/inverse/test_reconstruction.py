@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import small
 from cases.small import SmallNet, faces, forced_step, line, noise
 from phi.torch.flow import (
     PERIODIC,
@@ -28,7 +29,7 @@ import phi_hybrid as ph
 from phi_hybrid import optim
 from phi_hybrid.bridge import flatten
 from phi_hybrid.inverse.reconstruction import reconstruct
-from phi_hybrid.optim import GaussNewton, Inverse, mean_square
+from phi_hybrid.optim import GaussNewton, mean_square
 
 CELLS, STEPS = 128, 16
 
@@ -92,20 +93,18 @@ def by_hand(times: tuple[int, ...], lr: float, iterations: int) -> tuple[list[fl
 
 @pytest.mark.parametrize(
     "physics, times, lr",
-    [(BLOCK, (16,), 5.0), (step, (16,), 5.0), (BLOCK, (2, 5), 2.0)],
-    ids=["captured", "plain", "two times"],
+    [(BLOCK, (16,), 5.0), (step, (2, 5), 2.0)],
+    ids=["captured", "plain, two times"],
 )
-def test_first_ten_iterations_are_those_of_plain_phiflow(physics: Any, times: tuple[int, ...], lr: float) -> None:
-    losses, path = by_hand(times, lr, 10)
+def test_first_iterations_are_those_of_plain_phiflow(physics: Any, times: tuple[int, ...], lr: float) -> None:
+    losses, path = by_hand(times, lr, 4)
     with math.precision(64):
         observation = TRAJECTORY.time[list(times)] if len(times) > 1 else TRAJECTORY.time[times[0]]
     result = reconstruct(
-        physics, observation, zero(sine()), times=times, loss=mean_square, lr=lr, iterations=9, keep_path=True
+        physics, observation, zero(sine()), times=times, loss=mean_square, lr=lr, iterations=3, keep_path=True
     )
     assert result.losses == pytest.approx(losses, rel=1e-12)
-    for n, expected in enumerate(path):
-        found = result.path.iteration[n]
-        assert agree(found, expected, 1e-12)
+    assert all(agree(result.path.iteration[n], expected) for n, expected in enumerate(path))
     assert agree(result.state, path[-1]) and result.state.boundary == PERIODIC
 
 
@@ -123,15 +122,12 @@ def test_loss_falls_as_published() -> None:
 
 def short() -> tuple[ph.PhysicsBlock, Field, Field, Field]:
     """Two steps on few cells: block, truth, observation, start."""
-
-    def step(u: Field) -> Field:
-        return diffuse.explicit(advect.semi_lagrangian(u, u, 0.1), 0.02, 0.1)
-
-    block, truth = ph.capture(step), line(cells=8, dtype=torch.float64)
+    block, truth = ph.capture(small.step, check=False), line(cells=8, dtype=torch.float64)
     with math.precision(64):
         return block, truth, ph.rollout(block, truth, 2).time[2], truth * 0.9
 
 
+@pytest.mark.smoke
 def test_gauss_newton_is_that_of_dense_algebra() -> None:
     block, truth, observation, start = short()
     goal, x = natives(observation), natives(start).reshape(1, 8, 1)
@@ -150,19 +146,6 @@ def test_gauss_newton_is_that_of_dense_algebra() -> None:
     assert result.losses[:10] == pytest.approx(losses, rel=1e-8)
     assert agree(result.state, x.reshape(-1), 1e-8)
     assert result.losses[-1] < 1e-4 * result.losses[0]
-
-
-def test_an_inverse_simulator() -> None:
-    """Linear physics and its inverse: the truth after one iteration."""
-    with math.precision(64):
-        truth = line(cells=8, dtype=torch.float64)
-
-        def physics(u: Field) -> Field:
-            return 3 * u
-
-        rule = Inverse(lambda y, x: y / 3)
-        result = reconstruct(ph.capture(physics), 3 * truth, zero(truth), rule=rule, iterations=1)
-    assert agree(result.state, truth)
 
 
 @pytest.mark.parametrize("name", ["Adam", "LBFGS"])
@@ -193,32 +176,13 @@ def test_torch_optimizers(name: str) -> None:
 # --- kinds of physics, batches ---
 
 
-def test_samples_are_reconstructed_side_by_side() -> None:
-    """A batch of observations from one start, of which each is as if alone; likewise a batch of starts."""
-    block, _, observation, start = short()
-    with math.precision(64):
-        goals = math.stack([observation.values, 0.5 * observation.values, -observation.values], batch("case"))
-        starts = math.stack([start.values, zero(start).values], batch("guess"))
-        several, guesses = observation.with_values(goals), start.with_values(starts)
-    settings = dict(times=(2,), lr=0.5, iterations=5)
-    together = reconstruct(block, several, start, **settings)
-    singles = [reconstruct(block, several.case[n], start, **settings) for n in range(3)]
-    for n, single in enumerate(singles):
-        assert agree(together.state.case[n], single.state)
-    assert together.losses == pytest.approx(np.mean([s.losses for s in singles], 0))
-    both = reconstruct(block, several, guesses, **settings)
-    assert set(both.state.shape.batch.names) == {"case", "guess"}
-    for n in range(3):
-        assert agree(both.state.case[n].guess[0], singles[n].state)
-        assert agree(both.state.case[n].guess[1], reconstruct(block, several.case[n], zero(start), **settings).state)
-
-
 def test_several_batch_dims_are_samples_too() -> None:
     """Losses are means over all of them, and every one has its own trust region, as if reconstructed alone."""
     block, _, observation, start = short()
     with math.precision(64):
         factors = wrap(torch.tensor([[1.0, 0.5, -1.0], [2.0, 0.1, -3.0]], dtype=torch.float64), batch("a,b"))
         several = observation.with_values(observation.values * factors)
+        guesses = start.with_values(math.stack([start.values, zero(start).values], batch("guess")))
     settings = dict(times=(2,), rule=optim.TrustRegion(GaussNewton(), 0.3), iterations=3, keep_path=True)
     together = reconstruct(block, several, start, **settings)
     singles = {(i, j): reconstruct(block, several.a[i].b[j], start, **settings) for i in range(2) for j in range(3)}
@@ -226,6 +190,11 @@ def test_several_batch_dims_are_samples_too() -> None:
     for (i, j), single in singles.items():
         assert agree(together.state.a[i].b[j], single.state)
         assert agree(together.path.a[i].b[j], single.path)
+    both, one = (reconstruct(block, o, guesses, **settings) for o in (several, several.a[1].b[2]))
+    assert set(both.state.shape.batch.names) == {"a", "b", "guess"}
+    assert agree(both.state.a[1].b[2], one.state)
+    assert agree(one.state.guess[0], singles[1, 2].state)
+    assert agree(one.state.guess[1], reconstruct(block, several.a[1].b[2], zero(start), **settings).state)
 
 
 def test_an_observation_of_another_kind_than_the_state() -> None:
@@ -243,12 +212,12 @@ def test_an_observation_of_another_kind_than_the_state() -> None:
         seen = physics(truth)
         slope = math.gradient(lambda u, c: field.l2_loss(physics({"u": u, "c": c}) - seen), "u,c", get_output=True)
         u, c, losses = state["u"], state["c"], []
-        for _ in range(10):
+        for _ in range(5):
             value, (du, dc) = slope(u, c)
             losses.append(float(value.native().detach()))
             u, c = u - 0.1 * du, c - 0.1 * dc
-    result = reconstruct(ph.capture(physics), seen, state, lr=0.1, iterations=10)
-    assert result.losses[:10] == pytest.approx(losses, rel=1e-10)
+    result = reconstruct(ph.capture(physics), seen, state, lr=0.1, iterations=5)
+    assert result.losses[:5] == pytest.approx(losses, rel=1e-10)
     assert agree(result.state["u"], u, 1e-10) and agree(result.state["c"], c, 1e-10)
     assert result.losses[-1] < 0.9 * result.losses[0]
 
@@ -296,9 +265,6 @@ def test_no_iterations_are_the_start() -> None:
     assert result.path.shape.get_size("iteration") == 1
 
 
-# --- what goes wrong ---
-
-
 def test_what_is_not_finite_has_an_iteration_and_what_was_found_before() -> None:
     with math.precision(64):
         start = line(cells=8, dtype=torch.float64)
@@ -308,7 +274,7 @@ def test_what_is_not_finite_has_an_iteration_and_what_was_found_before() -> None
         so_far = caught.value.trajectory
         assert len(so_far.losses) == caught.value.step - 1 > 0
         assert so_far.path.shape.get_size("iteration") == caught.value.step
-        with pytest.raises(ph.NonFiniteError, match="the loss is inf in the end"):
+        with pytest.raises(ph.NonFiniteError, match="inf"):
             reconstruct(block, zero(start), start, lr=1e60, iterations=1)
 
 
@@ -320,15 +286,29 @@ def test_rules_that_fail_have_an_iteration() -> None:
     assert caught.value.step == 1 and agree(caught.value.trajectory.state, start)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"iterations": -1}, "iterations = -1"),
+        ({"times": ()}, r"times = \(\)"),
+        ({"times": (2, 1)}, r"times = \(2, 1\)"),
+        ({"times": (0,)}, r"times = \(0,\)"),
+        ({"times": (1, 2)}, "'time'.* 2"),
+    ],
+)
+def test_settings_that_do_not_fit(change: dict, message: str) -> None:
+    block, _, observation, start = short()
+    with pytest.raises(ph.StateError, match=message):
+        reconstruct(block, observation, start, **{"times": (2,), **change})
+
+
 def test_observations_that_do_not_fit() -> None:
     block, truth, observation, start = short()
-    with pytest.raises(ph.StateError, match="needs a batch dim 'time' of size 2"):
-        reconstruct(block, observation, start, times=(1, 2))
-    with pytest.raises(ph.StateError, match="3 entries along 'time' but there are 2 times"):
+    with pytest.raises(ph.StateError, match="3 entries.* 2 "):
         reconstruct(block, ph.rollout(block, truth, 2), start, times=(1, 2))
-    with pytest.raises(ph.StateError, match="another kind than what the physics returns: boundary"):
+    with pytest.raises(ph.StateError, match="boundary"):
         reconstruct(block, observation.with_boundary(0), start, times=(2,))
-    with pytest.raises(ph.StateError, match="cannot be repeated"):
+    with pytest.raises(ph.StateError, match="repeated"):
         reconstruct(ph.capture(lambda u: u.values), observation.values, start, times=(2,))
 
 
@@ -336,10 +316,10 @@ def test_numbers_that_are_none() -> None:
     """Found before the search, whatever the iterations, since neither lr nor the rule could mend them."""
     block, _, observation, start = short()
     for iterations in (0, 2):
-        with pytest.raises(ph.NonFiniteError, match="^x0 holds 8 NaN or infinite values; mend or drop it$") as caught:
+        with pytest.raises(ph.NonFiniteError, match="x0 holds 8 ") as caught:
             reconstruct(block, observation, start * float("nan"), times=(2,), iterations=iterations)
         assert caught.value.step == 0
-        with pytest.raises(ph.NonFiniteError, match="^the observation holds 8 NaN"):
+        with pytest.raises(ph.NonFiniteError, match="observation holds 8 "):
             reconstruct(block, observation * float("inf"), start, times=(2,), iterations=iterations)
 
 
@@ -347,13 +327,11 @@ def test_arguments_that_do_not_fit_each_other() -> None:
     block = ph.capture(forced_step)
     u, force, goal = line(0, b=2), line(1), line(2, b=3)
     for x0, observation, *inputs in ((u, goal, force), (u, line(2), line(1, b=3)), (line(0), goal, line(1, b=2))):
-        with pytest.raises(
-            ph.StateError, match="batch dim 'b' has sizes 2 and 3"
-        ):
+        with pytest.raises(ph.StateError, match="'b' has sizes . and ."):
             reconstruct(block, observation, x0, *inputs)
-    with pytest.raises(ph.StateError, match="arguments of different precision: torch.float32, torch.float64"):
+    with pytest.raises(ph.StateError, match="torch.float32, torch.float64"):
         reconstruct(block, line(2), line(0), line(1, dtype=torch.float64))
-    with pytest.raises(ph.StateError, match="batch dim 'b' is empty"):
+    with pytest.raises(ph.StateError, match="'b'"):
         reconstruct(block, line(2), line(0, b=2).b[2:], force)
-    with pytest.raises(ph.StateError, match="x0 has values in torch.int64: expected real or complex"):
+    with pytest.raises(ph.StateError, match="x0.*torch.int64"):
         reconstruct(lambda u: 2 * u, wrap([1.0, 2.0], spatial("x")), wrap([1, 2], spatial("x")))

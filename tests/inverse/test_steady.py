@@ -8,8 +8,6 @@ import torch
 from phi_hybrid.errors import SolveError
 from phi_hybrid.inverse.steady import fixed_point, steady_state
 
-torch.set_num_threads(1)
-
 
 def contraction(size: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases.small import SmallNet, equal, line
-from phi.torch.flow import PERIODIC, CenteredGrid, Field, Noise, StaggeredGrid, advect, batch, diffuse, math
+from cases.small import SmallNet, equal, line, same
+from phi.torch.flow import CenteredGrid, Field, Noise, StaggeredGrid, advect, diffuse, math
 
 import phi_hybrid as ph
 from phi_hybrid.steps import as_step
@@ -36,11 +36,6 @@ class Flow:
         return burgers(u, self.nu, dt=dt)
 
 
-def same(a: Any, b: Any) -> bool:
-    (x, layout), (y, other) = ph.bridge.flatten(a), ph.bridge.flatten(b)
-    return layout == other and equal(x, y)
-
-
 CALLS: dict[str, tuple[Callable, Callable[[Callable, Field, Field], Any]]] = {
     "defaults": (burgers, lambda f, u, g: f(u)),
     "positional": (burgers, lambda f, u, g: f(u, 0.05)),
@@ -58,28 +53,28 @@ CALLS: dict[str, tuple[Callable, Callable[[Callable, Field, Field], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["captured", "plain"])
 @pytest.mark.parametrize("name", CALLS)
-def test_calls_are_those_of_the_step(name: str, kind: str) -> None:
+def test_calls_are_those_of_the_step(name: str) -> None:
     step, call = CALLS[name]
-    wrapped = ph.capture(step) if kind == "captured" else as_step(step)
-    for seed in (0, 2):
-        u, g = line(seed, b=2), line(seed + 1, b=2)
-        assert same(call(wrapped, u, g), call(step, u, g))
-    assert len(wrapped.known) == 1
+    for wrapped in (ph.capture(step, check=False), as_step(step)):
+        for seed in (0, 2):
+            u, g = line(seed, b=2), line(seed + 1, b=2)
+            assert same(call(wrapped, u, g), call(step, u, g))
+        assert len(wrapped.known) == 1
 
 
+@pytest.mark.smoke
 def test_the_books_call() -> None:
     box = dict(x=8, y=8)
     v, s = StaggeredGrid(Noise(), 0, **box), CenteredGrid(Noise(), 0, **box)
-    block = ph.capture(plume)
+    block = ph.capture(plume, check=False)
     for arguments in ({}, {"pressure": None, "dt": 1.5}, {"pressure": s, "dt": 0.5}, {"dt": 0.5}):
         assert same(block(v, s, **arguments), plume(v, s, **arguments))
     assert same(block(v, s, None, 1.5), plume(v, s))
 
 
 def test_ways_to_write_a_call_share_a_graph() -> None:
-    block = ph.capture(burgers)
+    block = ph.capture(burgers, check=False)
     u = line(0, b=2)
     block(u, 0.05), block(u, nu=0.05), block(u=u, nu=0.05), block(nu=0.05, u=u)
     assert len(block.known) == 1
@@ -118,7 +113,7 @@ def test_rollout_and_repeat_take_keywords() -> None:
         found = ph.rollout(step, u, 3, 0.05, dt=0.2, force=forces)
         assert all(same(found.time[n], e) for n, e in enumerate(expected))
         assert same(ph.repeat(step, u, 3, nu=0.05, dt=0.2, force=forces), expected[-1])
-    with pytest.raises(ph.StateError, match="2 entries along 'time'"):
+    with pytest.raises(ph.StateError, match="2 entries.*3"):
         ph.rollout(burgers, u, 3, force=forces.time[:2])
 
 
@@ -133,14 +128,13 @@ def test_data_and_training_take_keywords(tmp_path: Any) -> None:
     solver = ph.HybridSolver(ph.capture(burgers), SmallNet(3, 1, 1))
     optimizer = torch.optim.SGD(solver.parameters(), 1e-3)
     ph.Trainer(solver, loaded, ph.Unrolled(2), optimizer=optimizer, progress=False).fit(1)
-    table = ph.evaluate({"plain": burgers, "hybrid": solver}, loaded)
-    assert float(table.mae["plain"].max()) < 1e-6
+    assert float(ph.evaluate({"plain": burgers, "hybrid": solver}, loaded).mae["plain"].max()) < 1e-6
     rolled = solver.rollout(u, 4, **by_name)
     assert same(rolled.time[1], solver(u, nu=math.wrap(0.05), dt=0.2, force=forces.time[0]))
 
 
 def test_bound_steps_take_keywords_and_other_batch_sizes() -> None:
-    block, u, g = ph.capture(burgers), line(0, b=2), line(1, b=2)
+    block, u, g = ph.capture(burgers, check=False), line(0, b=2), line(1, b=2)
     bound = block.bind(u, dt=0.2, force=g)
     assert same(bound.unflatten(bound.native(*bound.flatten(u, dt=0.2, force=g))), burgers(u, dt=0.2, force=g))
     with pytest.raises(ph.StateError, match="0.1 and 0.2"):
@@ -153,7 +147,7 @@ def test_bound_steps_take_keywords_and_other_batch_sizes() -> None:
 
 
 def test_bound_steps_are_modules_for_torch() -> None:
-    block, u = ph.capture(burgers), line(0, b=2)
+    block, u = ph.capture(burgers, check=False), line(0, b=2)
     solver = ph.HybridSolver(block, SmallNet(1, 1, 1))
     bound = solver.bind(u)
     tensors = bound.flatten(u)
@@ -165,8 +159,3 @@ def test_bound_steps_are_modules_for_torch() -> None:
     assert jacobian.shape == (*tensors[0].shape, *tensors[0].shape)
     copy = pickle.loads(pickle.dumps(block.bind(u)))
     assert equal(copy(*tensors), block.bind(u)(*tensors))
-
-
-def test_periodic_noise_is_no_special_case() -> None:
-    u = CenteredGrid(Noise(batch(b=2)), PERIODIC, x=8)
-    assert same(ph.capture(burgers)(u, dt=0.05), burgers(u, dt=0.05))

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases.states import BOUNDARIES, field_of, random_leaves
-from cases.steps import SCHEMES
-from phi.torch.flow import Field, Tensor, advect, diffuse, math
+from cases.states import field_of, noise, random_leaves
+from cases.steps import SCHEMES, viscous
+from phi.torch.flow import Field, advect, diffuse, math
 
 from phi_hybrid import PhysicsBlock, capture
 
@@ -53,21 +53,18 @@ def flat_function(
     return f, torch.cat([t.reshape(-1) for t in leaves]), block
 
 
-def finite_differences(f: Native, x: torch.Tensor, h: float = 1e-6) -> torch.Tensor:
-    """Central differences, `(output, input)`."""
-    columns = [(f(x + h * e) - f(x - h * e)) / (2 * h) for e in torch.eye(len(x), dtype=x.dtype)]
-    return torch.stack(columns, 1)
+def difference(f: Native, x: torch.Tensor, v: torch.Tensor, h: float = 1e-6) -> torch.Tensor:
+    """Central difference of `f` along `v`."""
+    return (f(x + h * v) - f(x - h * v)) / (2 * h)
 
 
 JACOBIANS = [
     ("smooth", "staggered", "inflow", 2),
-    ("semi_lagrangian", "vector", "closed", 1),
     ("semi_lagrangian", "vector", "periodic", 2),
-    ("semi_lagrangian", "staggered", "open", 2),
     ("transport", "staggered", "closed", 2),
     ("transport", "vector", "inflow", 1),
     ("explicit_order4", "vector", "open", 1),
-    ("rk4", "vector", "closed", 2),
+    ("rk4", "vector", "closed", 1),
 ]
 
 
@@ -75,53 +72,46 @@ JACOBIANS = [
 def test_jacobians_agree_with_finite_differences(case: tuple[str, str, str, int]) -> None:
     scheme, placement, kind, dims = case
     f, x, _ = flat_function(STEPS[scheme], placement, kind, dims)
-    expected = finite_differences(f, x)
+    expected = torch.stack([difference(f, x, e) for e in torch.eye(len(x), dtype=x.dtype)], 1)  # (output, input)
     reverse, forward = torch.func.jacrev(f)(x), torch.func.jacfwd(f)(x)
     assert bool((expected.abs() > 1e-3).any(0).all())  # every input matters
     torch.testing.assert_close(reverse, expected, rtol=0, atol=1e-7)
     torch.testing.assert_close(forward, reverse, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("kind", BOUNDARIES)
+@pytest.mark.parametrize(("kind", "dims"), [("periodic", 3), ("closed", 1), ("open", 2), ("inflow", 2), ("inflow", 1)])
 def test_forward_mode_equals_reverse_mode_in_float32(kind: str, dims: int) -> None:
     """v·(J w) = w·(Jᵀ v), and the primal value of forward mode is that of the graph."""
     f, x, _ = flat_function(STEPS["semi_lagrangian"], "vector", kind, dims, (2,), torch.float32)
-    generator = torch.Generator().manual_seed(1)
-    tangent = torch.randn(x.shape, generator=generator)
+    tangent, cotangent = noise(*x.shape, seed=1), noise(*x.shape, seed=2)
     value, pushed = torch.func.jvp(f, (x,), (tangent,))
     torch.testing.assert_close(value, f(x), rtol=0, atol=2e-6)
     assert pushed.abs().max() > 0.1
-    jacobian = torch.func.jacrev(f)(x)
-    torch.testing.assert_close(pushed, jacobian @ tangent, rtol=1e-5, atol=1e-5)
+    (pulled,) = torch.func.vjp(f, x)[1](cotangent)
+    torch.testing.assert_close(cotangent @ pushed, pulled @ tangent, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [("semi_lagrangian", "staggered", 3), ("transport", "vector", 3)], ids=str)
-def test_forward_mode_in_3d_float64(case: tuple[str, str, int]) -> None:
-    scheme, placement, dims = case
-    f, x, _ = flat_function(STEPS[scheme], placement, "closed", dims)
-    generator = torch.Generator().manual_seed(1)
-    v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+def test_forward_mode_in_3d_float64() -> None:
+    f, x, _ = flat_function(STEPS["transport"], "vector", "closed", 3)
+    v, w = (noise(*x.shape, seed=n, dtype=x.dtype) for n in (1, 2))
     value, pushed = torch.func.jvp(f, (x,), (v,))
     torch.testing.assert_close(value, f(x), rtol=0, atol=1e-13)
-    torch.testing.assert_close(pushed, (f(x + 1e-6 * v) - f(x - 1e-6 * v)) / 2e-6, rtol=0, atol=1e-7)
-    w = torch.randn(pushed.shape, generator=generator, dtype=x.dtype)
+    torch.testing.assert_close(pushed, difference(f, x, v), rtol=0, atol=1e-7)
     (pulled,) = torch.func.vjp(f, x)[1](w)
     assert (w @ pushed).item() == pytest.approx((pulled @ v).item(), abs=1e-10)
     assert pushed.abs().max() > 0.1
 
 
 def test_dual_numbers_without_torch_func() -> None:
-    f, x, _ = flat_function(STEPS["semi_lagrangian"], "vector", "periodic", 2)
+    f, x, _ = flat_function(STEPS["semi_lagrangian"], "vector", "periodic", 1)
     v = torch.ones_like(x)
     with torch.autograd.forward_ad.dual_level():
         pushed = torch.autograd.forward_ad.unpack_dual(f(torch.autograd.forward_ad.make_dual(x, v))).tangent
     torch.testing.assert_close(pushed, torch.func.jacrev(f)(x) @ v, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("scheme", ["smooth", "semi_lagrangian", "explicit_order4"])
-def test_second_derivatives(scheme: str) -> None:
-    dims = 1 if scheme == "explicit_order4" else 2  # whose stencils are costly
+@pytest.mark.parametrize(("scheme", "dims"), [("smooth", 2), ("semi_lagrangian", 1), ("explicit_order4", 1)])
+def test_second_derivatives(scheme: str, dims: int) -> None:
     f, x, _ = flat_function(STEPS[scheme], "vector", "closed", dims)
 
     def energy(x: torch.Tensor) -> torch.Tensor:
@@ -130,9 +120,8 @@ def test_second_derivatives(scheme: str) -> None:
     hessian = torch.func.jacrev(torch.func.jacrev(energy))(x)
     torch.testing.assert_close(torch.func.hessian(energy)(x), hessian, rtol=0, atol=1e-10)  # forward over reverse
     torch.testing.assert_close(hessian, hessian.T, rtol=0, atol=1e-10)
-    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
-    gradient = torch.func.grad(energy)
-    by_differences = (gradient(x + 1e-6 * v) - gradient(x - 1e-6 * v)) / 2e-6
+    v, gradient = noise(*x.shape, seed=1, dtype=x.dtype), torch.func.grad(energy)
+    by_differences = difference(gradient, x, v)
     assert by_differences.abs().max() > 0.1
     torch.testing.assert_close(hessian @ v, by_differences, rtol=0, atol=1e-6)
     torch.testing.assert_close(torch.func.jvp(gradient, (x,), (v,))[1], by_differences, rtol=0, atol=1e-6)
@@ -141,9 +130,7 @@ def test_second_derivatives(scheme: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(g @ v, leaf)[0], by_differences, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "case", [("semi_lagrangian", "vector", 2), ("transport", "staggered", 2), ("explicit_order4", "vector", 1)], ids=str
-)
+@pytest.mark.parametrize("case", [("transport", "staggered", 2), ("explicit_order4", "vector", 1)], ids=str)
 def test_vmap_is_the_loop(case: tuple[str, str, int]) -> None:
     f, x, _ = flat_function(STEPS[case[0]], case[1], "closed", case[2])
     points = torch.stack([x, 0.5 * x, -x])
@@ -156,11 +143,8 @@ def test_vmap_is_the_loop(case: tuple[str, str, int]) -> None:
 
 
 def test_vmap_over_one_of_two_inputs() -> None:
-    def step(u: Field, nu: Tensor) -> Field:
-        return diffuse.explicit(u, nu, 0.1)
-
     leaves = random_leaves("staggered", "closed", 2)
-    block = capture(step, field_of(leaves, "staggered", "closed", 2), math.wrap(torch.tensor(0.05)))
+    block = capture(viscous, field_of(leaves, "staggered", "closed", 2), math.wrap(torch.tensor(0.05)))
     viscosities = torch.tensor([0.01, 0.1, 0.2])
     mapped = torch.func.vmap(block.native, in_dims=(None, None, 0))(*leaves, viscosities)
     for i, nu in enumerate(viscosities):
@@ -175,8 +159,8 @@ def test_new_signature_inside_a_transformation() -> None:
     block.flatten(field_of(leaves, "vector", "open", 2, ("b",)))
     x = leaves[0]
     _, pushed = torch.func.jvp(lambda x: block.native(x)[0], (x,), (torch.ones_like(x),))
-    by_differences = (block.native(x + 1e-6)[0] - block.native(x - 1e-6)[0]) / 2e-6
-    torch.testing.assert_close(pushed, by_differences, rtol=0, atol=1e-7)
+    expected = difference(lambda x: block.native(x)[0], x, torch.ones_like(x))
+    torch.testing.assert_close(pushed, expected, rtol=0, atol=1e-7)
     assert len(block.known) == 1
     mapped = torch.func.vmap(lambda x: block.native(x)[0])(torch.stack([x[:1], x[1:]]))
     assert len(block.known) == 2

@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from cases.small import noise, same
+from cases.steps import burgers
 from phi.torch.flow import (
     PERIODIC,
     ZERO_GRADIENT,
@@ -33,12 +35,6 @@ def grid(kind: type, order: str, boundary: object = PERIODIC) -> Field:
     return kind(Noise(), boundary, Box(**{d: SIZE[d] for d in order}), **{d: CELLS[d] for d in order})
 
 
-def largest_difference(a: Field | math.Tensor, b: Field | math.Tensor) -> float:
-    (a, layout), (b, other) = ph.bridge.flatten(a), ph.bridge.flatten(b)
-    assert layout == other
-    return max(float((x - y).abs().max()) for x, y in zip(a, b))
-
-
 STEPS = {
     "diffusion": lambda u: diffuse.explicit(u, 0.01, 0.1),
     "advection": lambda u: advect.semi_lagrangian(u, u.with_values(1.0) * field.spatial_gradient(u), 0.1),
@@ -48,31 +44,29 @@ STEPS = {
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("boundary", [PERIODIC, 0, ZERO_GRADIENT], ids=["periodic", "closed", "open"])
 @pytest.mark.parametrize("name", STEPS)
-def test_centred_steps_are_as_in_plain_phiflow(name: str, boundary: object, order: str) -> None:
+def test_centred_steps_are_as_in_plain_phiflow(name: str, order: str) -> None:
+    boundary = (PERIODIC, 0, ZERO_GRADIENT)[(list(STEPS).index(name) + ORDERS.index(order)) % 3]  # each meets each
     u, step = grid(CenteredGrid, order, boundary), STEPS[name]
-    assert largest_difference(ph.capture(step, u)(u), step(u)) == 0
+    assert same(ph.capture(step, u, check=False)(u), step(u))
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", ["yx", "zyx", "yzx"])
 def test_staggered_steps_are_as_in_plain_phiflow(order: str) -> None:
     v = grid(StaggeredGrid, order)
-    step = lambda v: diffuse.explicit(advect.semi_lagrangian(v, v, 0.01), 0.01, 0.1)  # noqa: E731
-    assert largest_difference(ph.capture(step, v)(v), step(v)) == 0
+    assert same(ph.capture(burgers, v, check=False)(v), burgers(v))
 
 
 def test_projection_on_a_grid_declared_y_before_x() -> None:
     v = grid(StaggeredGrid, "yx", 0)
-    block = ph.capture(lambda v: fluid.make_incompressible(v, solve=Solve("CG", 1e-6))[0], v)
-    assert float(math.max(abs(field.divergence(block(v)).values))) < 1e-4 * float(
-        math.max(abs(field.divergence(v).values))
-    )
+    block = ph.capture(lambda v: fluid.make_incompressible(v, solve=Solve("CG", 1e-6))[0], v, check=False)
+    after, before = (float(math.max(abs(field.divergence(u).values))) for u in (block(v), v))
+    assert after < 1e-4 * before
 
 
 def test_reductions_by_position_are_over_the_users_dim() -> None:
     t, total = math.random_normal(spatial(y=5, x=4)), lambda t: math.cumulative_sum(t, t.shape[0])
-    assert largest_difference(ph.capture(total, t)(t), total(t)) == 0
+    assert same(ph.capture(total, t)(t), total(t))
 
 
 @pytest.mark.parametrize("kind", [CenteredGrid, StaggeredGrid])
@@ -80,7 +74,7 @@ def test_networks_see_x_before_y_whatever_was_declared_first(kind: type) -> None
     fields = {}
     for order in ("xy", "yx"):
         v = grid(kind, order)
-        values = {d: torch.randn(6, 8, generator=torch.Generator().manual_seed(n)) for n, d in enumerate("xy")}
+        values = {d: noise(6, 8, seed=n) for n, d in enumerate("xy")}
         wrapped = {d: math.wrap(values[d], spatial("x,y")) for d in order}
         if kind is StaggeredGrid:
             fields[order] = v.with_values(math.stack(wrapped, math.dual("vector")))
@@ -91,7 +85,7 @@ def test_networks_see_x_before_y_whatever_was_declared_first(kind: type) -> None
     own = channels["yx"].flip(1)  # components in the order of the vector
     assert torch.equal(channels["xy"], own)
     back = ph.bridge.from_channels(channels["yx"], fields["yx"])
-    assert largest_difference(back, fields["yx"]) == 0
+    assert same(back, fields["yx"])
 
 
 def test_orders_are_told_apart() -> None:
@@ -100,10 +94,10 @@ def test_orders_are_told_apart() -> None:
 
 
 def test_a_block_takes_both_orders() -> None:
-    block = ph.capture(STEPS["diffusion"])
+    block = ph.capture(STEPS["diffusion"], check=False)
     for order in ("xy", "yx", "xy"):
         u = grid(CenteredGrid, order)
-        assert largest_difference(block(u), STEPS["diffusion"](u)) == 0
+        assert same(block(u), STEPS["diffusion"](u))
 
 
 def test_files_keep_the_order(tmp_path) -> None:  # noqa: ANN001

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases.block_steps import Model, burgers
 from cases.states import random_field, random_leaves
+from cases.steps import Model, burgers
 
 from phi_hybrid import capture
 
@@ -19,7 +19,7 @@ _WORKER = """
 import pickle, sys
 import torch
 torch.set_num_threads(1)
-from cases.block_steps import Model
+from cases.steps import Model
 rank, world, store, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 with open(file, "rb") as f:
     block, batches = pickle.load(f)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import linecache
 import random
-import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cases.small import same
 from cases.states import random_field
+from cases.steps import viscous
 from phi.torch.flow import (
     PERIODIC,
     CenteredGrid,
@@ -43,77 +44,28 @@ APPLY = torch.autograd.Function.__dict__["apply"]
 EXAMPLE = dict(placement="staggered", kind="periodic", dims=2)
 
 
-def branch(u: Field) -> Field:
-    if (u.vector["x"].values > 0).any:  # here: branch
-        u = u * 2.0
-    return u
+def x_of(u: Field) -> torch.Tensor:
+    return u.vector["x"].values.native("x,y")
 
 
-def while_loop(u: Field) -> Field:
-    while (abs(u.vector["x"].values) > 1e-3).any:  # here: while_loop
-        u = u * 0.1
-    return u
+VALUE_TAKERS: dict[str, Callable] = {
+    "a Python condition": lambda u: u * 2.0 if (u.vector["x"].values > 0).any else u,
+    "float()": lambda u: u * float(math.mean(u.vector["x"].values)),
+    "int()": lambda u: u * int(math.sum(u.vector["x"].values ** 2).native()),
+    "item()": lambda u: u * x_of(u).sum().item(),
+    "tolist()": lambda u: u * x_of(u).tolist()[0][0],
+    "numpy()": lambda u: u * u.vector["x"].values.numpy("x,y").mean(),
+    "NumPy array": lambda u: u * float(np.asarray(x_of(u).detach()).mean()),
+    "Python index": lambda u: [u * 0.5 for _ in range(x_of(u).abs().sum().long())][0],
+    "torch.allclose()": lambda u: u * 2.0 if torch.allclose(x_of(u), x_of(u) ** 2) else u,
+}
+CLOSED = random_field("scalar", "closed", 2)
+LINE = random_field("scalar", "open", 1)
 
 
-def assertion(u: Field) -> Field:
-    assert math.is_finite(u.vector["x"].values).all  # here: assertion
-    return u
-
-
-def takes_float(u: Field) -> Field:
-    scale = float(math.mean(u.vector["x"].values))  # here: takes_float
-    return u * scale
-
-
-def takes_int(u: Field) -> Field:
-    return u * int(math.sum(u.vector["x"].values ** 2).native())  # here: takes_int
-
-
-def takes_item(u: Field) -> Field:
-    return u * u.vector["x"].values.native("x,y").sum().item()  # here: takes_item
-
-
-def takes_list(u: Field) -> Field:
-    return u * u.vector["x"].values.native("x,y").tolist()[0][0]  # here: takes_list
-
-
-def takes_numpy(u: Field) -> Field:
-    return u * u.vector["x"].values.numpy("x,y").mean()  # here: takes_numpy
-
-
-def native_numpy(u: Field) -> Field:
-    return u * float(np.asarray(u.vector["x"].values.native("x,y").detach()).mean())  # here: native_numpy
-
-
-def range_of_tensor(u: Field) -> Field:
-    for _ in range(u.vector["x"].values.native("x,y").abs().sum().long()):  # here: range_of_tensor
-        u = u * 0.5
-    return u
-
-
-def tensor_equality(u: Field) -> Field:
-    x = u.vector["x"].values.native("x,y")
-    return u * 2.0 if torch.allclose(x, x * x) else u  # here: tensor_equality
-
-
-VALUE_TAKERS: list[Callable] = [
-    branch,
-    while_loop,
-    assertion,
-    takes_float,
-    takes_int,
-    takes_item,
-    takes_list,
-    takes_numpy,
-    native_numpy,
-    range_of_tensor,
-    tensor_equality,
-]
-
-
-def line_of(step: Callable) -> int:
-    lines = linecache.getlines(__file__)
-    return 1 + next(i for i, line in enumerate(lines) if line.rstrip().endswith(f"# here: {step.__name__}"))
+def place_of(step: Callable) -> str:
+    """File, line and function as messages name them."""
+    return f"{Path(__file__).name}:{step.__code__.co_firstlineno} in {step.__name__}"
 
 
 def refusal(step: Callable, *arguments: Any) -> str:
@@ -127,18 +79,10 @@ def refusal(step: Callable, *arguments: Any) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("step", VALUE_TAKERS, ids=lambda s: s.__name__)
-def test_taking_values_out_is_refused_with_the_line(step: Callable) -> None:
-    message = refusal(step, random_field(**EXAMPLE))
-    assert re.search(rf"test_guard\.py:{line_of(step)} in {step.__name__}", message), message
-    assert "takes a value out of a tensor" in message
-
-
-@pytest.mark.parametrize(
-    ("step", "operation"), [(branch, "Python condition"), (takes_item, "item()"), (tensor_equality, "torch.allclose()")]
-)
-def test_the_operation_is_named(step: Callable, operation: str) -> None:
-    assert operation in refusal(step, random_field(**EXAMPLE))
+@pytest.mark.parametrize("operation", VALUE_TAKERS)
+def test_taking_values_out_is_refused_with_operation_and_line(operation: str) -> None:
+    message = refusal(VALUE_TAKERS[operation], random_field(**EXAMPLE))
+    assert place_of(VALUE_TAKERS[operation]) in message and operation in message, message
 
 
 def test_looking_at_constants_is_allowed() -> None:
@@ -146,34 +90,24 @@ def test_looking_at_constants_is_allowed() -> None:
     table = torch.arange(5.0)
 
     def step(u: Field) -> Field:
-        if float(u.dx.vector["x"]) > 0 and table[2].item() == 2.0 and u.resolution.get_size("x") == 6:
-            made_here = torch.ones(3) * 2
-            if made_here.sum() > 1:
-                u = u * float(table.sum())
-        return u
+        constant = float(u.dx.vector["x"]) > 0 and table[2].item() == 2.0 and u.resolution.get_size("x") == 6
+        return u * float(table.sum()) if constant and torch.ones(3).sum() > 1 else u
 
     u = random_field(**EXAMPLE)
     math.assert_close(capture(step)(u).vector["x"].values, 10 * u.vector["x"].values, rel_tolerance=1e-6)
 
 
-def boolean_indexing(x: Tensor) -> Tensor:
-    native = x.native("x")
-    return math.wrap(native[native > 0].sum())
+SHAPES: dict[str, Callable] = {
+    "boolean indexing": lambda x: x[x > 0].sum(),
+    "nonzero": lambda x: x.nonzero().sum().float() + x.sum(),
+    "unique": lambda x: torch.unique(x).sum(),
+}
 
 
-def nonzero(x: Tensor) -> Tensor:
-    return math.wrap(x.native("x").nonzero().sum().float() + x.native("x").sum())
-
-
-def unique(x: Tensor) -> Tensor:
-    return math.wrap(torch.unique(x.native("x")).sum())
-
-
-@pytest.mark.parametrize("step", [boolean_indexing, nonzero, unique], ids=lambda s: s.__name__)
-def test_shapes_that_depend_on_values_are_refused(step: Callable) -> None:
-    message = refusal(step, math.wrap(torch.tensor([1.0, -1.0, 2.0]), spatial("x")))
-    assert "math.where" in message
-    assert "index" in message or "nonzero" in message or "unique" in message or "shape of its result" in message
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_that_depend_on_values_are_refused(name: str) -> None:
+    example = math.wrap(torch.tensor([1.0, -1.0, 2.0]), spatial("x"))
+    assert "math.where" in refusal(lambda x: math.wrap(SHAPES[name](x.native("x"))), example)
 
 
 def test_indexing_with_constant_masks_and_integers_is_allowed() -> None:
@@ -189,45 +123,42 @@ def test_indexing_with_constant_masks_and_integers_is_allowed() -> None:
         assert torch.equal(block(factor * x).native("x"), factor * torch.tensor([4.0, 5.0]))
 
 
-def numpy_noise(u: Field) -> Field:
-    return u + float(np.random.rand())
-
-
-def python_noise(u: Field) -> Field:
-    return u + random.random()
-
-
-@pytest.mark.parametrize("step", [numpy_noise, python_noise], ids=lambda s: s.__name__)
-def test_random_numbers_from_elsewhere_are_refused(step: Callable) -> None:
-    message = refusal(step, random_field("scalar", "open", 1))
-    assert "math.random_normal" in message
+@pytest.mark.parametrize("draw", [np.random.rand, random.random], ids=["numpy", "python"])
+def test_random_numbers_from_elsewhere_are_refused(draw: Callable) -> None:
+    assert "math.random_normal" in refusal(lambda u: u + float(draw()), LINE)
 
 
 def test_numpy_generator_of_its_own_is_found_by_comparison() -> None:
     generator = np.random.default_rng(0)
-    message = refusal(lambda u: u * float(generator.random()), random_field("scalar", "open", 1))
-    assert "random generator" in message
+    assert "random generator" in refusal(lambda u: u * float(generator.random()), LINE)
 
 
-def test_counter_is_found_by_comparison() -> None:
+def counting() -> Callable:
     calls = []
 
     def step(u: Field) -> Field:
         calls.append(1)
         return u * float(len(calls))
 
-    message = refusal(step, random_field("scalar", "open", 1))
+    return step
+
+
+@pytest.mark.parametrize("example", [LINE, 0 * LINE], ids=["random", "zero"])
+def test_counter_is_found_by_comparison_unless_that_is_switched_off(example: Field) -> None:
+    message = refusal(counting(), example)
     assert "counter" in message and "difference" in message
+    capture(counting(), example, check=False)
 
 
-def test_comparison_can_be_switched_off() -> None:
-    calls = []
-
+def test_a_refusal_that_the_step_catches_is_not_lost() -> None:
     def step(u: Field) -> Field:
-        calls.append(1)
-        return u * float(len(calls))
+        try:
+            large = float(math.max(u.values)) > 1
+        except Exception:
+            large = False
+        return u * 0.5 if large else u
 
-    capture(step, random_field("scalar", "open", 1), check=False)
+    assert "float()" in refusal(step, LINE)
 
 
 def test_hidden_dependence_on_values_is_found_by_comparison() -> None:
@@ -245,23 +176,19 @@ def test_hidden_dependence_on_values_is_found_by_comparison() -> None:
 
 def test_trainable_tensors_from_outside_are_refused() -> None:
     weight = torch.nn.Parameter(torch.tensor(2.0))
-    assert "trainable tensor of shape ()" in refusal(lambda u: u * math.wrap(weight), random_field("scalar", "open", 1))
+    for tensor in (weight, weight * 3.0):  # what is computed from parameters is no leaf, but would be just as untrained
+        assert "trainable tensor of shape ()" in refusal(lambda u, t=tensor: u * math.wrap(t), LINE)
     network = torch.nn.Conv1d(1, 1, 3, padding=1)
 
     def corrected(u: Field) -> Field:
         native = network(u.values.native("b,x").unsqueeze(1)).squeeze(1)
         return u + u.with_values(math.wrap(native, batch("b"), spatial("x")))
 
-    message = refusal(corrected, random_field("scalar", "open", 1, b=2))
+    u = random_field("scalar", "open", 1, b=2)
+    message = refusal(corrected, u)
     assert "trainable" in message and "HybridSolver" in message
     network.requires_grad_(False)
-    capture(corrected, random_field("scalar", "open", 1, b=2))
-
-
-def test_intermediate_results_of_training_are_refused() -> None:
-    """A tensor computed from parameters is no leaf, but would be just as untrained."""
-    scale = torch.nn.Parameter(torch.tensor(2.0)) * 3.0
-    assert "trainable" in refusal(lambda u: u * math.wrap(scale), random_field("scalar", "open", 1))
+    capture(corrected, u)
 
 
 def test_trainable_argument_is_fine() -> None:
@@ -282,37 +209,24 @@ def test_writing_to_an_argument_is_refused() -> None:
     assert "writes into one of its arguments" in refusal(step, math.wrap(x, spatial("x")))
 
 
-def viscosity(u: Field, nu: Tensor) -> Field:
-    return diffuse.implicit(u, nu, 0.1)  # here: viscosity
+MATRICES: dict[str, Callable] = {
+    "viscosity": lambda u, a: diffuse.implicit(u, a, 0.1),
+    "time step": lambda u, a: diffuse.implicit(u, 0.1, a),
+    "obstacle": lambda u, a: fluid.make_incompressible(u, Sphere(x=a, y=0.7, radius=0.4))[0],
+    "coefficient": lambda u, a: math.solve_linear(lambda v: a * v - 0.1 * v.laplace(), u, Solve(x0=u)),
+    "tolerance": lambda u, a: diffuse.implicit(u, 0.1, 0.1, Solve(rel_tol=a)),
+}
 
 
-def time_step(u: Field, dt: Tensor) -> Field:
-    return diffuse.implicit(u, 0.1, dt)  # here: time_step
-
-
-def obstacle(u: Field, x: Tensor) -> Field:
-    return fluid.make_incompressible(u, Sphere(x=x, y=0.7, radius=0.4))[0]  # here: obstacle
-
-
-def coefficient(u: Field, c: Tensor) -> Field:
-    return math.solve_linear(lambda v: c * v - 0.1 * v.laplace(), u, Solve(x0=u))  # here: coefficient
-
-
-def tolerance(u: Field, t: Tensor) -> Field:
-    return diffuse.implicit(u, 0.1, 0.1, Solve(rel_tol=t))  # here: tolerance
-
-
-@pytest.mark.parametrize("step", [viscosity, time_step, obstacle, coefficient, tolerance], ids=lambda s: s.__name__)
-def test_matrices_that_depend_on_inputs_are_refused(step: Callable) -> None:
-    u = random_field("staggered" if step is obstacle else "scalar", "closed", 2)
+@pytest.mark.parametrize("name", MATRICES)
+def test_matrices_that_depend_on_inputs_are_refused(name: str) -> None:
+    u, step = random_field("staggered", "closed", 2) if name == "obstacle" else CLOSED, MATRICES[name]
     message = refusal(step, u, math.wrap(torch.tensor(0.5)))
-    assert re.search(rf"test_guard\.py:{line_of(step)} in {step.__name__}", message), message
-    assert "linear solve whose matrix (or tolerance) depends on the step's inputs" in message
-    assert "as Python numbers" in message and "diffuse.explicit" in message
+    assert place_of(step) in message and "linear solve" in message and "diffuse.explicit" in message, message
 
 
 def test_matrices_of_numbers_and_of_what_the_step_closes_over_are_allowed() -> None:
-    nu, u = math.wrap(torch.tensor(0.1)), random_field("scalar", "closed", 2)
+    nu, u = math.wrap(torch.tensor(0.1)), CLOSED
     block = capture(lambda u, dt: diffuse.implicit(u, nu, dt), u, 0.5)
     with linear_solves():
         math.assert_close(block(u, 0.5).values, diffuse.implicit(u, 0.1, 0.5).values, abs_tolerance=1e-6)
@@ -333,7 +247,7 @@ def test_trainable_tensors_in_linear_solves_are_refused(where: str) -> None:
 def test_matrices_that_differ_along_the_batch_are_refused() -> None:
     nu = math.wrap(torch.tensor([0.1, 0.2]), batch("b"))
     message = refusal(lambda u: diffuse.implicit(u, nu, 0.1), random_field("scalar", "closed", 2, b=2))
-    assert "only square systems over the same dims" in message
+    assert "same dims" in message
 
 
 def test_custom_gradients_are_refused() -> None:
@@ -345,7 +259,7 @@ def test_custom_gradients_are_refused() -> None:
     def step(u: Field) -> Field:
         return u.with_values(doubled(u.values))
 
-    assert "custom gradient" in refusal(step, random_field("scalar", "open", 1))
+    assert "custom gradient" in refusal(step, LINE)
 
 
 def test_autograd_functions_are_refused() -> None:
@@ -370,14 +284,14 @@ def test_steps_that_fail_in_plain_phiflow_are_a_state_error() -> None:
         raise KeyError("viscosity")
 
     with pytest.raises(StateError, match="KeyError.*viscosity") as error:
-        capture(step, random_field("scalar", "open", 1))
+        capture(step, LINE)
     assert isinstance(error.value.__cause__, KeyError)
     assert not HOOKS & set(vars(TORCH))
 
 
 def test_results_that_are_no_states_are_refused() -> None:
     with pytest.raises((StateError, CaptureError), match="wrap"):
-        capture(lambda u: u.values.native("x"), random_field("scalar", "open", 1))
+        capture(lambda u: u.values.native("x"), LINE)
 
 
 def test_error_while_tracing_leaves_nothing_behind() -> None:
@@ -389,7 +303,7 @@ def test_error_while_tracing_leaves_nothing_behind() -> None:
             raise OSError("disk")
         return u
 
-    with pytest.raises(CaptureError, match="OSError.*disk.*test_guard"):
+    with pytest.raises(CaptureError, match=f"OSError.*disk.*{Path(__file__).name}"):
         with math.precision(64):
             capture(step, random_field("scalar", "open", 1))
     assert not HOOKS & set(vars(TORCH)) and math.get_precision() == 32
@@ -401,11 +315,7 @@ def test_boundary_from_an_input_is_refused() -> None:
     def step(u: Field, wall: Tensor) -> Field:
         return u.with_boundary(extrapolation.ConstantExtrapolation(wall))
 
-    u = CenteredGrid(math.wrap(torch.ones(4), spatial("x")), 0)
-    assert "takes a value out" in refusal(step, u, math.wrap(torch.tensor(2.0)))
-
-
-# --- what looks dangerous and is not ---
+    refusal(step, CenteredGrid(math.wrap(torch.ones(4), spatial("x")), 0), math.wrap(torch.tensor(2.0)))
 
 
 def test_random_numbers_of_torch_stay_random() -> None:
@@ -418,32 +328,26 @@ def test_random_numbers_of_torch_stay_random() -> None:
     before = torch.random.get_rng_state()
     block = capture(step, u)
     assert torch.equal(torch.random.get_rng_state(), before)  # capturing draws nothing from the user's generator
-    first, second = block(u).values.native("b,x"), block(u).values.native("b,x")
-    assert not torch.equal(first, second)
-    torch.manual_seed(5)
-    again = block(u).values.native("b,x")
-    torch.manual_seed(5)
-    assert torch.equal(block(u).values.native("b,x"), again)
-    torch.manual_seed(5)
-    assert torch.equal(step(u).values.native("b,x"), again)
+    assert not same(block(u), block(u))
+    seeded = []
+    for f in (block, block, step):
+        torch.manual_seed(5)
+        seeded.append(f(u))
+    assert same(seeded[0], seeded[1]) and same(seeded[0], seeded[2])
 
 
 def test_branch_on_random_numbers_is_refused() -> None:
     def step(u: Field) -> Field:
         return u * 2.0 if bool(torch.rand(()) > 0.5) else u
 
-    assert "Python condition" in refusal(step, random_field("scalar", "open", 1))
+    assert "Python condition" in refusal(step, LINE)
 
 
 def test_viscosity_as_tensor_passes_the_cfl_check() -> None:
-    def step(u: Field, nu: Tensor) -> Field:
-        return diffuse.explicit(u, nu, 0.1)
-
-    u = random_field("scalar", "closed", 2)
-    block = capture(step, u, math.wrap(torch.tensor(0.05)))
+    block = capture(viscous, CLOSED, math.wrap(torch.tensor(0.05)))
     for nu in (0.05, 0.2):
         viscosity = math.wrap(torch.tensor(nu))
-        assert torch.equal(block(u, viscosity).values.native("x,y"), step(u, viscosity).values.native("x,y"))
+        assert same(block(CLOSED, viscosity), viscous(CLOSED, viscosity))
     assert len(block.known) == 1
     with pytest.warns(RuntimeWarning, match="CFL"):  # plain PhiFlow still looks
-        step(u, math.wrap(torch.tensor(5.0)))
+        viscous(CLOSED, math.wrap(torch.tensor(5.0)))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from cases.chains import STEPS, agree, channels, force_at, make_data, make_solver, windows
-from cases.small import BOX, CELLS, SmallNet, faces, forced_step, native_of, noise
+from cases.small import SmallNet, faces, forced_step, native_of, noise
+from cases.states import RESOLUTION, SIZE
 from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, batch, channel, field, math, spatial
 
 import phi_hybrid as ph
@@ -89,6 +90,7 @@ def test_steps_without_weight_get_no_gradient(at: Any, states: Tensors, b: Batch
 # --- spectral ---
 
 
+@pytest.mark.smoke
 def test_power_zero_is_l2(states: Tensors, b: Batch) -> None:
     """Parseval, for the gradient as well; grids of odd and even size."""
     found = []
@@ -108,25 +110,15 @@ def wave_batch(error: torch.Tensor) -> Batch:
     return Batch((zero,), (), DataLayout(layout, ph.bridge.flatten(())[1]), (2.0,))
 
 
-@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("k", [(0, 0), (3, 0), (0, 2), (3, 2), (8, 0)], ids=str)
+@pytest.mark.parametrize("power", [0.5, 2.0])
+@pytest.mark.parametrize("k", [(0, 0), (3, 2), (8, 0)], ids=str)
 def test_weight_of_a_wave(k: tuple[int, int], power: float) -> None:
     """A wave of known number counts (k/k_Nyquist)^(2·power) times its mean square: 16 × 10 cells, Nyquist 8 and 5."""
-    x, y = torch.meshgrid(
-        torch.arange(16.0, dtype=torch.float64), torch.arange(10.0, dtype=torch.float64), indexing="ij"
-    )
+    x, y = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (16, 10)), indexing="ij")
     wave = torch.cos(2 * m.pi * (k[0] * x / 16 + k[1] * y / 10))
     share = ((k[0] / 8) ** 2 + (k[1] / 5) ** 2) ** power
     found = Spectral(power)((wave[None, None, :, :, None],), wave_batch(wave))
     assert float(found) == pytest.approx(share * float((wave**2).mean()) / 4, rel=1e-12, abs=1e-25)
-
-
-def test_power_one_is_the_gradient_of_the_error() -> None:
-    """∂ₓ of a sum of waves, worked out by hand: the mean square of ∂ₓe · dx/π."""
-    x = torch.arange(16, dtype=torch.float64)[:, None].expand(16, 4) * 2 * m.pi / 16
-    error, slope = torch.sin(x) + 0.5 * torch.cos(5 * x), torch.cos(x) - 2.5 * torch.sin(5 * x)
-    found = Spectral(1)((error[None, None, :, :, None],), wave_batch(error))
-    assert float(found) == pytest.approx(float(((slope * (2 * m.pi / 16) / m.pi / 2) ** 2).mean()), rel=1e-12)
 
 
 def test_states_without_a_grid_are_compared_as_they_are() -> None:
@@ -142,16 +134,16 @@ def test_states_without_a_grid_are_compared_as_they_are() -> None:
 
 def divergence_by_hand(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Closed box: the faces at the walls are zero and not stored."""
-    x = torch.nn.functional.pad(x, (0, 0, 1, 1)).diff(dim=-2) / (BOX["x"] / CELLS["x"])
-    y = torch.nn.functional.pad(y, (1, 1)).diff(dim=-1) / (BOX["y"] / CELLS["y"])
+    x = torch.nn.functional.pad(x, (0, 0, 1, 1)).diff(dim=-2) / (SIZE["x"] / RESOLUTION[2]["x"])
+    y = torch.nn.functional.pad(y, (1, 1)).diff(dim=-1) / (SIZE["y"] / RESOLUTION[2]["y"])
     return x + y
 
 
-@pytest.mark.parametrize("divergence", [field.divergence, ph.capture(field.divergence)], ids=["plain", "captured"])
-@pytest.mark.parametrize("at", WEIGHTS, ids=repr)
-def test_divergence_by_hand(at: Any, divergence: Any, states: Tensors, b: Batch) -> None:
+def test_divergence_by_hand(states: Tensors, b: Batch) -> None:
     per_step = [(divergence_by_hand(*(y[:, n] for y in states)) ** 2).mean() / 9 for n in range(STEPS)]
-    assert float(Vanishing(divergence, 3.0, at)(states, b)) == pytest.approx(weighted(per_step, WEIGHTS[at]), rel=1e-12)
+    for divergence, at in ((field.divergence, EveryStep()), (ph.capture(field.divergence), Geometric(0.5))):
+        found = float(Vanishing(divergence, 3.0, at)(states, b))
+        assert found == pytest.approx(weighted(per_step, WEIGHTS[at]), rel=1e-12)
 
 
 def momentum(u: Field) -> math.Tensor:
@@ -175,8 +167,8 @@ def test_residual_of_states_that_obey_the_step(data: ph.Trajectories) -> None:
         after = native_of(block, *(s[:, n] for s in b.states), *force_at(b, n))
         errors = [((s[:, n + 1] - a) / d).ravel() for s, a, d in zip(b.states, after, b.scale)]
         per_step.append((torch.cat(errors) ** 2).mean())
-    for at, weights in WEIGHTS.items():
-        assert float(Residual(block, at)(b.targets, b)) == pytest.approx(weighted(per_step, weights), rel=1e-12)
+    at = Geometric(0.5)
+    assert float(Residual(block, at)(b.targets, b)) == pytest.approx(weighted(per_step, WEIGHTS[at]), rel=1e-12)
 
 
 def test_residual_is_a_function_of_all_states(b: Batch, states: Tensors) -> None:
@@ -191,8 +183,6 @@ def test_residual_is_a_function_of_all_states(b: Batch, states: Tensors) -> None
         torch.testing.assert_close(g[:, 3], -0.5 * error, rtol=1e-12, atol=1e-14)
         assert not g[:, :3].any()
 
-
-# --- combinations ---
 
 TERMS = {
     "state": L2(Geometric(0.5)),
@@ -238,7 +228,7 @@ def smoke(seed: int) -> Field:
     """Smoke on 16 × 16 cells of the box whose velocity lives on 8 × 8."""
     with math.precision(64):
         values = math.wrap(noise(2, 16, 16, seed=seed, dtype=torch.float64), batch("b"), spatial("x,y"))
-        return CenteredGrid(values, ZERO_GRADIENT, bounds=Box(x=BOX["x"], y=BOX["y"]))
+        return CenteredGrid(values, ZERO_GRADIENT, bounds=Box(x=SIZE["x"], y=SIZE["y"]))
 
 
 PARTS = {"velocity": lambda n: faces("closed", n, torch.float64, cells={"x": 8, "y": 8}, b=2), "smoke": smoke}
@@ -318,22 +308,33 @@ def test_training_by_parts() -> None:
     assert all(p.grad.abs().max() > 0 for p in solver.network.parameters())
 
 
-def test_terms_around_residuals_need_the_first_state() -> None:
+@pytest.mark.parametrize("make", [lambda r: ph.Unrolled(3, r, warm_up=1), lambda r: ph.training.Pushforward(2, r)])
+def test_residuals_need_the_state_before(make: Any) -> None:
+    """After steps without gradient it would be that of the reference, which the model has left."""
     for term in (Part("smoke", Residual(fading)), BeforeCorrection(Residual(fading)), Residual(fading)):
-        with pytest.raises(ph.StateError, match=r"terms\['pde'\].*use it in Unrolled without warm_up"):
-            Losses({"pde": term}).require_known_start(1)
-    Losses({"pde": Part("smoke", L2())}).require_known_start(1)
-
-
-# --- errors ---
+        residual = Losses({"pde": term})
+        with pytest.raises(ph.StateError, match=r"terms\['pde'\].*warm_up"):
+            make(residual)
+        ph.Unrolled(3, residual)
+        ph.training.Pushforward(1, residual)
+    make(Losses({"pde": Part("smoke", L2())}))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Part("heat", L2())((), PLUME.whole()), r"no part 'heat', only \['velocity', 'smoke'\]: name a key"),
-        (lambda: Part(2, L2())((), SPECIES.whole()), r"no part 2, only \[0, 1\]"),
-        (lambda: Part("u", L2())((), ALONE["smoke"]), "no part 'u', for it is a single field or tensor"),
+        (lambda: Part("heat", L2())((), PLUME.whole()), r"'heat'.*\['velocity', 'smoke'\]"),
+        (lambda: Part(2, L2())((), SPECIES.whole()), r"part 2.*\[0, 1\]"),
+        (lambda: Part("u", L2())((), ALONE["smoke"]), "part 'u'"),
+        (lambda: Steps(), "numbers = "),
+        (lambda: Steps(0, 2), "numbers = 0"),
+        (lambda: Geometric(0.0), "ratio = 0.0"),
+        (lambda: Geometric(float("nan")), "ratio = nan"),
+        (lambda: Spectral(-1.0), "power = -1.0"),
+        (lambda: Vanishing(field.divergence, 0.0), "scale = 0.0"),
+        (lambda: Conserved(momentum, float("inf")), "scale = inf"),
+        (lambda: Losses({}), "{}"),
+        (lambda: Losses({"a": (0.1, L2(), 3)}), r"terms\['a'\] = .*weight"),
     ],
 )
 def test_parts_that_are_not_there(make: Any, message: str) -> None:
@@ -342,15 +343,5 @@ def test_parts_that_are_not_there(make: Any, message: str) -> None:
 
 
 def test_steps_beyond_the_horizon(states: Tensors, b: Batch) -> None:
-    with pytest.raises(ph.StateError, match=r"Steps\(2, 6\): the loss sees 5 steps; use 1 … 5"):
+    with pytest.raises(ph.StateError, match=r"Steps\(2, 6\).*1 … 5"):
         L2(Steps(2, 6))(states, b)
-
-
-@pytest.mark.parametrize("make", [lambda r: ph.Unrolled(3, r, warm_up=1), lambda r: ph.training.Pushforward(2, r)])
-def test_residuals_need_the_state_before(make: Any) -> None:
-    """After steps without gradient it would be that of the reference, which the model has left."""
-    residual = Losses({"pde": Residual(forced_step)})
-    with pytest.raises(ph.StateError, match=r"terms\['pde'\].*use it in Unrolled without warm_up"):
-        make(residual)
-    ph.Unrolled(3, residual)
-    ph.training.Pushforward(1, residual)

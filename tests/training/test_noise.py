@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from cases.chains import agree, force_at, make_data, make_solver, squares, step_by_hand, target_at, windows
-from cases.small import DT, SmallNet, equal, faces, forced_step, line, native_of, noise
+from cases.small import SmallNet, equal, faces, forced_step, line, native_of, noise
 from phi.torch.flow import Field, Solve, field, fluid, math
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch, DataLayout
 from phi_hybrid.training.noise import Noise, Ramp
 
+NO_INPUTS = ph.bridge.flatten(())[1]
 SIZES = (3.0, 0.02)
 """Standard deviation of the two state tensors."""
 
@@ -23,8 +24,11 @@ def many(count: int = 2000, dtype: torch.dtype = torch.float64) -> Batch:
     """Windows of two fields of very different size."""
     layout = ph.bridge.flatten((line(0), line(1)))[1]
     states = tuple(s * noise(count, 2, 8, 1, seed=n, dtype=dtype) for n, s in enumerate(SIZES))
-    data = ph.Trajectories(states, (), layout, ph.bridge.flatten(())[1])
-    return data.whole()
+    return ph.Trajectories(states, (), layout, NO_INPUTS).whole()
+
+
+def batch_of(states: Sequence[torch.Tensor], layout: Any, scale: tuple[float, ...] | None = None) -> Batch:
+    return Batch(tuple(states), (), DataLayout(layout, NO_INPUTS), scale or (1.0,) * len(states))
 
 
 def seeded(noise: Noise, batch: Batch, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -51,7 +55,7 @@ def test_normal_with_the_deviation_of_each_component(relative: bool) -> None:
         is_normal(e, 0.3 * (size if relative else 1.0))
 
 
-@pytest.mark.parametrize(("limit", "deviation"), [(1.0, 0.53960), (2.0, 0.87963), (3.0, 0.98658)])
+@pytest.mark.parametrize(("limit", "deviation"), [(1.0, 0.53960), (2.0, 0.87963)])
 def test_truncated(limit: float, deviation: float) -> None:
     """The deviation of a truncated normal distribution is known."""
     for e, size in zip(seeded(Noise(0.3, truncated=limit), many()), SIZES):
@@ -69,23 +73,16 @@ def test_independence_of_components_points_trajectories_and_steps() -> None:
     torch.manual_seed(0)
     drawn = Noise(0.3, "every_step").draw_for(many(), 3)
     e, other = drawn[0]
-    pairs = [
-        (e, other),
-        (e[:, 1:], e[:, :-1]),
-        (e[1:], e[:-1]),
-        (drawn[0][0], drawn[1][0]),
-        (drawn[0][0], drawn[2][0]),
-        (drawn[1][1], drawn[2][1]),
-    ]
+    within = [(e, other), (e[:, 1:], e[:, :-1]), (e[1:], e[:-1])]
+    pairs = [*within, (e, drawn[1][0]), (e, drawn[2][0]), (drawn[1][1], drawn[2][1])]
     assert all(abs(correlation(*pair)) < 4 / pair[0].numel() ** 0.5 for pair in pairs)
 
 
-@pytest.mark.parametrize("entries", [2, 3, 5])
+@pytest.mark.parametrize("entries", [2, 5])
 def test_random_walk(entries: int) -> None:
     """σ·√(k/K) on entry k of K, σ on the newest; the increments are independent and alike."""
-    states = tuple(2.0 * noise(2000, 2, 8, 1, seed=n, dtype=torch.float64) for n in range(entries))
-    layout = ph.bridge.flatten(tuple(line(0) for _ in range(entries)))[1]
-    b = ph.Trajectories(states, (), layout, ph.bridge.flatten(())[1]).whole()
+    states = [2.0 * noise(2000, 2, 8, 1, seed=n, dtype=torch.float64) for n in range(entries)]
+    b = batch_of(states, ph.bridge.flatten((line(0),) * entries)[1])
     walk = seeded(Noise(0.3, random_walk=True, relative=False), b)
     for k, e in enumerate(walk, 1):
         is_normal(e, 0.3 * (k / entries) ** 0.5)
@@ -99,8 +96,7 @@ def test_random_walk_of_fields_with_several_tensors() -> None:
     """Each component of a staggered field continues its own one."""
     before, now = faces("closed", 0, torch.float64), faces("closed", 1, torch.float64)
     tensors, layout = ph.bridge.flatten((before, now))
-    states = tuple(t.expand(1500, 2, *t.shape).clone() for t in tensors)
-    b = Batch(states, (), DataLayout(layout, ph.bridge.flatten(())[1]), (1.0,) * 4)
+    b = batch_of([t.expand(1500, 2, *t.shape).clone() for t in tensors], layout)
     x_before, y_before, x, y = seeded(Noise(0.3, random_walk=True), b)
     for older, newer in ((x_before, x), (y_before, y)):
         assert correlation(older, newer) == pytest.approx(0.5**0.5, abs=0.02)
@@ -116,10 +112,8 @@ def closed() -> Batch:
     """Divergence-free states of two components of different deviation."""
     with math.precision(64):
         v = solenoidal(faces("closed", 0, torch.float64, cells={"x": 12, "y": 10}, b=6))
-    tensors, _ = ph.bridge.flatten(v)
-    layout = ph.bridge.flatten(v.b[0])[1]
-    states = tuple(torch.stack([t, t], 1) for t in tensors)
-    return Batch(states, (), DataLayout(layout, ph.bridge.flatten(())[1]), (0.3, 0.1))
+    states = [torch.stack([t, t], 1) for t in ph.bridge.flatten(v)[0]]
+    return batch_of(states, ph.bridge.flatten(v.b[0])[1], (0.3, 0.1))
 
 
 def test_projected_noise_is_free_of_divergence_and_as_large(closed: Batch) -> None:
@@ -159,14 +153,11 @@ def training(objective: ph.Unrolled, solver: ph.HybridSolver, b: Batch, seed: in
     return [loss.detach(), *torch.autograd.grad(loss, list(solver.parameters()))]
 
 
-@pytest.mark.parametrize("steps", range(1, 6))
 @pytest.mark.parametrize("adjusted", [False, True])
 @pytest.mark.parametrize("where", ["initial", "every_step"])
-def test_loss_and_gradient_by_hand(
-    where: Any, adjusted: bool, steps: int, solver: ph.HybridSolver, data: ph.Trajectories
-) -> None:
+def test_loss_and_gradient_by_hand(where: Any, adjusted: bool, solver: ph.HybridSolver, data: ph.Trajectories) -> None:
     """Every input that is perturbed, in the order of steps and components; adjusted targets move with all noise so far."""
-    b = windows(data, steps)
+    steps, b = 3, windows(data, 3)
     objective = ph.Unrolled(steps, noise=Noise(0.2, where, "adjusted" if adjusted else "clean"))
     found = training(objective, solver, b, seed=5)
     torch.manual_seed(5)
@@ -194,8 +185,7 @@ def test_noise_after_the_warm_up(solver: ph.HybridSolver, data: ph.Trajectories)
     assert agree(found, [loss.detach(), *torch.autograd.grad(loss, list(solver.parameters()))])
 
 
-@pytest.mark.parametrize("adjusted", [False, True])
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize(("steps", "adjusted"), [(1, True), (3, False), (3, True)])
 def test_random_walk_by_hand(steps: int, adjusted: bool) -> None:
     """States of two times: the older entry of the result is the newer one of the input, noise included."""
 
@@ -233,30 +223,7 @@ def test_how_targets_of_a_history_move() -> None:
         ((faces("closed"),) * 3, "abcdef", "cdefef"),
     ):
         tensors, layout = ph.bridge.flatten(state)
-        b = Batch(tensors, (), DataLayout(layout, ph.bridge.flatten(())[1]), (1.0,) * len(tensors))
-        assert history.shift(tuple(noise_before), b) == tuple(noise_after)
-
-
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("where", ["initial", "every_step"])
-def test_adjusted_targets_are_reached_by_a_step_that_keeps_differences(where: Any, steps: int) -> None:
-    """uₙ₊₁ = uₙ + dt·f: the noise of its input is that of its output, so that there is nothing to learn."""
-
-    def shift(u: Field, f: Field) -> Field:
-        return u + DT * f
-
-    with math.precision(64):
-        f = line(1, dtype=torch.float64, b=3, time=4)
-        data = ph.Trajectories.generate(shift, line(0, dtype=torch.float64, b=3), 4, (f,), progress=False)
-    b, block = windows_of(data, steps), ph.capture(shift)
-    for target, none in (("adjusted", True), ("clean", False)):
-        objective = ph.Unrolled(steps, noise=Noise(0.3, where, target))
-        torch.manual_seed(0)
-        assert (float(objective.loss(objective.outputs(block, b), b)) < 1e-28) == none
-
-
-def windows_of(data: ph.Trajectories, steps: int) -> Batch:
-    return data.windows(steps).collate([data.windows(steps)[0], data.windows(steps)[1]])
+        assert history.shift(tuple(noise_before), batch_of(tensors, layout)) == tuple(noise_after)
 
 
 # --- no noise, seeds, schedules ---
@@ -265,14 +232,13 @@ def windows_of(data: ph.Trajectories, steps: int) -> Batch:
 @pytest.mark.parametrize(
     "quiet",
     [
-        Noise(0.0),
         Noise(0),
         Noise(0.0, "every_step", "adjusted", truncated=2),
         Noise(0.0, project=solenoidal),
         Noise(0.0, random_walk=True),
         Noise(0.5, schedule=Ramp(1, 0, 100)).at(100),
     ],
-    ids=["0.0", "0", "every step", "projected", "random walk", "schedule"],
+    ids=["0", "every step", "projected", "random walk", "schedule"],
 )
 def test_zero_is_no_noise(quiet: Noise, solver: ph.HybridSolver, data: ph.Trajectories) -> None:
     """To the last bit, and no random numbers are used up."""
@@ -284,6 +250,7 @@ def test_zero_is_no_noise(quiet: Noise, solver: ph.HybridSolver, data: ph.Trajec
     assert equal(*found)
 
 
+@pytest.mark.smoke
 def test_seeds_decide() -> None:
     b, some = many(3), Noise(0.3, truncated=2)
     assert equal(seeded(some, b, 1), seeded(some, b, 1))
@@ -305,26 +272,29 @@ def test_ramp() -> None:
     assert Ramp(1.0, 0.5, 0)(0) == pytest.approx(0.5)
 
 
-def test_schedule_changes_the_deviation(data: ph.Trajectories) -> None:
-    b, scheduled = many(), ph.Unrolled(1, noise=Noise(0.3, schedule=Ramp(1, 0.5, 10)))
-    for update, factor in ((0, 1.0), (5, 0.75), (10, 0.5), (20, 0.5)):
-        e = seeded(scheduled.at(update).noise, b)[0]
-        torch.testing.assert_close(e, factor * seeded(Noise(0.3), b)[0])
-    assert scheduled.noise.schedule is not None  # the objective itself is not changed
-
-
-# --- errors ---
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(sigma=-0.1), "sigma = -0.1"),
+        (dict(sigma=float("nan")), "sigma = nan"),
+        (dict(sigma=0.1, target="noisy"), "target = 'noisy'.*'clean'.*'adjusted'"),
+        (dict(sigma=0.1, truncated=0), "truncated = 0"),
+        (dict(sigma=0.1, random_walk=True, where="every_step"), "random_walk.*where='initial'"),
+    ],
+)
+def test_values_out_of_range(settings: dict, message: str) -> None:
+    with pytest.raises(ph.StateError, match=message):
+        Noise(**settings)
 
 
 @pytest.mark.parametrize("state", [lambda: line(0), lambda: (line(0), faces("closed")), lambda: (line(0),)])
 def test_random_walk_needs_a_history(state: Any) -> None:
     tensors, layout = ph.bridge.flatten(state())
-    states: Sequence[torch.Tensor] = [t.expand(2, 2, *t.shape) for t in tensors]
-    b = Batch(tuple(states), (), DataLayout(layout, ph.bridge.flatten(())[1]), (1.0,) * len(tensors))
-    with pytest.raises(ph.StateError, match="tuple of consecutive states"):
+    b = batch_of([t.expand(2, 2, *t.shape) for t in tensors], layout)
+    with pytest.raises(ph.StateError, match="random_walk"):
         Noise(0.1, random_walk=True).draw(b)
 
 
 def test_schedule_that_becomes_negative() -> None:
-    with pytest.raises(ph.StateError, match="schedule = -1.0 at update 20: .*finite number ≥ 0"):
+    with pytest.raises(ph.StateError, match="schedule = -1.0 at update 20"):
         Noise(0.1, schedule=lambda update: 1 - update / 10).at(20)

@@ -51,7 +51,7 @@ def dense_optimum(data: ph.Trajectories, weight: float) -> torch.Tensor:
     return torch.linalg.lstsq(matrix, -rows(zero)).solution.view_as(true)
 
 
-@pytest.mark.parametrize("weight", [0.01, 0.3, 3.0])
+@pytest.mark.parametrize("weight", [0.01, 3.0])
 def test_least_squares_by_a_dense_matrix(weight: float, data: ph.Trajectories) -> None:
     found = ph.training.precompute_corrections(ph.capture(linear), data, weight)
     expected = dense_optimum(data, weight)
@@ -71,14 +71,14 @@ def test_units_do_not_matter(unit: float, data: ph.Trajectories) -> None:
 
 
 def test_the_number_of_trajectories_does_not_matter(data: ph.Trajectories) -> None:
-    many = replace(data, states=(data.states[0].repeat(500, 1, 1, 1),), inputs=(data.inputs[0].repeat(500, 1, 1, 1),))
+    many = replace(data, states=(data.states[0].repeat(200, 1, 1, 1),), inputs=(data.inputs[0].repeat(200, 1, 1, 1),))
     expected = ph.training.precompute_corrections(linear, data, 1.0).states[0]
     found = ph.training.precompute_corrections(linear, many, 1.0).states[0][-2:]
     assert (found - expected).norm() < 1e-3 * (expected - data.states[0]).norm()
 
 
 def test_a_larger_weight_makes_smaller_corrections(data: ph.Trajectories) -> None:
-    made = [ph.training.precompute_corrections(linear, data, w).states[0] for w in (0.01, 0.1, 1.0, 10.0)]
+    made = [ph.training.precompute_corrections(linear, data, w).states[0] for w in (0.01, 1.0, 10.0)]
     sizes = [float(residuals(v, data).norm()) for v in made]
     distances = [float((v - data.states[0]).norm()) for v in made]
     assert sizes == sorted(sizes, reverse=True) and distances == sorted(distances)
@@ -112,6 +112,19 @@ def test_one_step_training_on_them_by_hand() -> None:
     assert agree(value_and_gradient(ph.Unrolled(1), solver, b), expected)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(weight=-1.0), "weight = -1.0"),
+        (dict(weight=float("nan")), "weight = nan"),
+        (dict(iterations=0), "iterations = 0"),
+    ],
+)
+def test_values_out_of_range(settings: dict, message: str, data: ph.Trajectories) -> None:
+    with pytest.raises(ph.StateError, match=message):
+        ph.training.precompute_corrections(linear, data, **settings)
+
+
 def test_physics_that_becomes_infinite(data: ph.Trajectories) -> None:
     with pytest.raises(ph.NonFiniteError, match="NaN or infinite"):
         ph.training.precompute_corrections(lambda u, f: u * 1e200 * u, data)
@@ -119,5 +132,5 @@ def test_physics_that_becomes_infinite(data: ph.Trajectories) -> None:
 
 def test_data_without_the_inputs_of_the_physics() -> None:
     bare = ph.Trajectories.generate(lambda u: u * 0.9, line(0, CELLS, b=2), STEPS, progress=False)
-    with pytest.raises(ph.StateError, match="but got 1 by position"):
+    with pytest.raises(ph.StateError, match="1 by position"):
         ph.training.precompute_corrections(linear, bare)

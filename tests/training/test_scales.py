@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from cases.small import DT, SmallNet, component_values, faces, forced_step, line, scalar, step
-from phi.torch.flow import ZERO_GRADIENT, Field, batch, math, vec
+from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Field, StaggeredGrid, batch, math, vec
 
 import phi_hybrid as ph
 from phi_hybrid.training.scales import estimate_scales
@@ -47,9 +47,7 @@ def by_hand(data: ph.Trajectories, times: list[int]) -> tuple[list[float], float
     return [rms(torch.stack(after)), rms(torch.stack(force))], rms(torch.stack(error))
 
 
-@pytest.mark.parametrize(
-    ("samples", "times"), [(16, list(range(STEPS))), (STEPS, list(range(STEPS))), (2, [0, 5]), (1, [0])]
-)
+@pytest.mark.parametrize(("samples", "times"), [(16, list(range(STEPS))), (2, [0, 5]), (1, [0])])
 def test_scales_are_root_mean_squares(
     samples: int, times: list[int], data: ph.Trajectories, block: ph.PhysicsBlock
 ) -> None:
@@ -110,17 +108,6 @@ def test_parameters_and_several_fields() -> None:
     assert solver.output_scale.tolist() == pytest.approx([rms(0.5 * x), rms(0.5 * y), rms(shifted - c)], rel=1e-4)
 
 
-def test_network_is_not_asked(data: ph.Trajectories, block: ph.PhysicsBlock) -> None:
-    """Scales do not depend on the weights, and no gradients are recorded."""
-    scales = []
-    for seed in (0, 1):
-        solver = ph.HybridSolver(block, SmallNet(2, 1, 1, seed=seed))
-        estimate_scales(solver, data)
-        assert solver.network.seen is None and not solver.output_scale.requires_grad
-        scales.append(solver.input_scale)
-    assert torch.equal(*scales)
-
-
 def test_states_of_unseen_boundaries_are_refused() -> None:
     """Before and after binding, with the scales from data or from a file; a solver without scales takes any state."""
 
@@ -136,7 +123,7 @@ def test_states_of_unseen_boundaries_are_refused() -> None:
     for solver in (trained(), copy.deepcopy(trained()), loaded):
         solver(faces("periodic", 3, b=5))
         for kind in ("closed", "open", "inflow"):
-            with pytest.raises(ph.StateError, match=r"trained on states with boundaries \{'x-': 'periodic'"):
+            with pytest.raises(ph.StateError, match=r"\{'x-': 'periodic'"):
                 solver(faces(kind, 0))
     anew = ph.HybridSolver(step, loaded.network)
     anew(faces("closed", 0))
@@ -144,11 +131,28 @@ def test_states_of_unseen_boundaries_are_refused() -> None:
     loaded(faces("closed", 0))
 
 
+@pytest.mark.smoke
 def test_another_inflow_is_no_other_boundary() -> None:
     """Constants of the boundary may change: solvers are to work at other velocities."""
     u = faces("inflow", 0, b=2)
     solver = ph.HybridSolver(lambda v: v, SmallNet(2, 2, 2))
     estimate_scales(solver, ph.Trajectories.generate(lambda v: v, u, 2, progress=False))
-    faster = u.with_boundary({"x": ZERO_GRADIENT, "y-": vec(x=0.0, y=2.0), "y+": ZERO_GRADIENT})
+    faster = u.with_boundary({"x": PERIODIC, "y-": vec(x=0.0, y=2.0), "y+": ZERO_GRADIENT})
     assert solver(faster).boundary == faster.boundary
     torch.testing.assert_close(solver.network.seen[:, 1, :, 0] * solver.input_scale[1], torch.full((2, 6), 2.0))
+
+
+def test_the_value_of_a_fixed_face_is_no_error_of_the_physics() -> None:
+    """Inflow of speed 1: the face it fixes is right in every state."""
+    inflow = {"x-": 1.0, "x+": ZERO_GRADIENT, "y": PERIODIC}
+    state = (StaggeredGrid(0.5, inflow, x=8, y=8) * math.wrap([1.0, 1.0], batch("b"))).with_boundary(inflow)
+    data = ph.Trajectories.generate(lambda u: u.with_values(u.values + 0.01), state, 3, progress=False)
+    solver = ph.HybridSolver(lambda u: u, torch.nn.Conv2d(2, 2, 1))
+    estimate_scales(solver, data)
+    share = 7 / 8  # of the cells' faces in x
+    torch.testing.assert_close(solver.output_scale, torch.tensor([0.01 * share**0.5, 0.01]), rtol=1e-4, atol=0)
+
+
+def test_number_of_samples(data: ph.Trajectories, block: ph.PhysicsBlock) -> None:
+    with pytest.raises(ph.StateError, match="samples = 0"):
+        estimate_scales(ph.HybridSolver(block, SmallNet(2, 1, 1)), data, 0)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases.small import DT, SmallNet, equal, faces, forced_step, line, native_of, step
+from cases.small import DT, SmallNet, equal, forced_step, line, native_of, step
 from phi.torch.flow import Field
 
 import phi_hybrid as ph
@@ -37,20 +35,13 @@ def data() -> ph.Trajectories:
     return ph.Trajectories.generate(ph.capture(reference), line(0, b=TRAJECTORIES), STEPS, (f,), progress=False)
 
 
-@dataclass
-class Setting:
-    """One training run: everything is made anew, as in a new process."""
-
-    solver: ph.HybridSolver
-    optimizer: torch.optim.Optimizer
-    trainer: ph.Trainer
-
-
-Build = Callable[..., Setting]
+Build = Callable[..., ph.Trainer]
 
 
 @pytest.fixture
 def build(block: ph.PhysicsBlock, data: ph.Trajectories) -> Build:
+    """Makes everything anew, as in a new process."""
+
     def make(
         objective: Any = ph.Unrolled(2),  # noqa: B008
         optimizer: Callable = lambda p: torch.optim.Adam(p, 1e-2),
@@ -59,19 +50,18 @@ def build(block: ph.PhysicsBlock, data: ph.Trajectories) -> Build:
         weights: int = 0,
         width: int = 4,
         **settings: Any,
-    ) -> Setting:
+    ) -> ph.Trainer:
         solver = ph.HybridSolver(block, SmallNet(2, 1, 1, width=width, seed=weights, dropout=dropout))
         chosen = optimizer(solver.parameters())
         schedule = None if scheduler is None else scheduler(chosen)
         settings = {"batch_size": 3, "progress": False, **settings}
-        trainer = ph.Trainer(solver, data, objective, optimizer=chosen, scheduler=schedule, **settings)
-        return Setting(solver, chosen, trainer)
+        return ph.Trainer(solver, data, objective, optimizer=chosen, scheduler=schedule, **settings)
 
     return make
 
 
-def weights(setting: Setting) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in setting.solver.parameters()]
+def weights(trainer: ph.Trainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.solver.parameters()]
 
 
 class Recorded(Objective):
@@ -106,34 +96,43 @@ class Recorded(Objective):
 
 
 def test_the_loss_falls(build: Build) -> None:
-    history = build(ph.Unrolled(3), batch_size=8).trainer.fit(150)
+    history = build(ph.Unrolled(3), batch_size=8).fit(150)
     assert sum(history["loss"][-10:]) < 0.1 * sum(history["loss"][:10])
 
 
+def adam_by_hand(
+    solver: ph.HybridSolver, batches: list[Batch], move: Callable = lambda update, b, u: u, skipped: Sequence[int] = ()
+) -> list[float]:
+    """Losses of Adam in plain torch on these windows; `move` may change the state that a step starts from."""
+    optimizer, losses = torch.optim.Adam(solver.parameters(), 1e-2), []
+    for update, b in enumerate(batches):
+        u, states = b.states[0][:, 0], []
+        for n in range(b.steps):
+            (u,) = native_of(solver, move(update, b, u), b.inputs[0][:, n])
+            states.append(u)
+        loss = (((torch.stack(states, 1) - b.states[0][:, 1:]) / b.scale[0]) ** 2).sum() / (b.steps * u.numel())
+        if update not in skipped:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.smoke
 def test_training_is_the_loop_by_hand(build: Build) -> None:
-    """Adam in plain torch, same windows: same losses and weights to the last bit."""
+    """The same losses and weights to the last bit."""
     recorded = Recorded(3)
     trained, by_hand = build(recorded), build()
-    history, losses = trained.trainer.fit(7), []
-    optimizer = torch.optim.Adam(by_hand.solver.parameters(), 1e-2)
-    for batch in recorded.batches:
-        u, states = batch.states[0][:, 0], []
-        for n in range(3):
-            (u,) = native_of(by_hand.solver, u, batch.inputs[0][:, n])
-            states.append(u)
-        loss = (((torch.stack(states, 1) - batch.states[0][:, 1:]) / batch.scale[0]) ** 2).sum() / (3 * u.numel())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert history["loss"] == losses
+    history = trained.fit(7)
+    assert history["loss"] == adam_by_hand(by_hand.solver, recorded.batches)
     assert equal(weights(trained), weights(by_hand))
     assert not equal(weights(trained), weights(build()))
 
 
 def test_every_epoch_visits_every_window_once(build: Build, data: ph.Trajectories) -> None:
     recorded = Recorded(2)
-    build(recorded, batch_size=4).trainer.fit(10)  # 20 windows: two epochs
+    build(recorded, batch_size=4).fit(10)  # 20 windows: two epochs
     windows = [w.states[0][0] for w in data.windows(2)]
     visited = [
         next(n for n, w in enumerate(windows) if torch.equal(w, row)) for b in recorded.batches for row in b.states[0]
@@ -144,16 +143,26 @@ def test_every_epoch_visits_every_window_once(build: Build, data: ph.Trajectorie
 
 def test_small_data_sets_make_small_batches(build: Build) -> None:
     recorded = Recorded(STEPS)
-    build(recorded, batch_size=100).trainer.fit(2)
+    build(recorded, batch_size=100).fit(2)
     assert [len(b.states[0]) for b in recorded.batches] == [TRAJECTORIES] * 2
 
 
 def test_schedule_and_history(build: Build) -> None:
     run = build(scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5))
-    history = run.trainer.fit(5)
+    history = run.fit(5)
     assert history["update"] == [0, 1, 2, 3, 4]
     assert history["lr"] == pytest.approx([1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3])
-    assert len(history["loss"]) == len(history["gradient_norm"]) == 5 and history is run.trainer.history
+    assert len(history["loss"]) == len(history["gradient_norm"]) == 5 and history is run.history
+
+
+def test_scheduler_that_follows_the_loss(build: Build) -> None:
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    run = build(
+        optimizer=lambda p: torch.optim.SGD(p, 1e-12),
+        scheduler=lambda o: plateau(o, factor=0.5, patience=2, threshold=0.5, eps=0.0),
+    )
+    run.fit(8)
+    assert run.optimizer.param_groups[0]["lr"] < 1e-12
 
 
 @pytest.mark.parametrize("clip", [None, 1e-3, 1e6])
@@ -161,41 +170,26 @@ def test_long_gradients_are_clipped(clip: float | None, build: Build) -> None:
     """With plain SGD of rate 1 the change of the weights is the clipped gradient."""
     run = build(optimizer=lambda p: torch.optim.SGD(p, 1.0), clip=clip)
     before = weights(run)
-    norm = run.trainer.fit(1)["gradient_norm"][0]
+    norm = run.fit(1)["gradient_norm"][0]
     change = float(sum(((a - b) ** 2).sum() for a, b in zip(before, weights(run)))) ** 0.5
     assert norm > 1e-2
     assert change == pytest.approx(1e-3 if clip == 1e-3 else norm, rel=1e-3)
 
 
-def test_second_order_optimizers_get_a_closure(build: Build) -> None:
-    recorded = Recorded(2)
-    run = build(recorded, optimizer=lambda p: torch.optim.LBFGS(p, lr=0.5, max_iter=5), batch_size=20)
-    history = run.trainer.fit(4)
-    assert len(recorded.batches) > 8  # several evaluations an update
-    assert history["loss"][-1] < 0.2 * history["loss"][0]
-
-
 def test_noise_by_hand(build: Build) -> None:
     """The seed of the training is that of its noise."""
     recorded = Recorded(ph.Unrolled(2, noise=ph.Noise(0.1, "every_step", schedule=ph.training.Ramp(1, 0, 5))))
-    trained, by_hand = build(recorded, seed=3), build()
-    trained.trainer.fit(7)
-    optimizer = torch.optim.Adam(by_hand.solver.parameters(), 1e-2)
+    trained, by_hand, without = build(recorded, seed=3), build(), build()
+    trained.fit(7)
+
+    def move(update: int, b: Batch, u: torch.Tensor) -> torch.Tensor:
+        return u + 0.1 * (1 - update / 5) * b.scale[0] * torch.randn(u.shape) if update < 5 else u
+
     torch.manual_seed(3)
-    for update, b in enumerate(recorded.batches):
-        u, states = b.states[0][:, 0], []
-        for n in range(2):
-            if update < 5:
-                u = u + 0.1 * (1 - update / 5) * b.scale[0] * torch.randn(u.shape)
-            (u,) = native_of(by_hand.solver, u, b.inputs[0][:, n])
-            states.append(u)
-        optimizer.zero_grad()
-        (((torch.stack(states, 1) - b.states[0][:, 1:]) / b.scale[0]) ** 2).mean().backward()
-        optimizer.step()
+    adam_by_hand(by_hand.solver, recorded.batches, move)
     for a, b in zip(weights(trained), weights(by_hand)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    without = build()
-    without.trainer.fit(7)
+    without.fit(7)
     assert (weights(trained)[0] - weights(without)[0]).norm() > 1e-3
 
 
@@ -217,14 +211,13 @@ class Draws(Recorded):
         return loss
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_every_evaluation_of_a_line_search_sees_the_same_noise(dropout: float, build: Build) -> None:
+def test_every_evaluation_of_a_line_search_sees_the_same_noise(build: Build) -> None:
     draws = Draws(ph.Unrolled(2, noise=ph.Noise(0.3, "every_step")))
     run = build(
-        draws, lambda p: torch.optim.LBFGS(p, max_iter=5, line_search_fn="strong_wolfe"), dropout=dropout, batch_size=20
+        draws, lambda p: torch.optim.LBFGS(p, max_iter=5, line_search_fn="strong_wolfe"), dropout=0.3, batch_size=20
     )
-    draws.trainer = run.trainer
-    history = run.trainer.fit(4)
+    draws.trainer = run
+    history = run.fit(4)
     per_update = [[entry for entry in draws.noted if entry[0] == n] for n in range(4)]
     assert all(len(entries) > 2 for entries in per_update)
     assert [len({drawn for _, drawn, _ in entries}) for entries in per_update] == [1] * 4
@@ -233,46 +226,27 @@ def test_every_evaluation_of_a_line_search_sees_the_same_noise(dropout: float, b
     assert all(entries[-1][2] < entries[0][2] for entries in per_update)  # it went down under this noise
 
 
-@pytest.mark.parametrize("optimizer", [None, lambda p: torch.optim.LBFGS(p, max_iter=4)], ids=["adam", "lbfgs"])
-def test_loss_terms_are_recorded(optimizer: Callable | None, build: Build) -> None:
+def test_loss_terms_are_recorded(build: Build) -> None:
     """Weighted, at the weights before the update, so that they add up to the loss; those that there are."""
     both = ph.Unrolled(2, Losses({"state": L2(), "end": (0.5, L1(LastStep()))}))
-    settings = {} if optimizer is None else {"optimizer": optimizer}
-    history = build(ph.Curriculum({0: ph.Unrolled(1), 3: both}), batch_size=20, **settings).trainer.fit(6)
-    assert {name: curve["update"] for name, curve in history["contributions"].items()} == {
-        "state": [3, 4, 5],
-        "end": [3, 4, 5],
-    }
-    parts = [curve["value"] for curve in history["contributions"].values()]
+    run = build(ph.Curriculum({0: ph.Unrolled(1), 3: both}), lambda p: torch.optim.LBFGS(p, max_iter=4), batch_size=20)
+    history = run.fit(6)
+    curves = history["contributions"]
+    assert {name: curve["update"] for name, curve in curves.items()} == {"state": [3, 4, 5], "end": [3, 4, 5]}
+    parts = [curve["value"] for curve in curves.values()]
     assert [sum(p) for p in zip(*parts)] == pytest.approx(history["loss"][3:], rel=1e-6)
     assert all(value > 0 for part in parts for value in part)
-
-
-def test_contributions_by_hand(build: Build) -> None:
-    losses = {"state": L2(), "end": (0.5, L1(LastStep()))}
-    recorded = Recorded(ph.Unrolled(2, Losses(losses)))
-    build(recorded).trainer.fit(1)
-    run = build(ph.Unrolled(2, Losses(losses)))
-    (b,), before = recorded.batches, copy.deepcopy(run.solver)
-    found = run.trainer.fit(1)["contributions"]
-    with torch.no_grad():
-        (first,) = native_of(before, b.states[0][:, 0], b.inputs[0][:, 0])
-        (second,) = native_of(before, first, b.inputs[0][:, 1])
-    errors = [(y - b.states[0][:, n]) / b.scale[0] for n, y in ((1, first), (2, second))]
-    assert found["state"]["value"] == pytest.approx([float((torch.stack(errors) ** 2).mean())], rel=1e-5)
-    assert found["end"]["value"] == pytest.approx([0.5 * float(errors[1].abs().mean())], rel=1e-5)
 
 
 def test_curriculum_is_one_training_after_the_other(build: Build) -> None:
     """The second one goes on with the optimizer and the random state of the first."""
     first, second = ph.Unrolled(1, noise=ph.Noise(0.1)), ph.Unrolled(3)
     run = build(ph.Curriculum({0: first, 4: second}))
-    history = run.trainer.fit(9)
+    history = run.fit(9)
     stages = build(first)
-    early = stages.trainer.fit(4)
-    after = ph.Trainer(
-        stages.solver, run.trainer.data, second, optimizer=stages.optimizer, batch_size=3, progress=False
-    )
+    early = stages.fit(4)
+    settings = dict(optimizer=stages.optimizer, batch_size=3, progress=False)
+    after = ph.Trainer(stages.solver, run.data, second, **settings)
     after.update = 4
     late = after.fit(9)
     assert equal(weights(run), weights(stages))
@@ -300,7 +274,6 @@ def alike(a: list[Any], b: list[Any]) -> bool:
 
 
 OPTIMIZERS = {
-    "adam": lambda p: torch.optim.Adam(p, 1e-2),
     "momentum": lambda p: torch.optim.SGD(p, 1e-3, momentum=0.9),
     "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=1),
 }
@@ -309,13 +282,13 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_skipped_update_changes_nothing(optimizer: str, build: Build) -> None:
     run = build(Recorded(2, spike(22)), OPTIMIZERS[optimizer], skip=50)
-    run.trainer.fit(22)
+    run.fit(22)
     before = weights(run), flat(run.optimizer.state_dict())
-    history = run.trainer.fit(23)
+    history = run.fit(23)
     assert history["skipped"] == [22]
     assert equal(weights(run), before[0])
     assert alike(flat(run.optimizer.state_dict()), before[1])
-    run.trainer.fit(25)
+    run.fit(25)
     assert history["skipped"] == [22] and not equal(weights(run), before[0])
     assert not alike(flat(run.optimizer.state_dict()), before[1])
     assert history["update"] == list(range(25)) == list(range(len(history["loss"])))
@@ -326,21 +299,9 @@ def test_skipped_update_changes_nothing(optimizer: str, build: Build) -> None:
 def test_training_with_a_skipped_update_is_the_loop_by_hand(build: Build) -> None:
     recorded = Recorded(2, spike(21))
     trained, by_hand = build(recorded, skip=50), build()
-    trained.trainer.fit(24)
-    optimizer, objective = torch.optim.Adam(by_hand.solver.parameters(), 1e-2), ph.Unrolled(2)
-    for number, b in enumerate(recorded.batches):
-        if number != 21:
-            optimizer.zero_grad()
-            objective.loss(objective.outputs(by_hand.solver, b), b).backward()
-            optimizer.step()
+    trained.fit(24)
+    adam_by_hand(by_hand.solver, recorded.batches, skipped=[21])
     assert equal(weights(trained), weights(by_hand))
-
-
-def test_nothing_is_skipped_without_being_asked_for(build: Build) -> None:
-    run, plain = build(Recorded(2, spike(22))), build()
-    assert run.trainer.fit(23)["skipped"] == []
-    plain.trainer.fit(23)
-    assert not equal(weights(run), weights(plain))
 
 
 def test_far_trials_of_a_line_search_are_not_skipped(build: Build) -> None:
@@ -348,30 +309,30 @@ def test_far_trials_of_a_line_search_are_not_skipped(build: Build) -> None:
     evaluations: list[int] = []
 
     def interfere(call: int, loss: torch.Tensor) -> torch.Tensor:
-        evaluations.append(run.trainer.update)
-        second = evaluations.count(run.trainer.update) == 2
-        return loss * 1e4 if run.trainer.update == 21 and second else loss
+        evaluations.append(run.update)
+        second = evaluations.count(run.update) == 2
+        return loss * 1e4 if run.update == 21 and second else loss
 
     run = build(
         Recorded(2, interfere), lambda p: torch.optim.LBFGS(p, lr=0.01, max_iter=2, max_eval=3), skip=50, batch_size=20
     )
-    history = run.trainer.fit(22)
+    history = run.fit(22)
     assert evaluations.count(21) > 1 and history["skipped"] == []
     assert max(history["gradient_norm"]) < 50 * min(history["gradient_norm"])
 
 
 def test_clipped_updates_are_recorded(build: Build) -> None:
-    norms = build().trainer.fit(10)["gradient_norm"]
+    norms = build().fit(10)["gradient_norm"]
     run = build(clip=sorted(norms)[7])
-    history = run.trainer.fit(10)
-    assert history["clipped"] == [n for n, norm in enumerate(history["gradient_norm"]) if norm > run.trainer.clip]
+    history = run.fit(10)
+    assert history["clipped"] == [n for n, norm in enumerate(history["gradient_norm"]) if norm > run.clip]
     assert 0 < len(history["clipped"]) < 10
-    assert build().trainer.fit(10)["clipped"] == []
+    assert build().fit(10)["clipped"] == []
 
 
 def test_validation_is_recorded(build: Build, data: ph.Trajectories) -> None:
     run = build(validation=data[:2], validate_every=2)
-    history = run.trainer.fit(4)
+    history = run.fit(4)
     assert history["validation"]["update"] == [2, 4]
     expected = ph.evaluate({"now": run.solver}, data[:2]).summary()["now"]["mae"]
     assert history["validation"]["mae"][1] == pytest.approx(expected, rel=1e-6)
@@ -381,25 +342,14 @@ def test_validation_is_recorded(build: Build, data: ph.Trajectories) -> None:
 def test_validation_does_not_disturb_training(build: Build, data: ph.Trajectories) -> None:
     """Dropout is off while validating: no random numbers are used up, and the mode comes back."""
     plain, validated = build(dropout=0.5), build(dropout=0.5, validation=data[:2], validate_every=1)
-    plain.trainer.fit(4)
+    plain.fit(4)
     validated.solver.network.first.eval()
-    history = validated.trainer.fit(4)
+    history = validated.fit(4)
     assert equal(weights(plain), weights(validated))
     assert validated.solver.network.drop.training and not validated.solver.network.first.training
     validated.solver.eval()
     expected = ph.evaluate({"now": validated.solver}, data[:2]).summary()["now"]["mae"]
     assert history["validation"]["mae"][-1] == pytest.approx(expected, rel=1e-6)
-
-
-def test_staggered_data_train(block: ph.PhysicsBlock) -> None:
-    u, f = faces("closed", 0, b=2), faces("closed", 1, b=2)
-    data = ph.Trajectories.generate(reference, u, 3, (f,), progress=False)
-    solver = ph.HybridSolver(block, SmallNet(4, 2, 2, width=8))
-    trainer = ph.Trainer(
-        solver, data, ph.Unrolled(2), optimizer=torch.optim.Adam(solver.parameters(), 2e-2), progress=False
-    )
-    history = trainer.fit(40)
-    assert history["loss"][-1] < 0.3 * history["loss"][0]
 
 
 def test_scales_are_estimated_unless_they_are_set(build: Build, data: ph.Trajectories) -> None:
@@ -421,12 +371,12 @@ FULL = dict(dropout=0.3, scheduler=lambda o: torch.optim.lr_scheduler.CosineAnne
 
 def test_seeds_decide(build: Build) -> None:
     a, b, other, other_order = build(**FULL), build(**FULL), build(**FULL, seed=1), build(seed=1)
-    histories = [run.trainer.fit(6) for run in (a, b, other)]
+    histories = [run.fit(6) for run in (a, b, other)]
     assert equal(weights(a), weights(b)) and histories[0] == histories[1]
     assert not equal(weights(a), weights(other))
     no_dropout = build()
-    no_dropout.trainer.fit(6)
-    other_order.trainer.fit(6)
+    no_dropout.fit(6)
+    other_order.fit(6)
     assert not equal(weights(no_dropout), weights(other_order))
 
 
@@ -436,7 +386,7 @@ def test_the_global_generator_is_left_alone(build: Build) -> None:
         torch.manual_seed(3 + n)
         before = torch.get_rng_state()
         run = build(dropout=0.5)
-        run.trainer.fit(3)
+        run.fit(3)
         assert torch.equal(torch.get_rng_state(), before)
         runs.append(weights(run))
     assert equal(*runs)
@@ -444,18 +394,16 @@ def test_the_global_generator_is_left_alone(build: Build) -> None:
 
 def test_fit_in_two_parts(build: Build) -> None:
     whole, parts = build(**FULL), build(**FULL)
-    whole.trainer.fit(9)
-    parts.trainer.fit(4)
-    parts.trainer.fit(9)
-    assert equal(weights(whole), weights(parts)) and whole.trainer.history == parts.trainer.history
-    parts.trainer.fit(9)
+    whole.fit(9)
+    parts.fit(4)
+    parts.fit(9)
+    assert equal(weights(whole), weights(parts)) and whole.history == parts.history
+    parts.fit(9)
     assert equal(weights(whole), weights(parts))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "momentum"])
-def test_killed_and_resumed_is_uninterrupted(optimizer: str, build: Build, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_uninterrupted(build: Build, tmp_path: Path) -> None:
     """Killed in update 8, two updates after the last checkpoint; everything is made anew, with other first weights."""
-    make = {"adam": lambda p: torch.optim.Adam(p, 1e-2), "momentum": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9)}
 
     class Killed(BaseException):
         pass
@@ -465,28 +413,25 @@ def test_killed_and_resumed_is_uninterrupted(optimizer: str, build: Build, tmp_p
             raise Killed
         return loss
 
-    whole = build(**FULL, optimizer=make[optimizer])
-    whole.trainer.fit(13)
+    whole = build(**FULL)
+    whole.fit(13)
     path = tmp_path / "folder" / "training.pt"
-    settings = dict(FULL, optimizer=make[optimizer], checkpoint=path, checkpoint_every=3)
+    settings = dict(FULL, checkpoint=path, checkpoint_every=3)
     with pytest.raises(Killed):
-        build(Recorded(2, kill), **settings).trainer.fit(13)
+        build(Recorded(2, kill), **settings).fit(13)
     resumed = build(**settings, weights=7)
     torch.manual_seed(99)
-    resumed.trainer.resume(path)
-    assert resumed.trainer.update == 6
-    history = resumed.trainer.fit(13)
+    resumed.resume(path)
+    assert resumed.update == 6
+    history = resumed.fit(13)
     assert equal(weights(whole), weights(resumed))
-    assert history == whole.trainer.history
+    assert history == whole.history
     assert [p.name for p in path.parent.iterdir()] == ["training.pt"]
 
 
 OBJECTIVES = {
     "noise": ph.Unrolled(2, noise=ph.Noise(0.3, "every_step", truncated=2, schedule=ph.training.Ramp(1, 0.5, 20))),
-    "pushforward": ph.training.Pushforward(3),
-    "curriculum": ph.Curriculum(
-        {0: ph.Unrolled(1), 5: ph.training.Pushforward(3), 24: ph.Unrolled(2, noise=ph.Noise(0.2))}
-    ),
+    "curriculum": ph.Curriculum({0: ph.Unrolled(1, noise=ph.Noise(0.2)), 5: ph.training.Pushforward(3)}),
 }
 
 
@@ -495,37 +440,28 @@ def test_resumed_training_draws_and_skips_the_same(objective: str, build: Build,
     """Stopped after 26 updates, between skipped ones: with small steps, gradients are now longer, now shorter."""
     settings = dict(optimizer=lambda p: torch.optim.Adam(p, 1e-4), skip=1.05, batch_size=2)
     whole = build(OBJECTIVES[objective], **settings)
-    history = whole.trainer.fit(35)
+    history = whole.fit(35)
     assert min(history["skipped"]) < 26 < max(history["skipped"]) and len(history["skipped"]) < 12
-    build(OBJECTIVES[objective], checkpoint=tmp_path / "a.pt", **settings).trainer.fit(26)
+    build(OBJECTIVES[objective], checkpoint=tmp_path / "a.pt", **settings).fit(26)
     resumed = build(OBJECTIVES[objective], weights=5, **settings)
     torch.manual_seed(99)
-    resumed.trainer.resume(tmp_path / "a.pt").fit(35)
+    resumed.resume(tmp_path / "a.pt").fit(35)
     assert equal(weights(whole), weights(resumed))
-    assert resumed.trainer.history == history
+    assert resumed.history == history
 
 
-def test_finished_training_leaves_a_checkpoint(build: Build, tmp_path: Path) -> None:
-    run = build(checkpoint=tmp_path / "a.pt", checkpoint_every=100)
-    run.trainer.fit(5)
-    again = build(weights=3)
-    assert again.trainer.resume(tmp_path / "a.pt") is again.trainer
-    assert again.trainer.update == 5 and equal(weights(run), weights(again))
-    assert torch.equal(run.solver.input_scale, again.solver.input_scale)
-
-
-def test_scales_travel_in_the_checkpoint(build: Build, data: ph.Trajectories, tmp_path: Path) -> None:
-    run = build()
+def test_finished_training_leaves_a_checkpoint_with_scales(build: Build, tmp_path: Path) -> None:
+    run, again = build(checkpoint=tmp_path / "a.pt", checkpoint_every=100), build(weights=3)
     run.solver.set_scales(torch.tensor([2.0, 3.0]), torch.tensor([4.0]))
-    run.trainer.save(tmp_path / "a.pt")
-    again = build()
-    again.trainer.resume(tmp_path / "a.pt")
+    run.fit(5)
+    assert again.resume(tmp_path / "a.pt") is again
+    assert again.update == 5 and equal(weights(run), weights(again))
     assert again.solver.input_scale.tolist() == [2.0, 3.0] and again.solver.output_scale.tolist() == [4.0]
 
 
 def test_failed_save_leaves_the_old_checkpoint(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, path = build(), tmp_path / "a.pt"
-    run.trainer.save(path)
+    run.save(path)
     before = path.read_bytes()
 
     def full_disk(state: Any, file: Any) -> None:
@@ -534,34 +470,28 @@ def test_failed_save_leaves_the_old_checkpoint(build: Build, tmp_path: Path, mon
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        run.trainer.save(path)
+        run.save(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
-# --- errors ---
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.999])
 def test_truncated_checkpoint(keep: float, build: Build, tmp_path: Path) -> None:
     run, path = build(), tmp_path / "a.pt"
-    run.trainer.save(path)
+    run.save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     before = weights(run)
-    with pytest.raises(ph.DataError, match="a.pt is no complete checkpoint"):
-        run.trainer.resume(path)
-    assert equal(weights(run), before) and run.trainer.update == 0
+    with pytest.raises(ph.DataError, match="a.pt"):
+        run.resume(path)
+    assert equal(weights(run), before) and run.update == 0
 
 
 def test_foreign_checkpoint(build: Build, tmp_path: Path) -> None:
     run, path = build(), tmp_path / "a.pt"
-    for content in ({"weights": torch.ones(2)}, [1, 2], 3):
-        torch.save(content, path)
-        with pytest.raises(ph.DataError, match="no complete checkpoint"):
-            run.trainer.resume(path)
-    path.write_text("update,loss\n")
-    with pytest.raises(ph.DataError, match="no complete checkpoint"):
-        run.trainer.resume(path)
+    for content in ({"weights": torch.ones(2)}, [1, 2], 3, None):
+        path.write_text("update,loss\n") if content is None else torch.save(content, path)
+        with pytest.raises(ph.DataError, match="a.pt"):
+            run.resume(path)
 
 
 @pytest.mark.parametrize(
@@ -578,18 +508,18 @@ def test_foreign_checkpoint(build: Build, tmp_path: Path) -> None:
     ],
 )
 def test_checkpoint_of_another_training(change: dict, named: str, build: Build, tmp_path: Path) -> None:
-    build().trainer.save(tmp_path / "a.pt")
+    build().save(tmp_path / "a.pt")
     other = build(weights=1, **change)
     before = weights(other)
-    with pytest.raises(ph.StateError, match=f"another training.*{named}"):
-        other.trainer.resume(tmp_path / "a.pt")
+    with pytest.raises(ph.StateError, match=named):
+        other.resume(tmp_path / "a.pt")
     assert equal(weights(other), before)
 
 
 def test_checkpoint_of_another_network(build: Build, tmp_path: Path) -> None:
-    build().trainer.save(tmp_path / "a.pt")
-    with pytest.raises(ph.StateError, match="(?s)another solver.*size mismatch"):
-        build(width=5).trainer.resume(tmp_path / "a.pt")
+    build().save(tmp_path / "a.pt")
+    with pytest.raises(ph.StateError, match="(?s)size mismatch"):
+        build(width=5).resume(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -598,10 +528,10 @@ def test_non_finite_loss_keeps_the_weights(value: float, build: Build) -> None:
         return loss * value if call == 3 else loss
 
     run, good = build(Recorded(2, spoil)), build()
-    good.trainer.fit(3)
-    with pytest.raises(ph.NonFiniteError, match="loss is (nan|inf) at update 3") as caught:
-        run.trainer.fit(9)
-    assert caught.value.step == 3 and run.trainer.update == 3
+    good.fit(3)
+    with pytest.raises(ph.NonFiniteError, match=f"{value} at update 3") as caught:
+        run.fit(9)
+    assert caught.value.step == 3 and run.update == 3
     assert equal(weights(run), weights(good))
 
 
@@ -612,9 +542,9 @@ def test_non_finite_gradient_keeps_the_weights(build: Build) -> None:
         return loss + torch.sqrt(0 * loss) if call == 2 else loss
 
     run, good = build(Recorded(2, spoil)), build()
-    good.trainer.fit(2)
-    with pytest.raises(ph.NonFiniteError, match="gradient norm is nan at update 2"):
-        run.trainer.fit(9)
+    good.fit(2)
+    with pytest.raises(ph.NonFiniteError, match="nan at update 2"):
+        run.fit(9)
     assert equal(weights(run), weights(good))
 
 
@@ -627,48 +557,38 @@ def test_non_finite_loss_in_a_line_search_keeps_the_weights(build: Build) -> Non
     run = build(Recorded(2, spoil), optimizer=lambda p: torch.optim.LBFGS(p, max_iter=5))
     before = weights(run)
     with pytest.raises(ph.NonFiniteError, match="at update 0"):
-        run.trainer.fit(9)
+        run.fit(9)
     assert equal(weights(run), before)
 
 
-def test_windows_longer_than_the_trajectories(build: Build) -> None:
-    with pytest.raises(ph.DataError, match="windows of 7 steps do not fit"):
+def test_settings_out_of_range(build: Build) -> None:
+    """A negative clip would turn the gradient round."""
+    settings = {"skip": (1.0, float("nan")), "clip": (0.0, -1.0, float("nan"))}
+    for name, values in (settings | dict.fromkeys(("batch_size", "validate_every", "checkpoint_every"), (0,))).items():
+        for value in values:
+            with pytest.raises(ph.StateError, match=f"{name} = {value}"):
+                build(**{name: value})
+
+
+def test_optimizer_of_another_network(build: Build) -> None:
+    run, other = build(), build()
+    with pytest.raises(ph.StateError, match="4 of the optimizer's 4 parameters"):
+        ph.Trainer(run.solver, run.data, ph.Unrolled(1), optimizer=other.optimizer)
+
+
+def test_too_few_updates_and_too_long_windows(build: Build) -> None:
+    with pytest.raises(ph.StateError, match="-1"):
+        build().fit(-1)
+    with pytest.raises(ph.DataError, match="7 steps"):
         build(ph.Unrolled(STEPS + 1))
 
 
-@pytest.mark.parametrize("captured", [True, False])
-def test_data_without_the_inputs_of_the_step(captured: bool) -> None:
+def test_data_without_the_inputs_of_the_step() -> None:
     data = ph.Trajectories.generate(step, line(0, b=2), 3, progress=False)
-    solver = ph.HybridSolver(ph.capture(forced_step) if captured else forced_step, SmallNet(2, 1, 1))
+    solver = ph.HybridSolver(forced_step, SmallNet(2, 1, 1))
     optimizer = torch.optim.SGD(solver.parameters(), 1.0)
-    with pytest.raises(ph.StateError, match="but got 1 by position"):
+    with pytest.raises(ph.StateError, match="1 by position"):
         ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
     solver.set_scales(torch.ones(2), torch.ones(1))
-    with pytest.raises(ph.StateError, match="but got 1 by position"):
+    with pytest.raises(ph.StateError, match="1 by position"):
         ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False).fit(1)
-
-
-def test_data_of_another_kind_bind_anew(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
-    """A solver trained on a line meets data on a box: channels do not fit."""
-    solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
-    f = faces("closed", 1, b=2)
-    other = ph.Trajectories.generate(forced_step, faces("closed", 0, b=2), 3, (f,), progress=False)
-    solver.set_scales(torch.ones(2), torch.ones(1))
-    with pytest.raises(ph.StateError, match="channels"):
-        optimizer = torch.optim.SGD(solver.parameters(), 1.0)
-        ph.Trainer(solver, other, ph.Unrolled(1), optimizer=optimizer, progress=False).fit(1)
-
-
-def test_double_precision_data_meet_features_of_their_grid(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
-    solver = ph.HybridSolver(block, SmallNet(3, 1, 1), features=(line(5, cells=16),))
-    with pytest.raises(ph.StateError, match="one grid resolution"):
-        optimizer = torch.optim.SGD(solver.parameters(), 1.0)
-        ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
-
-
-def test_copies_train_independently(build: Build, data: ph.Trajectories) -> None:
-    run = build()
-    twin = copy.deepcopy(run.solver)
-    before = [p.detach().clone() for p in twin.parameters()]
-    run.trainer.fit(3)
-    assert equal([p.detach() for p in twin.parameters()], before)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases.small import SmallNet
-from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, Noise, StaggeredGrid, advect, batch, math
+from cases.small import SmallNet, same, zero_net
+from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, Noise, StaggeredGrid, advect, batch
 
 import phi_hybrid as ph
 
@@ -33,10 +33,6 @@ def faces(v: Field) -> list[torch.Tensor]:
     return list(ph.bridge.flatten(v)[0])
 
 
-def equal(a: Any, b: Any) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(ph.bridge.flatten(a)[0], ph.bridge.flatten(b)[0], strict=True))
-
-
 @pytest.mark.smoke
 def test_one_part_is_corrected_and_all_are_seen() -> None:
     """By hand: smoke as means over 2×2 cells beside the velocity's faces; the correction goes to the faces alone."""
@@ -50,7 +46,7 @@ def test_one_part_is_corrected_and_all_are_seen() -> None:
     change = net(seen)
     for n, (a, b) in enumerate(zip(faces(found["velocity"]), faces(after["velocity"]))):
         torch.testing.assert_close(a, b + change[:, n], rtol=0, atol=1e-6)
-    assert equal(found["smoke"], after["smoke"])
+    assert same(found["smoke"], after["smoke"])
 
 
 def test_coarser_parts_are_seen_by_the_cells_around() -> None:
@@ -64,17 +60,15 @@ def test_coarser_parts_are_seen_by_the_cells_around() -> None:
 @pytest.mark.parametrize("coupling", [ph.Additive(), ph.coupling.Multiplicative(), ph.coupling.Parallel(ph.Additive())])
 def test_a_zero_network_is_the_bare_solver_to_the_last_bit(coupling: Any) -> None:
     state = plume(b=2)
-    solver = ph.HybridSolver(ph.capture(step), SmallNet(3, 2, 2, gain=0.0), coupling, corrects=["velocity"])
-    for parameter in solver.parameters():
-        torch.nn.init.zeros_(parameter)
-    assert equal(solver(state), step(state))
+    solver = ph.HybridSolver(step, zero_net(3, 2, 2), coupling, corrects=["velocity"])
+    assert same(solver(state), step(state))
 
 
 def test_before_corrects_what_the_physics_gets() -> None:
     state, net = plume(8, b=2), SmallNet(3, 2, 2)
     solver = ph.HybridSolver(step, net, ph.coupling.Before(), corrects=["velocity"])
     inner = ph.HybridSolver(lambda s: s, net, ph.coupling.Parallel(), corrects=["velocity"])
-    assert equal(solver(state), step(inner(state)))
+    assert same(solver(state), step(inner(state)))
 
 
 def test_one_solver_around_another_corrects_parts_of_different_grids() -> None:
@@ -82,8 +76,8 @@ def test_one_solver_around_another_corrects_parts_of_different_grids() -> None:
     inner = ph.HybridSolver(ph.capture(step), SmallNet(3, 2, 2, seed=1), corrects=["velocity"])
     outer = ph.HybridSolver(inner, SmallNet(3, 1, 2, seed=2), corrects=["smoke"])
     found, once, plain = outer(state), inner(state), step(state)
-    assert equal(found["velocity"], once["velocity"]) and not equal(found["velocity"], plain["velocity"])
-    assert equal(once["smoke"], plain["smoke"]) and not equal(found["smoke"], plain["smoke"])
+    assert same(found["velocity"], once["velocity"]) and not same(found["velocity"], plain["velocity"])
+    assert same(once["smoke"], plain["smoke"]) and not same(found["smoke"], plain["smoke"])
 
 
 def test_tuples_by_number_and_a_batch_dim_on_some_parts_only() -> None:
@@ -95,26 +89,21 @@ def test_tuples_by_number_and_a_batch_dim_on_some_parts_only() -> None:
 
     solver = ph.HybridSolver(pair, SmallNet(3, 1, 2), corrects=[1])
     found, plain = solver((v, s)), pair((v, s))
-    assert not equal(found[1], plain[1]) and found[1].shape.get_size("b") == 3
+    assert not same(found[1], plain[1]) and found[1].shape.get_size("b") == 3
     for a, b in zip(faces(found[0]), faces(plain[0])):
         assert a.shape == (3, 4, 4) and torch.equal(a[0], b)
     trajectory = solver.rollout((v, s), 2)
     assert trajectory[1].shape.get_size("time") == 3
 
 
-def make_data(cells: int = 8) -> ph.Trajectories:
-    """Smoke and velocity that are carried slower than the step thinks."""
-
-    def slower(state: dict[str, Field]) -> dict[str, Field]:
-        v, s = state["velocity"], state["smoke"]
-        return {"velocity": 0.9 * advect.semi_lagrangian(v, v, 0.3), "smoke": advect.semi_lagrangian(s, v, 0.3)}
-
-    return ph.Trajectories.generate(ph.capture(slower), plume(cells, case=6), 4, progress=False)
+def slower(state: dict[str, Field]) -> dict[str, Field]:
+    """Velocity decays, which `step` does not know."""
+    return {**step(state), "velocity": 0.9 * step(state)["velocity"]}
 
 
 def test_training_on_parts() -> None:
     """Scales: what is seen has mean square 1, and an output of 1 is the error of a step in the corrected part."""
-    data = make_data()
+    data = ph.Trajectories.generate(ph.capture(slower), plume(case=6), 4, progress=False)
     net = SmallNet(3, 2, 2, width=8)
     solver = ph.HybridSolver(ph.capture(step), net, corrects=["velocity"])
     optimizer = torch.optim.Adam(solver.parameters(), 1e-2)
@@ -133,7 +122,6 @@ def test_training_on_parts() -> None:
 @pytest.mark.parametrize(
     ("corrects", "channels", "names"),
     [
-        (["pressure"], 3, r"'pressure'.*velocity.*smoke"),
         ([0], 3, r"0.*velocity"),
         (None, 3, "corrects"),
         (["velocity"], 7, "velocity 2, smoke 1"),
@@ -143,24 +131,3 @@ def test_wrong_parts_and_channels_are_named(corrects: Any, channels: int, names:
     solver = ph.HybridSolver(step, SmallNet(channels, 2, 2), corrects=corrects)
     with pytest.raises(ph.StateError, match=names):
         solver(plume(b=2))
-
-
-def test_a_guess_in_place_of_an_unknown_coefficient() -> None:
-    def decay(u: Field, rate: Any) -> Field:
-        return u - 0.1 * rate * u
-
-    rate = CenteredGrid(lambda x: 1 + x.vector["x"] / 8, PERIODIC, BOX, x=4, y=4)
-    u = rate * math.ones(batch(case=3))
-    data = ph.Trajectories.generate(decay, u, 4, (rate,), progress=False)
-    guess = rate.with_values(1.0 + 0 * rate.values)
-    other = data.with_inputs(guess)
-    assert all(map(torch.equal, other.states, data.states))
-    (given,) = ph.bridge.flatten(guess)[0]
-    assert torch.equal(other.inputs[0], given.expand(3, 4, 4))
-    varying = data.with_inputs(math.expand(guess.values, batch(time=4)) * math.ones(batch(trajectory=3)))
-    assert varying.inputs[0].shape == (3, 4, 4, 4)
-    with pytest.raises(ph.StateError, match="'time': 3"):
-        data.with_inputs(math.expand(guess.values, batch(time=3)))
-    with pytest.raises(ph.DataError, match="NaN"):
-        data.with_inputs(guess * float("nan"))
-    assert ph.evaluate({"true": decay}, data).mae["true"].max() < 1e-6 < ph.evaluate({"g": decay}, other).mae["g"].max()
