@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from phi.field import Field
+from phi.math import Tensor
 from phi.physics import advect, fluid
 
 from phi_hybrid.bridge.checks import require_callable, require_count, require_number
@@ -60,8 +61,9 @@ def _corrected(x: State, target: State, reached: State) -> State:
     return x.with_values(x.values + (target.values - reached.values))
 
 
-def _require_scheme(dt: float, **functions: Callable) -> None:
-    require_number("dt", dt, above=0)
+def _require_scheme(dt: float | Tensor, **functions: Callable) -> None:
+    if not isinstance(dt, Tensor):  # an input of the step that is captured
+        require_number("dt", dt, above=0)
     for name, function in functions.items():
         require_callable(name, function, "a function, e.g. advect.mac_cormack")
 
@@ -160,7 +162,6 @@ def navier_stokes_back(
         `linear_solves()`.
     """
     _require_scheme(dt, advection=advection)
-    require_number("drag", drag)
 
     def back(velocity: Field) -> Field:
         values = velocity.values if force is None else velocity.values - dt * force.values

@@ -39,7 +39,8 @@ def estimate_motion(before: Field, after: Field, time: float) -> tuple[Tensor, T
         StateError: for markers that are no centred periodic scalars in 2D, or on different grids.
     """
     _check(before, after)
-    require_number("time", time)
+    if not isinstance(time, Tensor):
+        require_number("time", time)
     with math.precision(before.values.dtype.precision):  # PhiML would convert the values to the global precision
         (start, axes), (end, turned) = _centre_and_axes(before), _centre_and_axes(after)
         velocity = _nearest_image(end - start, before.bounds.size) / time
@@ -70,7 +71,6 @@ def estimate_flow(before: Field, after: Field, time: float, waves: int = 4, smoo
     Raises:
         StateError: as `estimate_motion`.
     """
-    require_number("time", time)
     require_number("smoothness", smoothness, least=0)
     displacement, _ = estimate_motion(before, after, 1.0)
     with math.precision(before.values.dtype.precision):
