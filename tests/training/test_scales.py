@@ -156,3 +156,19 @@ def test_the_value_of_a_fixed_face_is_no_error_of_the_physics() -> None:
 def test_number_of_samples(data: ph.Trajectories, block: ph.PhysicsBlock) -> None:
     with pytest.raises(ph.StateError, match="samples = 0"):
         estimate_scales(ph.HybridSolver(block, SmallNet(2, 1, 1)), data, 0)
+
+
+def test_both_of_a_nested_pair_get_scales(data: ph.Trajectories, block: ph.PhysicsBlock) -> None:
+    """The inner solver first, as if it stood alone; the outer one then from its steps."""
+    inner, outer_net = ph.HybridSolver(block, SmallNet(2, 1, 1)), SmallNet(2, 1, 1, seed=1)
+    alone = ph.HybridSolver(block, SmallNet(2, 1, 1))
+    estimate_scales(alone, data)
+    by_hand = ph.HybridSolver(alone, SmallNet(2, 1, 1, seed=1))
+    estimate_scales(by_hand, data)
+    outer = ph.HybridSolver(inner, outer_net)
+    optimizer = torch.optim.SGD(outer.parameters(), 1e-3)
+    ph.Trainer(outer, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
+    for found, expected in ((inner, alone), (outer, by_hand)):
+        assert bool(found.scaled) and float(found.output_scale) != 1
+        assert torch.equal(found.input_scale, expected.input_scale)
+        assert torch.equal(found.output_scale, expected.output_scale)
