@@ -144,7 +144,9 @@ class HybridStep:
         try:
             channels = self._network(seen) if output is None else output
         except RuntimeError as error:
-            raise self._explained(error, seen) from error
+            if "channels" in str(error):
+                raise self._explained(error, seen) from error
+            raise
         flat = self._output_map.from_channels(channels, self._shape)
         outputs = [flat[part] for part in self._output_slices]
         chosen = before if self._corrected is None else self._chosen(before)
@@ -181,9 +183,7 @@ class HybridStep:
             shares.append((one - zero).mean([0, *range(2, one.ndim)]))
         return torch.cat(shares)
 
-    def _explained(self, error: RuntimeError, seen: torch.Tensor) -> RuntimeError | StateError:
-        if "channels" not in str(error):
-            return error
+    def _explained(self, error: RuntimeError, seen: torch.Tensor) -> StateError:
         return StateError(
             f"the network cannot take {seen.shape[1]} input channels: {self._input_map.describe()} ({error}). Give its first "
             f"layer as many, or choose the inputs it sees with sees=(…); it works on (batch, channel, "
