@@ -309,6 +309,8 @@ def test_batch_axes_can_be_added_expanded_and_removed() -> None:
     expanded = layout.repeat(tensors, found, wider)
     assert [tuple(t.shape) for t in expanded] == [(1, 3, 5, 5), (1, 3, 6, 4), (1, 1)]
     assert all(torch.equal(e.reshape(t.shape), t) for e, t in zip(expanded, tensors))
+    behind = layout.repeat(tensors, found, layout.with_batch(found, "b", "z"), {"z": 2})
+    assert torch.equal(behind[0], torch.stack([tensors[0]] * 2, 1)) and behind[2].shape == (1, 2)
     back, back_nu = unflatten(wider, expanded)
     assert back.values.shape.get_size("a") == 1 and set(back_nu.shape.names) == {"a", "b"}
     assert layout.without(wider, "a") == layout.with_batch(found, "b")

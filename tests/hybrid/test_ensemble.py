@@ -204,6 +204,8 @@ def test_changes_of_the_members_count_from_the_next_step_on() -> None:
     assert close(ensemble(u, f.time[0]).member[1], members[1](u, f.time[0]), 1e-6)
     members[0].set_scales(torch.full((2,), 3.0), torch.full((1,), 0.5))
     assert close(ensemble(u, f.time[0]).member[0], members[0](u, f.time[0]), 1e-6)
+    members[2].network[1] = torch.nn.ReLU()  # they are no longer alike
+    assert close(ensemble(u, f.time[0]).member[2], members[2](u, f.time[0]), 1e-6)
 
 
 def test_running_averages_are_not_lost_in_training() -> None:

@@ -51,7 +51,6 @@ def captured() -> ph.PhysicsBlock:
 # --- the update rule ---
 
 
-@pytest.mark.smoke
 def test_zero_network_is_the_bare_solver_on_every_boundary(captured: ph.PhysicsBlock) -> None:
     """One solver binds anew where the boundary changes."""
     solvers = {dims: ph.HybridSolver(captured, zero_net(2 * dims, dims, dims), ph.Additive()) for dims in (1, 2)}
@@ -238,6 +237,7 @@ def test_a_solver_wraps_another(captured: ph.PhysicsBlock) -> None:
     assert len(list(outer.parameters())) == 8
 
 
+@pytest.mark.smoke
 def test_corrections_stay_on_faces() -> None:
     """Fixed faces are no part of the state and stay; the outer open face takes the correction of its neighbour."""
     u = faces("inflow", 0, b=2)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from cases.small import equal, same
-from cases.states import field_of, random_field, random_leaves
+from cases.states import field_of, noise, random_field, random_leaves
 from cases.steps import burgers
-from phi.torch.flow import Field
+from phi.torch.flow import Field, batch, math, spatial
 
 from phi_hybrid import PhysicsBlock, capture
 from phi_hybrid.bridge import flatten
@@ -70,10 +70,12 @@ def test_native_face_takes_other_precision(block: PhysicsBlock) -> None:
         torch.testing.assert_close(a.float(), b, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["closed", "periodic", "open"])
-def test_strided_tensors(kind: str) -> None:
-    leaves = random_leaves("staggered", kind, 2, (3,))
-    block = capture(burgers, field_of(leaves, "staggered", kind, 2, ("b",)), check=False)
+@pytest.mark.parametrize(
+    ("placement", "kind"), [("scalar", "closed"), ("staggered", "periodic"), ("staggered", "open")]
+)
+def test_strided_tensors(placement: str, kind: str) -> None:
+    leaves = random_leaves(placement, kind, 2, (3,))
+    block = capture(burgers, field_of(leaves, placement, kind, 2, ("b",)), check=False)
     expected = block.native(*leaves)
     transposed = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in leaves]
     spread = [torch.stack([t, t + 1], -1)[..., 0] for t in leaves]
@@ -82,6 +84,13 @@ def test_strided_tensors(kind: str) -> None:
         assert not any(t.is_contiguous() for t in strided)
         assert equal(block.native(*strided), expected)
     assert equal([t[2] for t in block.native(*repeated)], [t[0] for t in expected])
+
+
+def test_strided_tensors_where_the_step_joins_dims() -> None:
+    step = lambda x: math.wrap(x.native("b,x").reshape(-1), spatial("x"))  # noqa: E731
+    strided = noise(5, 3).T
+    (found,) = capture(step, math.wrap(noise(3, 5), batch("b"), spatial("x"))).native(strided)
+    assert torch.equal(found, strided.reshape(-1))
 
 
 def test_native_does_not_write_to_its_inputs(block: PhysicsBlock) -> None:

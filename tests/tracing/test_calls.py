@@ -63,7 +63,6 @@ def test_calls_are_those_of_the_step(name: str) -> None:
         assert len(wrapped.known) == 1
 
 
-@pytest.mark.smoke
 def test_the_books_call() -> None:
     box = dict(x=8, y=8)
     v, s = StaggeredGrid(Noise(), 0, **box), CenteredGrid(Noise(), 0, **box)
@@ -73,6 +72,7 @@ def test_the_books_call() -> None:
     assert same(block(v, s, None, 1.5), plume(v, s))
 
 
+@pytest.mark.smoke
 def test_ways_to_write_a_call_share_a_graph() -> None:
     block = ph.capture(burgers, check=False)
     u = line(0, b=2)

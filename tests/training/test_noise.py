@@ -173,16 +173,18 @@ def test_loss_and_gradient_by_hand(where: Any, adjusted: bool, solver: ph.Hybrid
 
 
 def test_noise_after_the_warm_up(solver: ph.HybridSolver, data: ph.Trajectories) -> None:
-    b = windows(data, 3)
-    found = training(ph.Unrolled(3, warm_up=2, noise=Noise(0.2)), solver, b, seed=5)
+    """On the steps that count, and no more is drawn than these need."""
+    b, u, loss = windows(data, 3), windows(data, 3).initial, 0.0
+    found, drawn = training(ph.Unrolled(3, warm_up=1, noise=Noise(0.2, "every_step")), solver, b, 5), torch.rand(3)
     torch.manual_seed(5)
-    u = b.initial
     with torch.no_grad():
-        for n in range(2):
-            u, _ = step_by_hand(solver, u, force_at(b, n))
-    u = [t + 0.2 * s * torch.randn(t.shape, dtype=t.dtype) for t, s in zip(u, data.scale)]
-    loss = squares(step_by_hand(solver, u, force_at(b, 2))[0], target_at(b, 2), b.scale)
+        u, _ = step_by_hand(solver, u, force_at(b, 0))
+    for n in (1, 2):
+        u = [t + 0.2 * s * torch.randn(t.shape, dtype=t.dtype) for t, s in zip(u, data.scale)]
+        u, _ = step_by_hand(solver, u, force_at(b, n))
+        loss = loss + squares(u, target_at(b, n), b.scale) / 2
     assert agree(found, [loss.detach(), *torch.autograd.grad(loss, list(solver.parameters()))])
+    assert torch.equal(drawn, torch.rand(3))
 
 
 @pytest.mark.parametrize(("steps", "adjusted"), [(1, True), (3, False), (3, True)])
