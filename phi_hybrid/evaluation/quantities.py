@@ -55,16 +55,16 @@ def _cell_volume(state: Field) -> float:
 # --- spectra ---
 
 
-def energy_spectrum(tensors: Tensors, layout: FieldLayout) -> torch.Tensor:
+def energy_spectrum(tensors: Tensors, layout: FieldLayout, complete: bool = True) -> torch.Tensor:
     """Energy spectrum E(kₙ) = ½ Σ |û(κ)|² over |κ|/Δk ≈ n, û = FFT(u)/N, Δk = 2π / longest edge: `(trajectory, n)`.
 
-    Only shells that are complete, n = 0, 1, …, up to the Nyquist wavenumber of the coarsest dim. Faces enter as they
-    are: a shift does not change |û|.
+    Faces enter as they are: a shift does not change |û|.
 
     Args:
         tensors: values of a periodic field, `(trajectory, x[, y[, z]][, vector])`, one tensor per component if it is
             staggered: what `bridge.flatten` returns.
         layout: layout of the field.
+        complete: whether to leave out shells that are not complete, beyond the Nyquist wavenumber of the coarsest dim.
 
     Raises:
         StateError: for fields that are not periodic.
@@ -83,7 +83,7 @@ def energy_spectrum(tensors: Tensors, layout: FieldLayout) -> torch.Tensor:
         power = power + 0.5 * (modes.sum(rest) if rest else modes).flatten(1)
     shell, count = _shells(layout)
     found = power.new_zeros(len(power), int(shell.max()) + 1).index_add_(1, shell.to(power.device), power)
-    return found[:, :count]
+    return found[:, :count] if complete else found
 
 
 @lru_cache(maxsize=16)

@@ -82,14 +82,15 @@ def spectrum(
     return figure
 
 
-def energy_spectrum(field: Field) -> tuple[np.ndarray, np.ndarray]:
+def energy_spectrum(field: Field, complete: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """E(k) = ½ Σ |û(κ)|² over the shell |κ| ≈ k of a periodic field, averaged over its batch dims.
 
-    Shells k = n·Δk, Δk = 2π / longest edge, as far as they are complete, see `quantities.energy_spectrum`.
+    Shells k = n·Δk, Δk = 2π / longest edge, see `quantities.energy_spectrum`.
 
     Args:
         field: periodic, `(batch, x[, y[, z]][, vector])`; faces of staggered fields enter as they are, since a shift does
             not change |û|, while interpolation to the centres would damp the small scales.
+        complete: whether to leave out the shells beyond the Nyquist wavenumber, of which a box holds corners only.
 
     Returns:
         Wavenumbers k = 2πn/L in rad per length, the mean flow k = 0 included, and E(k) in squared units of the field.
@@ -98,14 +99,14 @@ def energy_spectrum(field: Field) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         StateError: for fields that are not periodic.
     """
-    wavenumber, energies = _spectra(field, None)
+    wavenumber, energies = _spectra(field, None, complete)
     return wavenumber, energies.mean(axis=0)
 
 
-def _spectra(field: Field, example: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _spectra(field: Field, example: int | None, complete: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Wavenumbers (k,) and energies (entries, k) of each batch entry."""
     tensors, layout = flatten(_entries(field, example))
-    energies = quantities.energy_spectrum([tensor.detach() for tensor in tensors], layout).cpu().numpy()
+    energies = quantities.energy_spectrum([tensor.detach() for tensor in tensors], layout, complete).cpu().numpy()
     step = 2 * np.pi / max(float(length) for length in field.bounds.size)
     return step * np.arange(energies.shape[1]), energies
 
