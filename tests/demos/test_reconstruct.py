@@ -130,6 +130,7 @@ def rise() -> ph.PhysicsBlock:
     return ph.capture(smoke.rise)
 
 
+@pytest.mark.slow
 def test_first_losses_and_the_last_plume(rise: ph.PhysicsBlock) -> None:
     """298.3 as published, 291.45 and 276.07 as measured in plain PhiFlow; the last plume is its own target."""
     result, _ = smoke.search(rise, 2, smoke.SEARCHES["gradient descent"])
@@ -138,7 +139,8 @@ def test_first_losses_and_the_last_plume(rise: ph.PhysicsBlock) -> None:
         assert component[-1].abs().max() == 0 and component[0].abs().max() > 0.01
 
 
-@pytest.mark.parametrize("iterations", [9, pytest.param(79, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("iterations", [9, 79])
 def test_adam_stays_below_the_published_losses(rise: ph.PhysicsBlock, iterations: int) -> None:
     result, _ = smoke.search(rise, iterations, smoke.SEARCHES["Adam"])
     for iteration, published in smoke.PUBLISHED.items():
