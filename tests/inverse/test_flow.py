@@ -130,15 +130,15 @@ def backward(steps: int, advection: Callable = advect.mac_cormack) -> Callable[[
 
 
 def test_navier_stokes_comes_back_with_first_order() -> None:
-    """Velocity and marker, without viscosity. Measured: .110 .061 and .030 .016, with 32 steps .033 and .0081."""
+    """Velocity and marker, without viscosity. Measured: .110 .061 .033 and .030 .016 .0081."""
     x, errors = start(64), []
-    for steps in (8, 16):
+    for steps in (8, 16, 32):
         y = forward(steps)(x)
         assert all(distance(y[name], x[name]) > 0.25 for name in x)
         found = backward(steps)(y)
         errors.append([distance(found[name], x[name]) for name in ("velocity", "marker")])
-    assert (np.log2(np.divide(*errors)) > 0.8).all(), errors
-    assert errors[-1][0] < 0.062 and errors[-1][1] < 0.0165, errors
+    assert (np.log2(np.divide(errors[:-1], errors[1:])) > 0.8).all(), errors
+    assert errors[-1][0] < 0.034 and errors[-1][1] < 0.0085, errors
     assert ph.quantities.largest_divergence(found["velocity"]) < 1e-12
 
 
@@ -154,18 +154,18 @@ def test_sharpening_takes_the_viscosity_back() -> None:
 
 def test_local_inverse_of_navier_stokes() -> None:
     """Error of the velocity and residual fall at every iteration, of the viscosity too, which the way back leaves out.
-    Measured: .178 .064 .030 and .149 .045 .018. Solutions stay as they are."""
+    Measured: .178 .064 .030 .016 .0095 and .149 .045 .018 .009 .0049. Solutions stay as they are."""
     x, there, back = start(64), forward(8, viscosity=0.02), backward(8)
     y, inverse = there(x), local_inverse(there, back)
     found, errors, residuals = back(y), [], []
-    for _ in range(3):
+    for _ in range(5):
         errors.append(distance(found["velocity"], x["velocity"]))
         residuals.append(max(distance(there(found)[name], y[name]) for name in y))
         found = inverse(y, found)
-    assert (np.diff(errors) < 0).all() and errors[-1] < 0.031, errors
-    assert (np.diff(residuals) < 0).all() and residuals[-1] < 0.019, residuals
-    three = local_inverse(there, back, iterations=3)(y, back(y))
-    assert distance(three["velocity"], found["velocity"]) < 1e-14
+    assert (np.diff(errors) < 0).all() and errors[-1] < 0.01, errors
+    assert (np.diff(residuals) < 0).all() and residuals[-1] < 0.005, residuals
+    five = local_inverse(there, back, iterations=5)(y, back(y))
+    assert distance(five["velocity"], found["velocity"]) < 1e-14
     assert same(local_inverse(there, back, 1)(y, x), x)
 
 
@@ -289,3 +289,24 @@ def test_derivatives() -> None:
     block = ph.capture(burgers_back(0.1, sharpening=heat.Sharpening(0.05, 0.1, 0.05)))
     check_derivatives(block.native, block.flatten(u, f))
     check_vmap(block.native, block.flatten(u, f))
+
+
+@pytest.mark.parametrize(("scheme", "order"), [("semi-Lagrangian", 1), ("MacCormack", 2)])
+def test_advection_comes_back_with_the_order_of_the_scheme(scheme: str, order: int) -> None:
+    """A marker in steady Taylor–Green vortices, at fixed CFL number. Measured: 0.8 and 2.3."""
+    errors = []
+    for cells, steps in ((32, 8), (64, 16)):
+        u, wind, dt = smooth_marker(cells), taylor_green(ns.periodic_square(cells), 0.0, 0.0), 1 / steps
+        there = times(lambda m, d=dt, w=wind: SCHEMES[scheme](m, w, d), steps)
+        back = times(partial(advect_back(dt, SCHEMES[scheme]), velocity=wind), steps)
+        errors.append(distance(back(there(u)), u))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35), errors
+    assert errors[-1] < {"semi-Lagrangian": 0.06, "MacCormack": 0.02}[scheme]
+
+
+def test_navier_stokes_comes_back_by_semi_lagrangian_advection() -> None:
+    """It smooths more with more steps, unless the cells are refined with them. Measured: .27 .16 .09 on 32², 64², 128²
+    in 8, 16, 32 steps."""
+    x = start(64)
+    found = backward(16, advect.semi_lagrangian)(forward(16, advect.semi_lagrangian)(x))
+    assert distance(found["velocity"], x["velocity"]) < 0.165 and distance(found["marker"], x["marker"]) < 0.06

@@ -10,7 +10,7 @@ import torch
 from cases.hig import Task, relative, update_by_hand
 
 import phi_hybrid as ph
-from phi_hybrid.optim import Closure, LevenbergMarquardt
+from phi_hybrid.optim import HIG, Closure, LevenbergMarquardt
 
 torch.set_num_threads(1)
 
@@ -88,3 +88,17 @@ def test_at_a_minimum_the_damping_stays_finite() -> None:
     for _ in range(5):
         optimizer.step(task.closure)
     assert optimizer.damping == 1e12
+
+
+def test_reaches_the_minimum_where_gauss_newton_diverges() -> None:
+    """y = arctan θ from θ = 2: the full step grows without bounds."""
+    thetas = [
+        torch.nn.ParameterList([torch.nn.Parameter(torch.tensor([[2.0]], dtype=torch.float64))]) for _ in range(2)
+    ]
+    closures = [Closure(lambda net=net: torch.atan(net[0]), lambda y: y.square().mean()) for net in thetas]
+    full, damped = HIG(thetas[0], 0.5, 1.0), LevenbergMarquardt(thetas[1], 0.5, damping=1.0)
+    for _ in range(6):
+        full.step(closures[0])
+    for _ in range(40):
+        damped.step(closures[1])
+    assert abs(float(thetas[0][0])) > 2 and abs(float(thetas[1][0])) < 1e-3

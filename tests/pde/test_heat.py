@@ -219,3 +219,25 @@ def test_wrong_fields(u: Any, message: str) -> None:
     for use in (heat_step(1.0, 1.0), SETUP):
         with pytest.raises(ph.StateError, match=message):
             use(u)
+
+
+def test_gain_is_the_best() -> None:
+    """White signals in white noise: the mean square error is Σ SN/(K²S + N), and larger for any other noise level."""
+    grid, sigma = heat.square(16), 0.01
+    x = white(grid, 400, seed=1)
+    y = heat_step(1.0, 0.5)(x) + white(grid, 400, seed=2, level=sigma)
+    decay2 = np.exp(-2 * 0.5 * k_squared(grid))
+    expected = np.mean(sigma**2 / (decay2 + sigma**2))
+    errors = [np.mean(values(Sharpening(0.5, 1.0, f * sigma)(y) - x) ** 2) for f in (1.0, 0.4, 2.5)]
+    assert errors[0] == pytest.approx(expected, rel=0.01)
+    assert errors[0] < 0.99 * min(errors[1:])
+
+
+def test_error_of_the_observation_is_half_the_noise_at_most() -> None:
+    """Per mode, for states of the assumed strength: |K·x̂ − y| ≤ σ/2 where |x| ≤ s."""
+    grid, sigma = heat.square(32), 1e-4
+    phases = np.exp(1j * np.angle(modes(white(grid, 1))))  # of a real field: |x| = 1 in every mode
+    x = grid.with_values(wrap(torch.as_tensor(np.fft.ifft2(phases).real), batch("trajectory"), grid.resolution))
+    step = heat_step(1.0, 1.0)
+    residual = abs(modes(step(Sharpening(1.0, 1.0, sigma)(step(x))) - step(x)))
+    assert 0.4 * sigma < residual.max() <= 0.5 * sigma

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases.chains import agree, force_at, make_data, make_solver, squares, step_by_hand, target_at, windows
-from cases.small import SmallNet, equal, faces, forced_step, line, native_of, noise
+from cases.small import DT, SmallNet, equal, faces, forced_step, line, native_of, noise
 from phi.torch.flow import Field, Solve, field, fluid, math
 
 import phi_hybrid as ph
@@ -226,6 +226,24 @@ def test_how_targets_of_a_history_move() -> None:
     ):
         tensors, layout = ph.bridge.flatten(state)
         assert history.shift(tuple(noise_before), batch_of(tensors, layout)) == tuple(noise_after)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("where", ["initial", "every_step"])
+def test_adjusted_targets_are_reached_by_a_step_that_keeps_differences(where: Any, steps: int) -> None:
+    """uₙ₊₁ = uₙ + dt·f: the noise of its input is that of its output, so that there is nothing to learn."""
+
+    def shift(u: Field, f: Field) -> Field:
+        return u + DT * f
+
+    with math.precision(64):
+        f = line(1, dtype=torch.float64, b=3, time=4)
+        data = ph.Trajectories.generate(shift, line(0, dtype=torch.float64, b=3), 4, (f,), progress=False)
+    b, block = data.windows(steps).collate([data.windows(steps)[0], data.windows(steps)[1]]), ph.capture(shift)
+    for target, none in (("adjusted", True), ("clean", False)):
+        objective = ph.Unrolled(steps, noise=Noise(0.3, where, target))
+        torch.manual_seed(0)
+        assert (float(objective.loss(objective.outputs(block, b), b)) < 1e-28) == none
 
 
 # --- no noise, seeds, schedules ---
