@@ -65,7 +65,7 @@ def _line(values: Any, kind: str) -> Field:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_upstream_1d_advection_on_torch_crashes(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TorchBackend, "grid_sample", _compat._grid_sample_2d_3d)
+    monkeypatch.setattr(TorchBackend, "grid_sample", _compat.defects._grid_sample_2d_3d)
     u = _line(torch.randn(2, 9, 1), "periodic")
     with pytest.raises(RuntimeError, match="grid_sampler"):
         SCHEMES[scheme](u, u, 0.2)
@@ -106,7 +106,7 @@ def test_2d_interpolation_is_left_to_torch() -> None:
     points = torch.rand(1, 6, 2) * 3
     assert torch.equal(
         _compat.TORCH.grid_sample(grid, points, "boundary"),
-        _compat._grid_sample_2d_3d(_compat.TORCH, grid, points, "boundary"),
+        _compat.defects._grid_sample_2d_3d(_compat.TORCH, grid, points, "boundary"),
     )
     assert _compat.TORCH.grid_sample(grid[..., 0:1, :], points[..., :1], "boundary") is NotImplemented
 
@@ -146,14 +146,14 @@ def test_staggered_mac_cormack_shifts_a_sine(direction: float, dim: str) -> None
 
 
 def test_upstream_staggered_mac_cormack_is_wrong_in_one_direction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Field, "closest_values", _compat._closest_values_centered)
+    monkeypatch.setattr(Field, "closest_values", _compat.defects._closest_values_centered)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         assert max(_shifted_sine_error(1.0, "x"), _shifted_sine_error(-1.0, "x")) > 0.3
 
 
 def test_upstream_staggered_mac_cormack_crashes_with_vector_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Field, "closest_values", _compat._closest_values_centered)
+    monkeypatch.setattr(Field, "closest_values", _compat.defects._closest_values_centered)
     u = StaggeredGrid(Noise(), INFLOW, x=5, y=6)
     with pytest.raises(AssertionError, match="Cannot pad tensor"):
         advect.mac_cormack(u, u, 0.1)
@@ -194,7 +194,9 @@ def test_centred_limits_are_upstream_s() -> None:
     points = u.points + 0.3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        math.assert_close(u.closest_values(points), _compat._closest_values_centered(u, points), abs_tolerance=0)
+        math.assert_close(
+            u.closest_values(points), _compat.defects._closest_values_centered(u, points), abs_tolerance=0
+        )
 
 
 # --- advection on staggered grids in 1D ---
@@ -203,7 +205,7 @@ def test_centred_limits_are_upstream_s() -> None:
 def test_upstream_1d_staggered_advection_gains_a_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
     """The result has dims `vector` and `~vector`; once it has not, `_with_values` can go."""
     u = StaggeredGrid(Noise(), PERIODIC, x=7)
-    monkeypatch.setattr(Field, "with_values", _compat._with_values_as_given)
+    monkeypatch.setattr(Field, "with_values", _compat.defects._with_values_as_given)
     assert set(advect.semi_lagrangian(u, u, 0.1).values.shape.names) == {"x", "vector", "~vector"}
 
 
@@ -241,7 +243,7 @@ STAGGERED: dict[str, Any] = {"closed": 0, "open": ZERO_GRADIENT, "inflow": INFLO
 def test_upstream_implicit_diffusion_on_faces_fails(kind: str) -> None:
     u = StaggeredGrid(Noise(), STAGGERED[kind], x=6, y=5)
     with pytest.raises(ValueError, match="'idx'"):
-        _compat._implicit_on_one_grid(u, 0.1, 0.5)
+        _compat.defects._implicit_on_one_grid(u, 0.1, 0.5)
 
 
 @pytest.mark.parametrize("solves", [True, False], ids=["linear_solves", "PhiFlow"])
@@ -266,7 +268,7 @@ def test_implicit_diffusion_on_faces_solves_for_each_component(kind: str, solves
 
 def test_upstream_tracing_beside_a_wall_with_a_float_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Indices are padded with 1.0 - 1.0, which makes them floats."""
-    monkeypatch.setattr(LinTracer, "_pad", _compat._pad_tracer_with_constant_type)
+    monkeypatch.setattr(LinTracer, "_pad", _compat.defects._pad_tracer_with_constant_type)
     with pytest.raises(AssertionError):
         diffuse.implicit(CenteredGrid(Noise(), 1.0, x=5), 0.1, 0.5)
 

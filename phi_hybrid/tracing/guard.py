@@ -36,8 +36,7 @@ _LIBRARIES = tuple(
     os.path.dirname(__import__(name).__file__) + os.sep for name in ("torch", "phi", "phiml", "numpy")
 ) + (
     os.path.dirname(__file__) + os.sep,
-    *(os.path.join(os.path.dirname(_compat.__file__), room, "") for room in ("bridge", "steps")),
-    _compat.__file__,
+    *(os.path.join(os.path.dirname(os.path.dirname(__file__)), room, "") for room in ("_compat", "bridge", "steps")),
 )
 
 

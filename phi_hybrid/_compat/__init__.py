@@ -1,0 +1,46 @@
+"""Floor 0: the only room that touches private PhiFlow, PhiML and torch names, or works around a defect there."""
+
+from phiml.backend.torch import TORCH
+
+from phi_hybrid._compat import defects as defects
+from phi_hybrid._compat.solves import (
+    MatrixStandIn,
+    hooked_solves,
+    matrix_dims,
+    matrix_to_scipy,
+    matrix_values,
+    varies,
+)
+from phi_hybrid._compat.tracing import (
+    forward_mode_active,
+    functorch_active,
+    hooked_autograd_functions,
+    hooked_backend,
+    outside_transformations,
+    plain_products,
+    proxy_node,
+    without_tracing,
+)
+from phi_hybrid._compat.values import assemble_field, boundary_from_dict, boundary_to_dict, is_sparse
+
+__all__ = [
+    "MatrixStandIn",
+    "TORCH",
+    "assemble_field",
+    "boundary_from_dict",
+    "boundary_to_dict",
+    "forward_mode_active",
+    "functorch_active",
+    "hooked_autograd_functions",
+    "hooked_backend",
+    "hooked_solves",
+    "is_sparse",
+    "matrix_dims",
+    "matrix_to_scipy",
+    "matrix_values",
+    "outside_transformations",
+    "plain_products",
+    "proxy_node",
+    "varies",
+    "without_tracing",
+]

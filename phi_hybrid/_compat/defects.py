@@ -1,0 +1,80 @@
+"""Defects of PhiFlow on torch, mended on import, for eager code as well as for captured code.
+
+* `advect.semi_lagrangian` and `advect.mac_cormack` crash in 1D (`TorchBackend.grid_sample` handles 2D and 3D only);
+* `Field.closest_values`, the limiter of `advect.mac_cormack`, looks half a cell beside the faces of staggered grids and
+  crashes when their boundary holds a vector;
+* advection on staggered grids in 1D returns values with a surplus `vector` dim;
+* `diffuse.implicit` fails on staggered grids that are not periodic;
+* linear functions cannot be traced next to a boundary with a floating-point value (walls at 1.0, inflow).
+
+`tests/test_compat.py` has one test per workaround that fails as soon as upstream has mended the defect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from phi import math
+from phi.field import Field
+from phi.geom import UniformGrid
+from phi.physics import diffuse
+from phiml.backend.torch._torch_backend import TorchBackend
+from phiml.math import extrapolation
+from phiml.math._lin_trace import LinTracer
+from phiml.math._tensors import Tensor as PhiTensor
+
+_grid_sample_2d_3d = TorchBackend.grid_sample
+_closest_values_centered = Field.closest_values
+_with_values_as_given = Field.with_values
+_implicit_on_one_grid = diffuse.implicit
+_pad_tracer_with_constant_type = LinTracer._pad
+
+
+def _grid_sample(self: TorchBackend, grid: Any, coordinates: Any, extrapolation: str) -> Any:
+    if coordinates.shape[-1] == 1:
+        return NotImplemented  # torch samples images and volumes only; this selects PhiML's own interpolation
+    return _grid_sample_2d_3d(self, grid, coordinates, extrapolation)
+
+
+def _closest_values(self: Field, points: Any) -> PhiTensor:
+    if not self.is_staggered:
+        return _closest_values_centered(self, points)
+    closest = {}
+    for name in self.vector.item_names:
+        faces = UniformGrid(self.resolution, self.bounds).stagger(name, *self.boundary.valid_outer_faces(name))
+        position = faces.bounds.global_to_local(points[{"~vector": name}]) * faces.resolution - 0.5
+        boundary = self.boundary[{"vector": name}]
+        closest[name] = math.closest_grid_values(self.values[{"~vector": name}], position, boundary)
+    return math.stack(closest, math.dual("vector"))
+
+
+def _with_values(self: Field, values: Any, **kwargs: Any) -> Field:
+    if isinstance(values, PhiTensor) and {"vector", "~vector"} <= set(values.shape.names) and self.is_staggered:
+        values = values.vector[0] if self.spatial_rank == 1 else values  # sampling at faces leaves it there in 1D
+    return _with_values_as_given(self, values, **kwargs)
+
+
+def _implicit(field: Field, diffusivity: Any, dt: Any, *args: Any, **kwargs: Any) -> Field:
+    if not field.is_staggered or field.values.shape.is_uniform:
+        return _implicit_on_one_grid(field, diffusivity, dt, *args, **kwargs)
+    components = {}
+    for name in field.vector.item_names:
+        faces = UniformGrid(field.resolution, field.bounds).stagger(name, *field.boundary.valid_outer_faces(name))
+        component = Field(faces, field.values[{"~vector": name}], field.boundary[{"vector": name}])
+        components[name] = _implicit_on_one_grid(component, diffusivity, dt, *args, **kwargs).values
+    return field.with_values(math.stack(components, math.dual("vector")))
+
+
+def _pad_tracer(self: LinTracer, boundary: extrapolation.Extrapolation, *args: Any, **kwargs: Any) -> LinTracer:
+    if not isinstance(boundary, extrapolation.ConstantExtrapolation):
+        return _pad_tracer_with_constant_type(self, boundary, *args, **kwargs)
+    padded = _pad_tracer_with_constant_type(self, extrapolation.ZERO, *args, **kwargs)  # indices stay integers
+    return dataclasses.replace(padded, _bias=boundary.pad(self._bias, *args, **kwargs))
+
+
+LinTracer._pad = _pad_tracer
+TorchBackend.grid_sample = _grid_sample
+diffuse.implicit = _implicit
+Field.closest_values = _closest_values
+Field.with_values = _with_values

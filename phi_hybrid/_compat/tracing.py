@@ -1,0 +1,89 @@
+"""What tracing needs to know of torch and PhiML, and to intercept there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from phiml.backend.torch import TORCH
+from phiml.math import _functional
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
+
+from phi_hybrid._compat.replacement import replaced, replaced_methods
+
+
+def proxy_node(tensor: Any) -> torch.fx.Node | None:
+    """The graph node that stands for `tensor` in the trace under way, `None` if it is not being traced."""
+    mode = get_proxy_mode()
+    if mode is None or not isinstance(tensor, torch.Tensor):
+        return None
+    slot = get_proxy_slot(tensor, mode.tracer, None)
+    return None if slot is None else slot.proxy.node
+
+
+without_tracing = disable_proxy_modes_tracing
+"""Context manager: operations inside are executed but not recorded."""
+
+
+@contextlib.contextmanager
+def hooked_backend(is_input: Callable[[Any], bool], hooks: dict[str, Callable]) -> Iterator[None]:
+    """While a step is traced: PhiFlow does not look at values of inputs, and `hooks` replace methods of its backend."""
+    own_is_available = TORCH.is_available
+
+    def is_available(tensor: Any) -> bool:
+        return not is_input(tensor) and own_is_available(tensor)
+
+    with (
+        replaced_methods(TORCH, {"is_available": is_available, **hooks}),
+        plain_products(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def plain_products() -> Iterator[None]:
+    """`math.safe_mul` without its custom gradient: same values, and the same gradients to rounding while finite."""
+    with replaced(_functional, "_safe_mul", lambda x, y: x * y):
+        yield
+
+
+@contextlib.contextmanager
+def hooked_autograd_functions(hook: Callable[[type], None]) -> Iterator[None]:
+    """While a step is traced: `hook` is told of every `torch.autograd.Function` instead of running it. PhiML keeps those
+    that `math.custom_gradient` made in an earlier call, so hooking its backend does not reach them."""
+    original = torch.autograd.Function.__dict__["apply"]
+    torch.autograd.Function.apply = classmethod(lambda cls, *args, **kwargs: hook(cls))
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original
+
+
+# --- torch's transformation state, which has no public face ---
+
+
+def functorch_active() -> bool:
+    """Tells if a `torch.func` transformation (vmap, grad, jvp, …) is under way."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+@contextlib.contextmanager
+def outside_transformations() -> Iterator[None]:
+    """Suspends the `torch.func` transformations under way."""
+    level, torch.autograd.forward_ad._current_level = torch.autograd.forward_ad._current_level, -1
+    try:
+        with temporarily_clear_interpreter_stack():
+            yield
+    finally:
+        torch.autograd.forward_ad._current_level = level
+
+
+def forward_mode_active() -> bool:
+    """Tells if tangents may be flowing, in `torch.func.jvp` and `jacfwd` or in `torch.autograd.forward_ad`."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    stack = torch._C._functorch.get_interpreter_stack()
+    return any(i.key() == torch._C._functorch.TransformType.Jvp for i in stack or ())
