@@ -3,6 +3,7 @@
 from phiml.backend.torch import TORCH
 
 from phi_hybrid._compat import defects as defects
+from phi_hybrid._compat.decorators import undecorated
 from phi_hybrid._compat.solves import (
     MatrixStandIn,
     hooked_solves,
@@ -41,6 +42,7 @@ __all__ = [
     "outside_transformations",
     "plain_products",
     "proxy_node",
+    "undecorated",
     "varies",
     "without_tracing",
 ]

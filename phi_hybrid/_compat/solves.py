@@ -21,7 +21,8 @@ from phiml.math._sparse import native_matrix
 from phiml.math._tensors import Tensor as PhiTensor
 from phiml.math._tree import assemble_tree, disassemble_tree, tree_map, value_attributes, variable_attributes
 
-from phi_hybrid._compat.replacement import replaced
+from phi_hybrid._compat.decorators import undecorated_calls
+from phi_hybrid._compat.replacement import current, replaced
 from phi_hybrid._compat.values import is_sparse
 
 _matrix_and_bias = _functional.matrix_and_bias_from_tracer
@@ -49,6 +50,7 @@ def hooked_solves(
     """
     hooks = _SolveHooks(solve, leave)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(undecorated_calls())
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "(?s).*Rank deficiency|.*rank-deficient")  # which is what `solve` looks after
         for name, hook in hooks.by_name.items():
@@ -70,8 +72,8 @@ class _SolveHooks:
             "compute_preconditioner": lambda *args, **kwargs: None,
             "_linear_solve_forward": self.solve_forward,
         }
-        self.originals = {name: getattr(_optimize, name) for name in self.by_name}
-        in_own_precision = LinearFunction.sparse_matrix_and_bias
+        self.originals = {name: current(_optimize, name) for name in self.by_name}
+        in_own_precision = current(LinearFunction, "sparse_matrix_and_bias")
 
         def matrix_and_bias(function: LinearFunction, x: Any, *args: Any, **kwargs: Any) -> tuple[PhiTensor, PhiTensor]:
             precision = math.get_precision()

@@ -12,7 +12,7 @@ from phiml.math import _functional
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
 
-from phi_hybrid._compat.replacement import replaced, replaced_methods
+from phi_hybrid._compat.replacement import current, replaced
 
 
 def proxy_node(tensor: Any) -> torch.fx.Node | None:
@@ -31,15 +31,22 @@ without_tracing = disable_proxy_modes_tracing
 @contextlib.contextmanager
 def hooked_backend(is_input: Callable[[Any], bool], hooks: dict[str, Callable]) -> Iterator[None]:
     """While a step is traced: PhiFlow does not look at values of inputs, and `hooks` replace methods of its backend."""
-    own_is_available = TORCH.is_available
+    own_is_available, own_jacobian = current(TORCH, "is_available"), current(TORCH, "jacobian")
 
     def is_available(tensor: Any) -> bool:
         return not is_input(tensor) and own_is_available(tensor)
 
-    with (
-        replaced_methods(TORCH, {"is_available": is_available, **hooks}),
-        plain_products(),
-    ):
+    def jacobian(f: Callable, wrt: tuple | list, *args: Any, **kwargs: Any) -> Callable:
+        def evaluate(*natives: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            results = own_jacobian(f, wrt, *args, **kwargs)(*natives)
+            return *results[: -len(wrt)], *(g.detach() for g in results[-len(wrt) :])  # as PhiML's, without a graph
+
+        return evaluate
+
+    with contextlib.ExitStack() as stack:
+        for name, hook in {"is_available": is_available, "jacobian": jacobian, **hooks}.items():
+            stack.enter_context(replaced(TORCH, name, hook))
+        stack.enter_context(plain_products())
         yield
 
 
@@ -51,15 +58,18 @@ def plain_products() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hooked_autograd_functions(hook: Callable[[type], None]) -> Iterator[None]:
-    """While a step is traced: `hook` is told of every `torch.autograd.Function` instead of running it. PhiML keeps those
-    that `math.custom_gradient` made in an earlier call, so hooking its backend does not reach them."""
-    original = torch.autograd.Function.__dict__["apply"]
-    torch.autograd.Function.apply = classmethod(lambda cls, *args, **kwargs: hook(cls))
-    try:
+def hooked_autograd_functions(hook: Callable[..., Any]) -> Iterator[None]:
+    """While a step is traced: `hook(function, *args)` runs in place of `torch.autograd.Function.apply`, except for torch's
+    own functions and ours. PhiML keeps those that `math.custom_gradient` made in an earlier call, so hooking its backend
+    does not reach them."""
+    own = current(torch.autograd.Function, "apply")
+
+    def apply(function: type, *args: Any, **kwargs: Any) -> Any:
+        known = function.__module__.startswith(("torch.", "phi_hybrid."))
+        return own(function, *args, **kwargs) if known else hook(function, *args, **kwargs)
+
+    with replaced(torch.autograd.Function, "apply", apply):
         yield
-    finally:
-        torch.autograd.Function.apply = original
 
 
 # --- torch's transformation state, which has no public face ---

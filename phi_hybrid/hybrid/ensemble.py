@@ -24,7 +24,7 @@ from phi_hybrid.bridge.layout import (
 from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.hybrid.solver import HybridSolver
 from phi_hybrid.steps import BoundStep, NativeStep, Step, as_step, rollout
-from phi_hybrid.steps.face import Tensors, signature_of
+from phi_hybrid.steps.face import Call, Tensors, signature_of
 from phi_hybrid.tracing import PhysicsBlock
 
 
@@ -81,11 +81,11 @@ class Ensemble(Step):
         """All members for one layout, with a dim `member`, so that the bound step takes its own results; see `Step.bind`."""
         return super().bind(self.repeat(state), *inputs, **keywords)
 
-    def make(self, layout: TreeLayout, tensors: Tensors) -> EnsembleStep:
+    def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> EnsembleStep:
         return EnsembleStep(self, layout, tensors)
 
-    def native_for(self, layout: TreeLayout, tensors: Sequence[torch.Tensor]) -> EnsembleStep:
-        step = super().native_for(layout, tensors)
+    def native_for(self, layout: TreeLayout, tensors: Sequence[torch.Tensor], call: Call | None = None) -> EnsembleStep:
+        step = super().native_for(layout, tensors, call)
         step.compare_members(tensors)  # their settings may have changed since
         return step
 

@@ -16,7 +16,7 @@ from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid.coupling import Additive, Combination, Coupling, as_coupling
 from phi_hybrid.hybrid.step import Features, HybridStep
 from phi_hybrid.steps import Step, as_step, rollout
-from phi_hybrid.steps.face import Tensors
+from phi_hybrid.steps.face import Call, Tensors
 
 
 class HybridSolver(Step):
@@ -88,7 +88,7 @@ class HybridSolver(Step):
     def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return self.physics.arguments(args, keywords)
 
-    def make(self, layout: TreeLayout, tensors: Tensors) -> HybridStep:
+    def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> HybridStep:
         self.check_boundaries(layout.children[0])
         step = HybridStep(
             self.physics,

@@ -163,7 +163,7 @@ class HybridStep:
 
     def no_output(self) -> torch.Tensor:
         """Zeros of the shape that the network returns, `(batch, channel, *spatial)`."""
-        _, dtype, device = self.signature[0]
+        _, dtype, device = self.signature.tensors[0]
         shape = (math.prod(self._sizes.values()), self._output_map.channels, *self._output_map.resolution.values())
         return torch.zeros(shape, dtype=dtype, device=device)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import (
     Layout,
     TreeLayout,
@@ -24,17 +25,38 @@ from phi_hybrid.bridge.layout import (
 from phi_hybrid.errors import StateError
 
 Tensors = tuple[torch.Tensor, ...]
+Call = tuple[Sequence[Any], Mapping[str, Any]]
+"""Positional and keyword arguments as PhiFlow objects."""
 
 MAX_KNOWN = 16
 """Signatures that a step keeps; the one met first makes room."""
 
 
-def signature_of(tensors: Sequence[torch.Tensor]) -> list[tuple]:
+class Signature(NamedTuple):
+    """What fixes the native step of a layout: the tensors, and what torch does to operations around them."""
+
+    tensors: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
     """Shape, precision and device of every tensor."""
+    ambient: tuple
+    """Precision of new tensors, and that of autocast on CPU and CUDA, `None` where it is off."""
+
+    def on(self, device: torch.device) -> Signature:
+        """The signature of the same tensors on another device."""
+        return self._replace(tensors=tuple((shape, dtype, device) for shape, dtype, _ in self.tensors))
+
+
+def signature_of(tensors: Sequence[torch.Tensor]) -> Signature:
+    """The signature of these tensors, here and now."""
     try:
-        return [(t.shape, t.dtype, t.device) for t in tensors]
+        return Signature(tuple([(t.shape, t.dtype, t.device) for t in tensors]), _ambient())
     except AttributeError:
         raise _not_native(tensors) from None
+
+
+def _ambient() -> tuple:
+    cpu = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    cuda = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    return torch.get_default_dtype(), cpu, cuda
 
 
 def _not_native(values: Sequence[Any]) -> StateError:
@@ -50,8 +72,7 @@ class NativeStep(Protocol):
     layout: TreeLayout
     """Of the arguments, a tuple of state and inputs."""
     output_layout: Layout
-    signature: list[tuple]
-    """As of `signature_of`."""
+    signature: Signature
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors: ...
 
@@ -68,8 +89,14 @@ class Step(torch.nn.Module):
         self.known: Sequence[NativeStep] = ()
         self._flattened: list[TreeLayout] = []
 
-    def make(self, layout: TreeLayout, tensors: Tensors) -> NativeStep:
-        """The native step for arguments of this layout and signature."""
+    def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> NativeStep:
+        """The native step for arguments of this layout and signature.
+
+        Args:
+            layout: of the arguments.
+            tensors: state and inputs.
+            call: the PhiFlow arguments that the tensors come from, where they are at hand.
+        """
         raise NotImplementedError
 
     def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -83,7 +110,7 @@ class Step(torch.nn.Module):
     def forward(self, *args: Any, **keywords: Any) -> Any:
         """One step on PhiFlow states: `state, *inputs -> state`."""
         tensors, layout = self.flatten_call(args, keywords)
-        native = self.native_for(layout, tensors)
+        native = self.native_for(layout, tensors, (args, keywords))
         return unflatten(native.output_layout, native(*tensors))
 
     def bind(self, *args: Any, **keywords: Any) -> BoundStep:
@@ -97,7 +124,7 @@ class Step(torch.nn.Module):
             `BoundStep` with `flatten`, `native` and `unflatten`, a module for `torch.func`, `torch.compile`, DDP.
         """
         tensors, layout = self.flatten_call(args, keywords)
-        return BoundStep(self, self.native_for(layout, tensors))
+        return BoundStep(self, self.native_for(layout, tensors, (args, keywords)))
 
     def flatten(self, *args: Any, **keywords: Any) -> Tensors:
         """State and inputs as torch tensors, in the order that `native` takes them."""
@@ -130,12 +157,9 @@ class Step(torch.nn.Module):
         check_tensors(tensors, layout)
         return tensors, layout
 
-    def native_for(self, layout: TreeLayout, tensors: Sequence[torch.Tensor]) -> NativeStep:
-        """The native step for this layout and the signature of these tensors, made if need be."""
-        try:
-            signature = [(t.shape, t.dtype, t.device) for t in tensors]
-        except AttributeError:
-            raise _not_native(tensors) from None
+    def native_for(self, layout: TreeLayout, tensors: Sequence[torch.Tensor], call: Call | None = None) -> NativeStep:
+        """The native step for this layout and the signature of these tensors, made if need be, see `make`."""
+        signature = signature_of(tensors)
         for native in self.known:
             if native.signature == signature and (native.layout is layout or native.layout == layout):
                 return native
@@ -146,7 +170,7 @@ class Step(torch.nn.Module):
                 f"to, {describe_leaves(layout)}. Bind such arguments, or use torch.vmap for further batch axes"
             )
         check_tensors(tensors, layout)
-        native = self.make(layout, tuple(tensors))
+        native = self.make(layout, tuple(tensors), call)
         self.remember([native, *self.known][:MAX_KNOWN])
         return native
 
@@ -188,7 +212,7 @@ class BoundStep(torch.nn.Module):
         super().__init__()
         self.step = step
         self.layout, self.output_layout = native.layout, native.output_layout
-        bound = [torch.empty(shape, device="meta") for shape, _, _ in native.signature]
+        bound = [torch.empty(shape, device="meta") for shape, _, _ in native.signature.tensors]
         self._batch_sizes = batch_sizes(bound, native.layout)
         self._latest = [native]  # in a list, or torch would take a graph for a part of this module, too
 
@@ -264,7 +288,7 @@ def arguments_of(step: Callable, args: Sequence[Any], keywords: Mapping[str, Any
         StateError: for missing, superfluous or unknown ones, before any work is done.
     """
     try:
-        signature = inspect.signature(step)
+        signature = inspect.signature(_compat.undecorated(step))
     except (TypeError, ValueError):
         return tuple(args), dict(keywords)  # builtins have none
     try:

@@ -16,7 +16,7 @@ from phi_hybrid.bridge.checks import require_callable
 from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten, precision_of, unflatten
 from phi_hybrid.errors import StateError
 from phi_hybrid.linear_solve import Solves
-from phi_hybrid.steps.face import Step, Tensors, arguments_of, signature_of
+from phi_hybrid.steps.face import Call, Signature, Step, Tensors, arguments_of, signature_of
 
 
 def run(step: Callable, layout: TreeLayout, tensors: Sequence[torch.Tensor]) -> tuple[Tensors, Layout]:
@@ -27,7 +27,16 @@ def run(step: Callable, layout: TreeLayout, tensors: Sequence[torch.Tensor]) -> 
     """
     values = unflatten(layout, tensors)
     positional = len(values) - len(layout.keywords)
-    result = step(*values[:positional], **dict(zip(layout.keywords, values[positional:])))
+    return flat_result(step, (values[:positional], dict(zip(layout.keywords, values[positional:]))))
+
+
+def flat_result(step: Callable, call: Call) -> tuple[Tensors, Layout]:
+    """Tensors and layout of what a step returns.
+
+    Raises:
+        StateError: if nothing comes back.
+    """
+    result = step(*call[0], **call[1])
     if result is None:
         raise StateError(f"the step {name_of(step)} returns None; let it return the new state")
     return flatten(result)
@@ -59,7 +68,7 @@ class _PlainNativeStep:
     step: Callable
     layout: TreeLayout
     output_layout: Layout
-    signature: list[tuple]
+    signature: Signature
     solves: Solves
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
@@ -78,7 +87,7 @@ class PlainStep(Step):
     def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return arguments_of(self.step, args, keywords)
 
-    def make(self, layout: TreeLayout, tensors: Tensors) -> _PlainNativeStep:
+    def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> _PlainNativeStep:
         with torch.no_grad():
             output_layout = run_eager(self.step, layout, tensors, self.solves)[1]
         return _PlainNativeStep(self.step, layout, output_layout, signature_of(tensors), self.solves)
@@ -105,5 +114,5 @@ def require_step(name: str, step: Any) -> None:
 
 def name_of(step: Callable) -> str:
     """What the step is called, for messages."""
-    inner = getattr(step, "func", step)  # of functools.partial
+    inner = _compat.undecorated(getattr(step, "func", step))  # of functools.partial
     return getattr(inner, "__qualname__", None) or repr(step)

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import sys
+import threading
 import traceback
 import types
 import warnings
@@ -16,13 +17,17 @@ import torch
 
 from phi_hybrid import _compat
 from phi_hybrid.bridge.checks import require
-from phi_hybrid.bridge.layout import TreeLayout, describe_leaves
+from phi_hybrid.bridge.layout import Layout, TreeLayout, describe_leaves
 from phi_hybrid.errors import CaptureError, SolveError, StateError
 from phi_hybrid.linear_solve import Method, Solves
-from phi_hybrid.steps.face import MAX_KNOWN, Step, Tensors, arguments_of
-from phi_hybrid.steps.plain import name_of, require_step, run_eager
-from phi_hybrid.tracing.graph import CapturedGraph, check_against_eager
+from phi_hybrid.steps.face import MAX_KNOWN, Call, Step, Tensors, arguments_of
+from phi_hybrid.steps.plain import computing_like, flat_result, name_of, require_step, run_eager
+from phi_hybrid.tracing.check import check_against_eager, seeded
+from phi_hybrid.tracing.graph import CapturedGraph
 from phi_hybrid.tracing.guard import user_line
+
+_capturing = threading.RLock()
+"""Captures run one after the other: torch's tracer and PhiML's precision are global."""
 
 
 def capture(
@@ -86,23 +91,43 @@ class PhysicsBlock(Step):
     def graph_for(self, *args: Any, **keywords: Any) -> CapturedGraph:
         """The graph for these PhiFlow arguments, captured if need be."""
         tensors, layout = self.flatten_call(args, keywords)
-        return self.native_for(layout, tensors)
+        return self.native_for(layout, tensors, (args, keywords))
 
     def remember(self, known: Sequence[CapturedGraph]) -> None:
         """Keeps these graphs as parts of the module, so that they move between devices with it."""
         self.known = torch.nn.ModuleList(known)
 
-    def make(self, layout: TreeLayout, tensors: Tensors) -> CapturedGraph:
-        if _compat.functorch_active():  # tracing needs plain tensors; their values do not matter to it
-            with _compat.outside_transformations():
+    def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> CapturedGraph:
+        with _capturing, torch.inference_mode(False):
+            if not _compat.functorch_active():
+                return self._capture(layout, tuple(t.detach().clone() for t in tensors), call)
+            with _compat.outside_transformations():  # tracing needs plain tensors; their values do not matter to it
                 tensors = tuple(torch.ones(t.shape, dtype=t.dtype, device=t.device) for t in tensors)
-                return self._capture(layout, tensors)
-        return self._capture(layout, tuple(t.detach() for t in tensors))
+                return self._capture(layout, tensors, None)
 
-    def _capture(self, layout: TreeLayout, tensors: Tensors) -> CapturedGraph:
+    def _capture(self, layout: TreeLayout, tensors: Tensors, call: Call | None) -> CapturedGraph:
+        plain = self._run_plain(layout, tensors, call)
+        graph = CapturedGraph(self.step, layout, tensors, self.compile_graphs, self.solves)
+        if self.check:
+            check_against_eager(graph, self.step, tensors, self.solves, plain)
+        self._captures += 1
+        if self._captures % MAX_KNOWN == 0:
+            warnings.warn(
+                f"this step was captured {self._captures} times, last for {describe_leaves(layout)}. Python numbers "
+                "among the arguments are constants of the graph: pass what changes from call to call as a tensor "
+                "(phi.math.wrap), and keep batch sizes fixed",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return graph
+
+    def _run_plain(self, layout: TreeLayout, tensors: Tensors, call: Call | None) -> tuple[Tensors, Layout]:
+        """Result of plain PhiFlow for the arguments themselves, which a fault of the layout could not hide from."""
         try:
-            with torch.random.fork_rng(enabled=True):
-                run_eager(self.step, layout, tensors, self.solves)
+            if call is None:
+                return seeded(run_eager, (self.step, layout, tensors, self.solves))
+            with computing_like(tensors), self.solves.active():
+                return seeded(flat_result, (self.step, self.arguments(*call)))
         except (CaptureError, SolveError, StateError):
             raise
         except Exception as error:
@@ -116,19 +141,6 @@ class PhysicsBlock(Step):
                 f"the step fails in plain PhiFlow for arguments of shape {describe_leaves(layout)}: "
                 f"{type(error).__name__}: {error}, at {user_line(frames)}"
             ) from error
-        graph = CapturedGraph(self.step, layout, tensors, self.compile_graphs, self.solves)
-        if self.check:
-            check_against_eager(graph, self.step, tensors, self.solves)
-        self._captures += 1
-        if self._captures % MAX_KNOWN == 0:
-            warnings.warn(
-                f"this step was captured {self._captures} times, last for {describe_leaves(layout)}. Python numbers "
-                "among the arguments are constants of the graph: pass what changes from call to call as a tensor "
-                "(phi.math.wrap), and keep batch sizes fixed",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        return graph
 
     def __repr__(self) -> str:
         return f"PhysicsBlock({name_of(self.step)})"  # not the graphs: it names settings of a training
@@ -169,7 +181,7 @@ class LostStep:
 
     def __init__(self, step: Callable) -> None:
         self.__qualname__ = name_of(step)
-        parameters = inspect.signature(step).parameters.values()
+        parameters = inspect.signature(_compat.undecorated(step)).parameters.values()
         plain = [p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else None) for p in parameters]
         self.__signature__ = inspect.Signature(plain)  # by which calls are still understood
 

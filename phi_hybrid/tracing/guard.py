@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from phi_hybrid import _compat
 from phi_hybrid.errors import CaptureError
 from phi_hybrid.linear_solve import LinearSolve, Solves, in_order, solve_numbered
+from phi_hybrid.tracing.custom_gradient import TracedFunction, forget
 from phi_hybrid.tracing.operators import csr_product, pad_circular
 
 _TAKES_VALUE = {
@@ -47,6 +48,7 @@ class Guard(TorchFunctionMode):
         super().__init__()
         self.solves = solves
         self.used_solves: dict[int, LinearSolve] = {}
+        self.custom_gradients: dict[int, torch.nn.Module] = {}
         self.error: CaptureError | None = None
         self._depends: dict[torch.fx.Node, bool] = {}
 
@@ -117,33 +119,32 @@ class Guard(TorchFunctionMode):
         columns, row_pointers = (_compat.TORCH.as_tensor(t) for t in (columns, row_pointers))
         return csr_product(columns, row_pointers, values, shape[0], dense)
 
-    def custom_gradient(self, f: Callable) -> Callable:
-        def run(*args: Any) -> None:
-            self.refuse("a function with a custom gradient, which the graph would lose", "use a plain function")
-
-        return run
-
-    def autograd_function(self, function: type) -> None:
-        self.refuse(
-            f"a function with a custom gradient ({function.__name__}), which the graph would lose",
-            "use a plain function",
+    def autograd_function(self, function: type[torch.autograd.Function], *args: Any) -> Any:
+        """One call of a function with a gradient of its own."""
+        call = TracedFunction(function, args)
+        result = call.run()
+        self.custom_gradients[call.number] = call.module(self.is_input) or self.refuse(
+            f"a function with a custom gradient ({function.__name__}) whose way back uses tensors of the step that it was "
+            "not given",
+            "pass them to the function, or keep them with ctx.save_for_backward",
         )
+        return result
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
         """Everything that must hold while the step runs under the tracer."""
         python_state, numpy_state = random.getstate(), np.random.get_state()
-        hooks = {
-            "mul_csr_dense": self.sparse_product,
-            "custom_gradient": lambda f, *args, **kwargs: self.custom_gradient(f),
-        }
+        hooks = {"mul_csr_dense": self.sparse_product}
         with (
             _compat.hooked_solves(self.linear_solve),
             _compat.hooked_backend(self.is_input, hooks),
             _compat.hooked_autograd_functions(self.autograd_function),
             self,
         ):
-            yield
+            try:
+                yield
+            finally:
+                forget(self.custom_gradients)
         drawn = not _same(np.random.get_state(), numpy_state) or random.getstate() != python_state
         random.setstate(python_state)
         np.random.set_state(numpy_state)

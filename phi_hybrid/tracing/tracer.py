@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +12,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from phi_hybrid.bridge.layout import Layout, TreeLayout
 from phi_hybrid.errors import CaptureError, SolveError
-from phi_hybrid.linear_solve import LinearSolve, Solves
+from phi_hybrid.linear_solve import Solves
 from phi_hybrid.steps.plain import computing_like, run
 from phi_hybrid.tracing.guard import Guard, is_random, user_line
 from phi_hybrid.tracing.operators import GridSampler, SparseProduct
 
 _aten = torch.ops.aten
+_SEED = 8_071_506_243
+"""Hardly one that a step sets."""
 
 
 def trace(
@@ -40,7 +43,13 @@ def trace(
     versions = [t._version for t in tensors]
     try:
         with torch.random.fork_rng(enabled=True):  # a capture must not shift the user's random numbers
+            torch.manual_seed(_SEED)
             module = make_fx(native)(*tensors)
+            if torch.initial_seed() != _SEED:
+                raise CaptureError(
+                    "the step seeds torch's random generator, which the graph would not do. Way out: seed before the call, or "
+                    "pass the random numbers as an argument."
+                )
     except Exception as error:
         if guard.error is not None or isinstance(error, (CaptureError, SolveError)):
             raise (guard.error or error) from None
@@ -54,8 +63,9 @@ def trace(
     if [t._version for t in tensors] != versions:
         raise CaptureError("the step writes into one of its arguments. Way out: compute a new value instead.")
     _refuse_unsafe(module, guard)
-    _replace_operators(module, guard.used_solves)
+    _replace_operators(module, guard)
     _fold_constants(module)
+    _own_memory(module.graph)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -87,7 +97,7 @@ def _shape_depends_on_values(node: torch.fx.Node, guard: Guard) -> bool:
     return by_value and guard.depends(node)
 
 
-def _replace_operators(module: torch.fx.GraphModule, solves: dict[int, LinearSolve]) -> None:
+def _replace_operators(module: torch.fx.GraphModule, guard: Guard) -> None:
     module.add_submodule("grid_sampler", GridSampler())
     module.add_submodule("sparse_product", SparseProduct())
     module._tracer_cls = torch.fx.Tracer  # by which unpickling rebuilds the graph; this one leaves submodules alone
@@ -99,7 +109,11 @@ def _replace_operators(module: torch.fx.GraphModule, solves: dict[int, LinearSol
         elif node.target is torch.ops.phi_hybrid.linear_solve.default:
             rhs, number, _ = node.args
             node.op, node.target, node.args = "call_module", f"linear_solve{number}", (rhs,)
-            module.add_submodule(node.target, solves[number])
+            module.add_submodule(node.target, guard.used_solves[number])
+        elif node.target is torch.ops.phi_hybrid.with_gradient.default:
+            *arguments, number = node.args
+            node.op, node.target, node.args = "call_module", f"custom_gradient{number}", tuple(arguments)
+            module.add_submodule(node.target, guard.custom_gradients[number])
         elif node.target is _aten.view.default:
             node.target = _aten.reshape.default  # a caller's tensors need not have the strides of the example
         if _changes_nothing(node):
@@ -116,7 +130,7 @@ def _changes_nothing(node: torch.fx.Node) -> bool:
 def _fold_constants(module: torch.fx.GraphModule) -> None:
     """Computes once what does not depend on the inputs and keeps it as non-persistent buffers."""
     graph, values = module.graph, {}
-    fixed = _written_to(graph)
+    fixed = in_place_targets(graph)
     for node in list(graph.nodes):
         if node.op == "get_attr":
             values[node] = getattr(module, node.target)
@@ -143,7 +157,31 @@ def _fold_constants(module: torch.fx.GraphModule) -> None:
         delattr(module, name)
 
 
-def _written_to(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+def _own_memory(graph: torch.fx.Graph) -> None:
+    """Copies results that share memory with an argument, a constant or an earlier result: a caller may write into them."""
+    output = graph.output_node()
+    taken: set[torch.fx.Node] = {n for n in graph.nodes if n.op in ("placeholder", "get_attr")}
+    results = []
+    with graph.inserting_before(output):
+        for result in output.args[0]:
+            owner = _owner_of_memory(result)
+            results.append(graph.call_function(_aten.clone.default, (result,)) if owner in taken else result)
+            taken.add(owner)
+    output.args = (tuple(results),)
+
+
+def _owner_of_memory(node: torch.fx.Node) -> torch.fx.Node:
+    while node.target is operator.getitem or _is_view(node):
+        node = node.args[0]
+    return node
+
+
+def _is_view(node: torch.fx.Node) -> bool:
+    returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+    return node.op == "call_function" and bool(returns) and returns[0].alias_info is not None
+
+
+def in_place_targets(graph: torch.fx.Graph) -> set[torch.fx.Node]:
     """Nodes that an in-place operation writes to, directly or through a view: not constants, even if nothing varies."""
     written: set[torch.fx.Node] = set()
     for node in graph.nodes:

@@ -253,7 +253,7 @@ def test_device_move_rewrites_the_graph() -> None:
     block = capture(step, u).to("meta")
     graph = block.known[0]
     assert graph.device.type == "meta" and {b.device.type for b in block.buffers()} == {"meta"}
-    assert graph.signature == [(torch.Size([2, 6, 5]), torch.float32, torch.device("meta"))]
+    assert graph.signature.tensors == ((torch.Size([2, 6, 5]), torch.float32, torch.device("meta")),)
     (out,) = block.native(torch.empty(2, 6, 5, device="meta"))
     assert out.device.type == "meta" and out.shape == (2, 6, 5)
     assert {str(n.kwargs["device"]) for n in graph.module.graph.nodes if n.kwargs.get("device")} <= {"meta"}

@@ -250,35 +250,6 @@ def test_matrices_that_differ_along_the_batch_are_refused() -> None:
     assert "same dims" in message
 
 
-def test_custom_gradients_are_refused() -> None:
-    def forward(x: Tensor) -> Tensor:
-        return x * 2.0
-
-    doubled = math.custom_gradient(forward, lambda inputs, outputs, gradient: {"x": gradient * 7.0})
-
-    def step(u: Field) -> Field:
-        return u.with_values(doubled(u.values))
-
-    assert "custom gradient" in refusal(step, LINE)
-
-
-def test_autograd_functions_are_refused() -> None:
-    class Clamp(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x.clamp(-1, 1)
-
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            return gradient
-
-    def step(x: Tensor) -> Tensor:
-        return math.wrap(Clamp.apply(x.native("x")), spatial("x"))
-
-    message = refusal(step, math.wrap(torch.tensor([0.5, 3.0]), spatial("x")))
-    assert "custom gradient (Clamp)" in message and "in step" in message
-
-
 def test_steps_that_fail_in_plain_phiflow_are_a_state_error() -> None:
     def step(u: Field) -> Field:
         raise KeyError("viscosity")

@@ -1,0 +1,24 @@
+"""Functions under PhiML's decorators."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from phiml.math._functional import JitFunction, LinearFunction
+
+from phi_hybrid._compat.replacement import replaced
+
+
+@contextlib.contextmanager
+def undecorated_calls() -> Iterator[None]:
+    """Functions under `@jit_compile` run as they are: TorchScript would freeze what the solves inside return."""
+    with replaced(JitFunction, "__call__", lambda function, *args, **kwargs: function.f(*args, **kwargs)):
+        yield
+
+
+def undecorated(step: Callable) -> Callable:
+    """The function under `@jit_compile`, whose signature and name tell more."""
+    while isinstance(step, (JitFunction, LinearFunction)):
+        step = step.f
+    return step
