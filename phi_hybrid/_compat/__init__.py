@@ -3,7 +3,7 @@
 from phiml.backend.torch import TORCH
 
 from phi_hybrid._compat import defects as defects
-from phi_hybrid._compat.decorators import undecorated
+from phi_hybrid._compat.decorators import functions_under, undecorated
 from phi_hybrid._compat.solves import (
     MatrixStandIn,
     hooked_solves,
@@ -22,7 +22,7 @@ from phi_hybrid._compat.tracing import (
     proxy_node,
     without_tracing,
 )
-from phi_hybrid._compat.values import assemble_field, boundary_from_dict, boundary_to_dict, is_sparse
+from phi_hybrid._compat.values import assemble_field, boundary_from_dict, boundary_to_dict, is_sparse, natives_of
 
 __all__ = [
     "MatrixStandIn",
@@ -31,6 +31,7 @@ __all__ = [
     "boundary_from_dict",
     "boundary_to_dict",
     "forward_mode_active",
+    "functions_under",
     "functorch_active",
     "hooked_autograd_functions",
     "hooked_backend",
@@ -39,6 +40,7 @@ __all__ = [
     "matrix_dims",
     "matrix_to_scipy",
     "matrix_values",
+    "natives_of",
     "outside_transformations",
     "plain_products",
     "proxy_node",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from phiml.math._functional import JitFunction, LinearFunction
+from phiml.math._functional import CustomGradientFunction, GradientFunction, JitFunction, LinearFunction
 
 from phi_hybrid._compat.replacement import replaced
 
@@ -22,3 +23,9 @@ def undecorated(step: Callable) -> Callable:
     while isinstance(step, (JitFunction, LinearFunction)):
         step = step.f
     return step
+
+
+def functions_under(value: Any) -> list[Callable]:
+    """The user's functions under one of PhiML's decorators, none for anything else."""
+    decorated = isinstance(value, (JitFunction, LinearFunction, GradientFunction, CustomGradientFunction))
+    return [part for part in (value.f, vars(value).get("gradient")) if part is not None] if decorated else []

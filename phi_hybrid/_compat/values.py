@@ -69,3 +69,8 @@ def boundary_from_dict(description: dict) -> extrapolation.Extrapolation:
             boundary_from_dict(description["normal"]), boundary_from_dict(description["tangential"])
         )
     return extrapolation.from_dict({"type": description["primitive"]})
+
+
+def natives_of(tensor: PhiTensor) -> tuple[Any, ...]:
+    """The torch tensors, NumPy arrays and numbers that hold the values of a PhiML tensor."""
+    return tensor._natives()

@@ -110,8 +110,12 @@ class EnsembleStep:
     def compare_members(self, tensors: Sequence[torch.Tensor]) -> None:
         """Decides whether the members, as they are now, can be computed at once."""
         members = self._ensemble.members
-        first = members[0].native_for(self._frame, self._of(0, tensors))
-        self._stacked = Stacked(members, first) if alike(members) else None
+        self._first: NativeStep = members[0].native_for(self._frame, self._of(0, tensors))
+        self._stacked = Stacked(members, self._first) if alike(members) else None
+
+    def is_fresh(self) -> bool:
+        """Tells if the physics is still what it was made of."""
+        return self._first.is_fresh()
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
         if self._stacked is None or self._stacked.would_lose_buffers:

@@ -117,6 +117,10 @@ class HybridStep:
         record = self.respond(tensors)
         return record.state if self._projection is None else self._projected(record.state)
 
+    def is_fresh(self) -> bool:
+        """Tells if the physics is still what it was made of."""
+        return self._physics.is_fresh()
+
     def record(self, tensors: Tensors, gate: Gate | None = None) -> StepRecord:
         """One step.
 

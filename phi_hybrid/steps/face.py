@@ -76,6 +76,10 @@ class NativeStep(Protocol):
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors: ...
 
+    def is_fresh(self) -> bool:
+        """Tells if nothing has changed that the step was made of."""
+        ...
+
 
 class Step(torch.nn.Module):
     """`state, *inputs -> state` as a torch module, called like the PhiFlow function behind it.
@@ -139,8 +143,10 @@ class Step(torch.nn.Module):
         Raises:
             StateError: if it knows none or several; `bind` chooses one.
         """
-        if len(self.known) == 1 and not self._flattened and self.known[0].signature == signature_of(tensors):
-            return self.known[0](*tensors)
+        known = self.known
+        if len(known) == 1 and not self._flattened and known[0].signature == signature_of(tensors):
+            if known[0].is_fresh():
+                return known[0](*tensors)
         return self.native_for(self._single_layout(), tensors)(*tensors)
 
     def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
@@ -162,7 +168,8 @@ class Step(torch.nn.Module):
         signature = signature_of(tensors)
         for native in self.known:
             if native.signature == signature and (native.layout is layout or native.layout == layout):
-                return native
+                if native.is_fresh():
+                    return native
         self.check_call(layout)
         if not matches(layout, tensors):
             raise StateError(
@@ -252,9 +259,10 @@ class BoundStep(torch.nn.Module):
         Raises:
             StateError: if their number or shapes do not fit the layout.
         """
-        if not self._latest or self._latest[0].signature != signature_of(tensors):
-            self._latest = [self.step.native_for(self.layout, tensors)]
-        return self._latest[0](*tensors)
+        latest = self._latest
+        if not latest or latest[0].signature != signature_of(tensors) or not latest[0].is_fresh():
+            self._latest = latest = [self.step.native_for(self.layout, tensors)]
+        return latest[0](*tensors)
 
     def forward(self, *tensors: torch.Tensor) -> Tensors:
         """The same as `native`."""

@@ -74,6 +74,9 @@ class _PlainNativeStep:
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
         return run_eager(self.step, self.layout, tensors, self.solves)[0]
 
+    def is_fresh(self) -> bool:
+        return True
+
 
 class PlainStep(Step):
     """Plain PhiFlow code as a module: slow, but able to do all that PhiFlow can."""

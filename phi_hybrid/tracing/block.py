@@ -26,6 +26,9 @@ from phi_hybrid.tracing.check import check_against_eager, seeded
 from phi_hybrid.tracing.graph import CapturedGraph
 from phi_hybrid.tracing.guard import user_line
 
+RENEWALS = 8
+"""Captures of one signature, because constants changed, after which a warning says so."""
+
 _capturing = threading.RLock()
 """Captures run one after the other: torch's tracer and PhiML's precision are global."""
 
@@ -82,8 +85,8 @@ class PhysicsBlock(Step):
         self.compile_graphs = compile
         self.check = check
         self.solves = Solves(solver)
-        self.known = torch.nn.ModuleList()
-        self._captures = 0
+        self.graphs = torch.nn.ModuleList()
+        self._captures = self._renewals = 0
 
     def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return arguments_of(self.step, args, keywords)
@@ -94,8 +97,9 @@ class PhysicsBlock(Step):
         return self.native_for(layout, tensors, (args, keywords))
 
     def remember(self, known: Sequence[CapturedGraph]) -> None:
-        """Keeps these graphs as parts of the module, so that they move between devices with it."""
-        self.known = torch.nn.ModuleList(known)
+        """Keeps these graphs as parts of the module, too, so that they move between devices with it."""
+        super().remember(known)
+        self.graphs = torch.nn.ModuleList(known)
 
     def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> CapturedGraph:
         with _capturing, torch.inference_mode(False):
@@ -109,17 +113,32 @@ class PhysicsBlock(Step):
         plain = self._run_plain(layout, tensors, call)
         graph = CapturedGraph(self.step, layout, tensors, self.compile_graphs, self.solves)
         if self.check:
-            check_against_eager(graph, self.step, tensors, self.solves, plain)
-        self._captures += 1
-        if self._captures % MAX_KNOWN == 0:
-            warnings.warn(
-                f"this step was captured {self._captures} times, last for {describe_leaves(layout)}. Python numbers "
-                "among the arguments are constants of the graph: pass what changes from call to call as a tensor "
-                "(phi.math.wrap), and keep batch sizes fixed",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            try:
+                check_against_eager(graph, self.step, tensors, self.solves, plain)
+            except CaptureError as error:
+                own = ", ".join(graph.fingerprint.changes())
+                raise CaptureError(f"{error}{own and '. The step itself changes ' + own}") from None
+        graph.fingerprint.without_changes()
+        self._count(graph)
         return graph
+
+    def _count(self, graph: CapturedGraph) -> None:
+        """Warns where graphs hardly live longer than one call."""
+        self._captures += 1
+        stale = [g for g in self.known if g.signature == graph.signature and g.layout == graph.layout]
+        self._renewals += bool(stale)
+        reason = ""
+        if stale and self._renewals % RENEWALS == 0:
+            reason = f"what it closes over keeps changing: {', '.join(stale[0].fingerprint.changes())}"
+        elif self._captures % MAX_KNOWN == 0:
+            reason = "Python numbers among the arguments are constants of the graph"
+        if reason:
+            warnings.warn(
+                f"this step was captured {self._captures} times, last for {describe_leaves(graph.layout)}; {reason}. Pass what "
+                "changes from call to call as a tensor (phi.math.wrap), and keep batch sizes fixed",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def _run_plain(self, layout: TreeLayout, tensors: Tensors, call: Call | None) -> tuple[Tensors, Layout]:
         """Result of plain PhiFlow for the arguments themselves, which a fault of the layout could not hide from."""

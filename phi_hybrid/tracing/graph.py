@@ -11,6 +11,7 @@ from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import TreeLayout
 from phi_hybrid.linear_solve import Solves
 from phi_hybrid.steps.face import signature_of
+from phi_hybrid.tracing.fingerprint import Fingerprint
 from phi_hybrid.tracing.tracer import trace
 
 
@@ -21,6 +22,7 @@ class CapturedGraph(torch.nn.Module):
         self, step: Callable, layout: TreeLayout, tensors: tuple[torch.Tensor, ...], compile: bool, solves: Solves
     ) -> None:
         super().__init__()
+        self.fingerprint: Fingerprint | None = Fingerprint(step)
         self.layout = layout
         self.signature = signature_of(tensors)
         self.device = tensors[0].device if tensors else torch.device("cpu")
@@ -31,6 +33,10 @@ class CapturedGraph(torch.nn.Module):
         if self.compile and not _compat.functorch_active() and not _compat.forward_mode_active():
             return self._compiled()(*tensors)
         return self.module(*tensors)
+
+    def is_fresh(self) -> bool:
+        """Tells if what the step closes over is what it was at capture; always, after unpickling."""
+        return self.fingerprint is None or self.fingerprint.holds()
 
     def _compiled(self) -> Callable:
         if "_inductor" not in self.__dict__:
