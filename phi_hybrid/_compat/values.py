@@ -8,6 +8,7 @@ from phi import math
 from phi.field import Field
 from phiml.math import extrapolation
 from phiml.math._tensors import Tensor as PhiTensor
+from phiml.math._tree import Layout
 
 
 def assemble_field(geometry: Any, values: PhiTensor, boundary: extrapolation.Extrapolation) -> Field:
@@ -72,5 +73,5 @@ def boundary_from_dict(description: dict) -> extrapolation.Extrapolation:
 
 
 def natives_of(tensor: PhiTensor) -> tuple[Any, ...]:
-    """The torch tensors, NumPy arrays and numbers that hold the values of a PhiML tensor."""
-    return tensor._natives()
+    """The torch tensors, NumPy arrays and numbers that hold the values of a PhiML tensor; none for one that holds objects."""
+    return () if isinstance(tensor, Layout) else tensor._natives()

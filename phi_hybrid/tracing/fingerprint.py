@@ -14,6 +14,7 @@ import torch
 from phi.math import Shape, Tensor
 
 from phi_hybrid import _compat
+from phi_hybrid.steps.face import Step
 
 LARGEST_CONTAINER = 64
 """Entries up to which lists and dicts are looked at one by one; of longer ones the length is."""
@@ -203,6 +204,10 @@ class _Survey:
             return
         if isinstance(value, torch.nn.Module):
             self.module(value, label)
+        if isinstance(value, Step):  # a block or solver inside of the step: its graphs look after themselves
+            for part in (vars(value).get("step"), *value.children()):
+                self.visit(part, label)
+            return
         kinds = [base.__module__.split(".")[0] for base in type(value).__mro__]
         if inner := _compat.functions_under(value):
             for part in inner:
