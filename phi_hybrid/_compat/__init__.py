@@ -3,14 +3,8 @@
 from phiml.backend.torch import TORCH
 
 from phi_hybrid._compat import defects as defects
-from phi_hybrid._compat.solves import (
-    MatrixStandIn,
-    hooked_solves,
-    matrix_dims,
-    matrix_to_scipy,
-    matrix_values,
-    varies,
-)
+from phi_hybrid._compat.matrices import MatrixEntries, matrix_dims, matrix_to_scipy, matrix_values
+from phi_hybrid._compat.solves import MatrixStandIn, hooked_solves
 from phi_hybrid._compat.tracing import (
     forward_mode_active,
     functorch_active,
@@ -24,6 +18,7 @@ from phi_hybrid._compat.tracing import (
 from phi_hybrid._compat.values import assemble_field, boundary_from_dict, boundary_to_dict, is_sparse
 
 __all__ = [
+    "MatrixEntries",
     "MatrixStandIn",
     "TORCH",
     "assemble_field",
@@ -41,6 +36,5 @@ __all__ = [
     "outside_transformations",
     "plain_products",
     "proxy_node",
-    "varies",
     "without_tracing",
 ]

@@ -5,7 +5,8 @@
   crashes when their boundary holds a vector;
 * advection on staggered grids in 1D returns values with a surplus `vector` dim;
 * `diffuse.implicit` fails on staggered grids that are not periodic;
-* linear functions cannot be traced next to a boundary with a floating-point value (walls at 1.0, inflow).
+* linear functions cannot be traced next to a boundary with a floating-point value (walls at 1.0, inflow), nor next to an
+  antisymmetric one, and their matrices keep entries for cells outside of constant ones.
 
 `tests/test_compat.py` has one test per workaround that fails as soon as upstream has mended the defect.
 """
@@ -19,6 +20,7 @@ from phi import math
 from phi.field import Field
 from phi.geom import UniformGrid
 from phi.physics import diffuse
+from phiml.backend import NUMPY
 from phiml.backend.torch._torch_backend import TorchBackend
 from phiml.math import extrapolation
 from phiml.math._lin_trace import LinTracer
@@ -66,11 +68,22 @@ def _implicit(field: Field, diffusivity: Any, dt: Any, *args: Any, **kwargs: Any
     return field.with_values(math.stack(components, math.dual("vector")))
 
 
-def _pad_tracer(self: LinTracer, boundary: extrapolation.Extrapolation, *args: Any, **kwargs: Any) -> LinTracer:
+def _pad_tracer(
+    self: LinTracer, boundary: extrapolation.Extrapolation, widths: dict, *args: Any, **kwargs: Any
+) -> LinTracer:
+    if isinstance(boundary, extrapolation._AntiSymmetricExtrapolation):  # which negates indices, too
+        padded = _pad_tracer_with_constant_type(self, extrapolation.SYMMETRIC, widths, *args, **kwargs)
+        with NUMPY:
+            sign = boundary.pad(math.ones(self.shape.only(tuple(widths))), widths, *args, **kwargs)
+        return dataclasses.replace(padded, _fac=padded._fac * sign, _bias=boundary.pad(self._bias, widths, *args, **kwargs))
     if not isinstance(boundary, extrapolation.ConstantExtrapolation):
-        return _pad_tracer_with_constant_type(self, boundary, *args, **kwargs)
-    padded = _pad_tracer_with_constant_type(self, extrapolation.ZERO, *args, **kwargs)  # indices stay integers
-    return dataclasses.replace(padded, _bias=boundary.pad(self._bias, *args, **kwargs))
+        return _pad_tracer_with_constant_type(self, boundary, widths, *args, **kwargs)
+    padded = _pad_tracer_with_constant_type(self, extrapolation.ZERO, widths, *args, **kwargs)  # indices stay integers
+    with NUMPY:  # outside, nothing depends on the unknowns, whether coefficients are known or not
+        inside = math.ones(self.shape.only(tuple(widths)), dtype=bool)
+        inside = extrapolation.ConstantExtrapolation(False).pad(inside, widths, *args, **kwargs)
+    nonzero = padded._fac_nz & inside if inside.shape in padded._fac.shape else padded._fac_nz
+    return dataclasses.replace(padded, _fac_nz=nonzero, _bias=boundary.pad(self._bias, widths, *args, **kwargs))
 
 
 LinTracer._pad = _pad_tracer

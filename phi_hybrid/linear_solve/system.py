@@ -92,7 +92,7 @@ def system_of(stand_in: _compat.MatrixStandIn) -> tuple[System, np.ndarray | Non
     matrix = Csr(matrix)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
-    return System(matrix, shape, stand_in.singular), order
+    return System(matrix, shape, bool(stand_in.singular)), order
 
 
 def to_columns(rhs: torch.Tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from phi_hybrid.bridge.layout import Layout, TreeLayout
 from phi_hybrid.errors import CaptureError, SolveError
-from phi_hybrid.linear_solve import LinearSolve, Solves
+from phi_hybrid.linear_solve import LinearSolve, Solves, VaryingSolve
 from phi_hybrid.steps.plain import computing_like, run
 from phi_hybrid.tracing.guard import Guard, is_random, user_line
 from phi_hybrid.tracing.operators import GridSampler, SparseProduct
@@ -87,7 +87,7 @@ def _shape_depends_on_values(node: torch.fx.Node, guard: Guard) -> bool:
     return by_value and guard.depends(node)
 
 
-def _replace_operators(module: torch.fx.GraphModule, solves: dict[int, LinearSolve]) -> None:
+def _replace_operators(module: torch.fx.GraphModule, solves: dict[str, LinearSolve | VaryingSolve]) -> None:
     module.add_submodule("grid_sampler", GridSampler())
     module.add_submodule("sparse_product", SparseProduct())
     module._tracer_cls = torch.fx.Tracer  # by which unpickling rebuilds the graph; this one leaves submodules alone
@@ -97,13 +97,21 @@ def _replace_operators(module: torch.fx.GraphModule, solves: dict[int, LinearSol
         elif node.target is torch.ops.phi_hybrid.csr_product.default:
             node.op, node.target = "call_module", "sparse_product"
         elif node.target is torch.ops.phi_hybrid.linear_solve.default:
-            rhs, number, _ = node.args
-            node.op, node.target, node.args = "call_module", f"linear_solve{number}", (rhs,)
-            module.add_submodule(node.target, solves[number])
+            rhs, number, transposed = node.args
+            _call_solve(node, f"linear_solve{number}", (rhs, transposed), solves)
+        elif node.target is torch.ops.phi_hybrid.varying_solve.default:
+            values, rhs, _, _, number, transposed = node.args
+            _call_solve(node, f"varying_solve{number}", (values, rhs, transposed), solves)
         elif node.target is _aten.view.default:
             node.target = _aten.reshape.default  # a caller's tensors need not have the strides of the example
         if _changes_nothing(node):
             node.replace_all_uses_with(node.args[0])
+
+
+def _call_solve(node: torch.fx.Node, name: str, args: tuple, solves: dict[str, torch.nn.Module]) -> None:
+    """Puts a module in the place of a solve; most are not transposed, those of a backward pass in the step may be."""
+    node.op, node.target, node.args = "call_module", name, args if args[-1] else args[:-1]
+    node.graph.owning_module.add_submodule(name, solves[name])
 
 
 def _changes_nothing(node: torch.fx.Node) -> bool:
