@@ -68,7 +68,12 @@ def hooked_autograd_functions(hook: Callable[[type], None]) -> Iterator[None]:
     """While a step is traced: `hook` is told of every `torch.autograd.Function` instead of running it. PhiML keeps those
     that `math.custom_gradient` made in an earlier call, so hooking its backend does not reach them."""
     original = torch.autograd.Function.__dict__["apply"]
-    torch.autograd.Function.apply = classmethod(lambda cls, *args, **kwargs: hook(cls))
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        known = cls.__module__.startswith(("torch.", "phi_hybrid."))  # of registered operators
+        return original.__func__(cls, *args, **kwargs) if known else hook(cls)
+
+    torch.autograd.Function.apply = classmethod(apply)
     try:
         yield
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,16 @@ import torch
 
 from phi_hybrid import _compat
 from phi_hybrid.errors import SolveError
-from phi_hybrid.linear_solve.operator import LinearSolve, methods_for
-from phi_hybrid.linear_solve.pattern import Pattern
-from phi_hybrid.linear_solve.solution import Method, Solver
-from phi_hybrid.linear_solve.system import System
+from phi_hybrid.linear_solve.operator import LinearSolve
+from phi_hybrid.linear_solve.pattern import Pattern, PatternSystem
+from phi_hybrid.linear_solve.pattern_methods import PatternMethod
+from phi_hybrid.linear_solve.solution import Method
 
 _alive: weakref.WeakValueDictionary[int, VaryingSolve] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
-KEPT_ENTRIES = 2_000_000
-"""Matrix entries up to which solvers of recent values are kept, the last two at least."""
+KEPT_ENTRIES = 500_000
+"""Matrix entries up to which solvers of recent values are kept; those of the last two calls in any case."""
 
 
 class VaryingSolve(torch.nn.Module):
@@ -72,7 +71,10 @@ class VaryingSolve(torch.nn.Module):
                 f"the matrix of a linear solve holds {bad} NaN or infinite values of {matrices.size}. A coefficient was "
                 "damaged before, or divided by zero: look at the operations before the solve"
             )
+        kept = max(2 * len(matrices), KEPT_ENTRIES // (matrices.shape[1] or 1))
         solutions = [self._solve_block(v, b, transposed, i) for i, (v, b) in enumerate(zip(matrices, rhs))]
+        while len(self._solvers) > kept:
+            del self._solvers[next(iter(self._solvers))]
         return torch.stack(solutions) if solutions else torch.empty_like(rhs)
 
     def _solve_block(self, values: np.ndarray, rhs: torch.Tensor, transposed: bool, block: int) -> torch.Tensor:
@@ -85,10 +87,9 @@ class VaryingSolve(torch.nn.Module):
         key = values.tobytes()
         solver = self._solvers.pop(key, None)
         if solver is None:
-            system = System(self.pattern.matrix(values), self.pattern.shape, self.tolerates_imbalance is not False)
-            solver = LinearSolve(system, self.method or _Usual(), self.rel_tol, self.abs_tol)
-            while len(self._solvers) >= max(2, KEPT_ENTRIES // len(values)):
-                del self._solvers[next(iter(self._solvers))]
+            matrix, tolerant = self.pattern.matrix(values), self.tolerates_imbalance is not False
+            system = PatternSystem(matrix, self.pattern.shape, tolerant, self.pattern, values)
+            solver = LinearSolve(system, self.method or PatternMethod(), self.rel_tol, self.abs_tol)
         self._solvers[key] = solver  # the most recent one is the last
         return solver
 
@@ -184,16 +185,3 @@ class _VaryingSolve(torch.autograd.Function):
 def varying_of(number: int) -> VaryingSolve:
     """The live module with this number."""
     return _alive[number]
-
-
-# --- which method solves a matrix that may be another one at the next call ---
-
-
-@dataclass(frozen=True)
-class _Usual:
-    def build(self, system: System, device: torch.device, tolerance: float) -> Solver | None:
-        for candidate in methods_for(system, device):
-            solver = candidate.build(system, device, tolerance)
-            if solver is not None:
-                return solver
-        return None
