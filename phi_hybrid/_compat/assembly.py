@@ -33,32 +33,51 @@ _traced_matrix = LinearFunction.sparse_matrix_and_bias
 Affine = tuple[PhiTensor, PhiTensor]
 
 
+class PlainFunction(LinearFunction):
+    """A linear function without a decorator: what it returns counts, not what PhiML's linear tracing makes of it."""
+
+    def __init__(self, f: Callable) -> None:
+        function = math.jit_compile_linear(f)
+        super().__init__(function.f, function.auxiliary_args, False)
+
+
 def matrix_and_bias(function: LinearFunction, x: Any, *args: Any, **kwargs: Any) -> Affine:
     """Matrix A and bias b of f(x) = A·x + b, in float64 whatever the precision of the state.
-
-    PhiML's tracing is compared with the function itself, on random numbers: it takes some operations for others. What it
-    cannot trace is applied to the columns of the identity.
 
     Raises:
         CaptureError: if there is no way to a matrix.
     """
     precision, x = math.get_precision(), tree_map(math.to_float, x)
     with math.precision(64), unavailable(has_derivatives):
-        _, arguments = disassemble_tree((args, kwargs), cache=False, attr_type=variable_attributes)
-        if is_tracing() or any(map(is_unknown, arguments)):  # never from the matrices that PhiML keeps, nor among them
-            function = LinearFunction(function.f, function.auxiliary_args, False)
-        known = [matrix for matrix, *_ in function.matrices_and_biases.values()]
-        try:
-            matrix, bias = _traced_matrix(function, x, *args, **kwargs)
-            traced = any(matrix is m for m in known) or _agree(matrix, bias, x, lambda x: function.f(x, *args, **kwargs))
-            error = None
-        except Exception as failure:  # of any kind: PhiML fails by assertions, indices and shapes
-            traced, error = False, failure
-        if not traced:
-            matrix, bias = _probed(x, lambda x: function.f(x, *args, **kwargs), error)
-        if is_unknown(matrix):
-            function.matrices_and_biases.clear()
+        matrix, bias = (_of_plain if isinstance(function, PlainFunction) else _of_decorated)(function, x, *args, **kwargs)
     return matrix, math.cast(bias, math.DType(float, precision))
+
+
+def _of_decorated(function: LinearFunction, x: Any, *args: Any, **kwargs: Any) -> Affine:
+    _, arguments = disassemble_tree((args, kwargs), cache=False, attr_type=variable_attributes)
+    if is_tracing() or any(map(is_unknown, arguments)):  # never from the matrices that PhiML keeps, nor among them
+        function = LinearFunction(function.f, function.auxiliary_args, False)
+    matrix, bias = _traced_matrix(function, x, *args, **kwargs)
+    if is_unknown(matrix):
+        function.matrices_and_biases.clear()
+    return matrix, bias
+
+
+def _of_plain(function: PlainFunction, x: Any, *args: Any, **kwargs: Any) -> Affine:
+    """PhiML's tracing is compared with the function on random numbers: it takes some operations for others. What it cannot
+    trace is applied to the columns of the identity."""
+
+    def plain(x: Any) -> Any:
+        return function.f(x, *args, **kwargs)
+
+    try:
+        matrix, bias = _traced_matrix(function, x, *args, **kwargs)
+        if _agree(matrix, bias, x, plain):
+            return matrix, bias
+        error = None
+    except Exception as failure:  # of any kind: PhiML fails by assertions, indices and shapes
+        error = failure
+    return _probed(x, plain, error)
 
 
 def matrix_of_tracer(tracer: Any, auto_compress: bool = True, **kwargs: Any) -> Affine:

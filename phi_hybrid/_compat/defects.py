@@ -5,6 +5,8 @@
   crashes when their boundary holds a vector;
 * advection on staggered grids in 1D returns values with a surplus `vector` dim;
 * `diffuse.implicit` fails on staggered grids that are not periodic;
+* linear functions on meshes cannot be traced, since the check of their indices waits for values that are there, and
+  their coefficients become NumPy arrays, which have no gradients;
 * linear functions cannot be traced next to a boundary with a floating-point value (walls at 1.0, inflow), nor next to an
   antisymmetric one, and their matrices keep entries for cells outside of constant ones.
 
@@ -14,6 +16,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from phi import math
@@ -22,15 +25,18 @@ from phi.geom import UniformGrid
 from phi.physics import diffuse
 from phiml.backend import NUMPY
 from phiml.backend.torch._torch_backend import TorchBackend
-from phiml.math import extrapolation
+from phiml.math import _functional, _ops, extrapolation
 from phiml.math._lin_trace import LinTracer
 from phiml.math._tensors import Tensor as PhiTensor
+from phiml.math._tree import tree_map
 
 _grid_sample_2d_3d = TorchBackend.grid_sample
 _closest_values_centered = Field.closest_values
 _with_values_as_given = Field.with_values
 _implicit_on_one_grid = diffuse.implicit
 _pad_tracer_with_constant_type = LinTracer._pad
+_when_available_outside = _functional.when_available
+_bins_of_default_backend = _ops.bins
 
 
 def _grid_sample(self: TorchBackend, grid: Any, coordinates: Any, extrapolation: str) -> Any:
@@ -68,6 +74,20 @@ def _implicit(field: Field, diffusivity: Any, dt: Any, *args: Any, **kwargs: Any
     return field.with_values(math.stack(components, math.dual("vector")))
 
 
+def _when_available(check: Callable, *tensors: PhiTensor) -> None:
+    if _functional._TRACING_LINEAR and math.all_available(*tensors):
+        check(*tensors)
+    else:
+        _when_available_outside(check, *tensors)
+
+
+def _bins(x: Any, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(x, PhiTensor):
+        return tree_map(lambda tensor: _bins(tensor, *args, **kwargs), x)
+    with x.backend:
+        return _bins_of_default_backend(x, *args, **kwargs)
+
+
 def _pad_tracer(
     self: LinTracer, boundary: extrapolation.Extrapolation, widths: dict, *args: Any, **kwargs: Any
 ) -> LinTracer:
@@ -87,6 +107,8 @@ def _pad_tracer(
 
 
 LinTracer._pad = _pad_tracer
+_functional.when_available = _when_available
+_ops.bins = _bins
 TorchBackend.grid_sample = _grid_sample
 diffuse.implicit = _implicit
 Field.closest_values = _closest_values

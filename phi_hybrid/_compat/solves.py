@@ -18,7 +18,7 @@ from phiml.math._ops import backend_for
 from phiml.math._tensors import Tensor as PhiTensor
 from phiml.math._tree import assemble_tree, disassemble_tree, value_attributes, variable_attributes
 
-from phi_hybrid._compat.assembly import matrix_and_bias, matrix_of_tracer
+from phi_hybrid._compat.assembly import PlainFunction, matrix_and_bias, matrix_of_tracer
 from phi_hybrid._compat.matrices import MatrixEntries, matrix_entries, varies
 from phi_hybrid._compat.replacement import replaced
 from phi_hybrid._compat.tracing import is_tracing
@@ -93,7 +93,7 @@ class _SolveHooks:
         def with_function(y: Any, arguments: math.Solve, f_args: tuple, f_kwargs: dict) -> Any:
             if backend_for(*disassemble_tree(y, cache=False)[1]) is not TORCH:
                 return plain(y, arguments, f_args, f_kwargs=f_kwargs)
-            function = math.jit_compile_linear(inspect.getclosurevars(forward).nonlocals["f"])
+            function = PlainFunction(inspect.getclosurevars(forward).nonlocals["f"])
             try:
                 return math.solve_linear(function, y, arguments, *f_args, f_kwargs=f_kwargs)
             except CaptureError:  # there is no matrix

@@ -118,7 +118,7 @@ class PatternSystem(System):
 
 def pattern_of(entries: _compat.MatrixEntries) -> tuple[Pattern, np.ndarray]:
     """The pattern that matrices of all blocks share, and the place of each entry in `(block, entry)`, flat."""
-    shape = tuple(entries.unknowns.sizes)
+    shape = tuple(entries.unknowns.sizes) or (1,)
     size = int(np.prod(shape))
     places, slot = np.unique(entries.row * size + entries.column, return_inverse=True)
     pattern = Pattern(places // size, places % size, shape)
