@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from phi import math
 from phiml.backend import NUMPY
+from phiml.backend.torch import TORCH
 from phiml.math import _functional
 from phiml.math._functional import LinearFunction
 from phiml.math._lin_trace import to_format_for_mul
@@ -91,6 +92,18 @@ def matrix_of_tracer(tracer: Any, auto_compress: bool = True, **kwargs: Any) -> 
     if auto_compress and small and not is_unknown(matrix):
         matrix = to_format_for_mul(matrix, kwargs.get("target_backend") or matrix.backend)
     return matrix, bias
+
+
+def bincount(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Counts like `own`, PhiML's operation, but in a way that can be differentiated and traced where that matters."""
+
+    def count(x: Any, weights: Any, bins: int, **kwargs: Any) -> torch.Tensor:
+        known = not isinstance(weights, torch.Tensor) or not is_unknown(math.wrap(weights))
+        if known:
+            return own(x, weights, bins, **kwargs)
+        return torch.zeros(bins, dtype=weights.dtype, device=weights.device).index_add(0, TORCH.as_tensor(x), weights)
+
+    return count
 
 
 def _agree(matrix: PhiTensor, bias: PhiTensor, x: Any, function: Callable[[Any], Any]) -> bool:

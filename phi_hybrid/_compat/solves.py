@@ -18,9 +18,9 @@ from phiml.math._ops import backend_for
 from phiml.math._tensors import Tensor as PhiTensor
 from phiml.math._tree import assemble_tree, disassemble_tree, value_attributes, variable_attributes
 
-from phi_hybrid._compat.assembly import PlainFunction, matrix_and_bias, matrix_of_tracer
+from phi_hybrid._compat.assembly import PlainFunction, bincount, matrix_and_bias, matrix_of_tracer
 from phi_hybrid._compat.matrices import MatrixEntries, matrix_entries, varies
-from phi_hybrid._compat.replacement import replaced
+from phi_hybrid._compat.replacement import replaced, replaced_methods
 from phi_hybrid._compat.tracing import is_tracing
 from phi_hybrid.errors import CaptureError
 
@@ -55,6 +55,7 @@ def hooked_solves(
             stack.enter_context(replaced(_optimize, name, hook))
         stack.enter_context(replaced(LinearFunction, "sparse_matrix_and_bias", matrix_and_bias))
         stack.enter_context(replaced(_functional, "matrix_and_bias_from_tracer", matrix_of_tracer))
+        stack.enter_context(replaced_methods(TORCH, {"bincount": bincount(TORCH.bincount)}))
         yield
 
 
