@@ -4,14 +4,8 @@ from phiml.backend.torch import TORCH
 
 from phi_hybrid._compat import defects as defects
 from phi_hybrid._compat.decorators import functions_under, undecorated
-from phi_hybrid._compat.solves import (
-    MatrixStandIn,
-    hooked_solves,
-    matrix_dims,
-    matrix_to_scipy,
-    matrix_values,
-    varies,
-)
+from phi_hybrid._compat.matrices import MatrixEntries, matrix_dims, matrix_to_scipy, matrix_values
+from phi_hybrid._compat.solves import MatrixStandIn, hooked_solves
 from phi_hybrid._compat.tracing import (
     forward_mode_active,
     functorch_active,
@@ -25,6 +19,7 @@ from phi_hybrid._compat.tracing import (
 from phi_hybrid._compat.values import assemble_field, boundary_from_dict, boundary_to_dict, is_sparse, natives_of
 
 __all__ = [
+    "MatrixEntries",
     "MatrixStandIn",
     "TORCH",
     "assemble_field",
@@ -45,6 +40,5 @@ __all__ = [
     "plain_products",
     "proxy_node",
     "undecorated",
-    "varies",
     "without_tracing",
 ]

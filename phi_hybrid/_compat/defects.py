@@ -5,7 +5,10 @@
   crashes when their boundary holds a vector;
 * advection on staggered grids in 1D returns values with a surplus `vector` dim;
 * `diffuse.implicit` fails on staggered grids that are not periodic;
-* linear functions cannot be traced next to a boundary with a floating-point value (walls at 1.0, inflow).
+* linear functions on meshes cannot be traced, since the check of their indices waits for values that are there, and
+  their coefficients become NumPy arrays, which have no gradients;
+* linear functions cannot be traced next to a boundary with a floating-point value (walls at 1.0, inflow), nor next to an
+  antisymmetric one, and their matrices keep entries for cells outside of constant ones.
 
 `tests/test_compat.py` has one test per workaround that fails as soon as upstream has mended the defect.
 """
@@ -13,22 +16,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from phi import math
 from phi.field import Field
 from phi.geom import UniformGrid
 from phi.physics import diffuse
+from phiml.backend import NUMPY
 from phiml.backend.torch._torch_backend import TorchBackend
-from phiml.math import extrapolation
+from phiml.math import _functional, _ops, extrapolation
 from phiml.math._lin_trace import LinTracer
 from phiml.math._tensors import Tensor as PhiTensor
+from phiml.math._tree import tree_map
 
 _grid_sample_2d_3d = TorchBackend.grid_sample
 _closest_values_centered = Field.closest_values
 _with_values_as_given = Field.with_values
 _implicit_on_one_grid = diffuse.implicit
 _pad_tracer_with_constant_type = LinTracer._pad
+_when_available_outside = _functional.when_available
+_bins_of_default_backend = _ops.bins
 
 
 def _grid_sample(self: TorchBackend, grid: Any, coordinates: Any, extrapolation: str) -> Any:
@@ -66,14 +74,43 @@ def _implicit(field: Field, diffusivity: Any, dt: Any, *args: Any, **kwargs: Any
     return field.with_values(math.stack(components, math.dual("vector")))
 
 
-def _pad_tracer(self: LinTracer, boundary: extrapolation.Extrapolation, *args: Any, **kwargs: Any) -> LinTracer:
+def _when_available(check: Callable, *tensors: PhiTensor) -> None:
+    if _functional._TRACING_LINEAR and math.all_available(*tensors):
+        check(*tensors)
+    else:
+        _when_available_outside(check, *tensors)
+
+
+def _bins(x: Any, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(x, PhiTensor):
+        return tree_map(lambda tensor: _bins(tensor, *args, **kwargs), x)
+    with x.backend:
+        return _bins_of_default_backend(x, *args, **kwargs)
+
+
+def _pad_tracer(
+    self: LinTracer, boundary: extrapolation.Extrapolation, widths: dict, *args: Any, **kwargs: Any
+) -> LinTracer:
+    if isinstance(boundary, extrapolation._AntiSymmetricExtrapolation):  # which negates indices, too
+        padded = _pad_tracer_with_constant_type(self, extrapolation.SYMMETRIC, widths, *args, **kwargs)
+        with NUMPY:
+            sign = boundary.pad(math.ones(self.shape.only(tuple(widths))), widths, *args, **kwargs)
+        return dataclasses.replace(
+            padded, _fac=padded._fac * sign, _bias=boundary.pad(self._bias, widths, *args, **kwargs)
+        )
     if not isinstance(boundary, extrapolation.ConstantExtrapolation):
-        return _pad_tracer_with_constant_type(self, boundary, *args, **kwargs)
-    padded = _pad_tracer_with_constant_type(self, extrapolation.ZERO, *args, **kwargs)  # indices stay integers
-    return dataclasses.replace(padded, _bias=boundary.pad(self._bias, *args, **kwargs))
+        return _pad_tracer_with_constant_type(self, boundary, widths, *args, **kwargs)
+    padded = _pad_tracer_with_constant_type(self, extrapolation.ZERO, widths, *args, **kwargs)  # indices stay integers
+    with NUMPY:  # outside, nothing depends on the unknowns, whether coefficients are known or not
+        inside = math.ones(self.shape.only(tuple(widths)), dtype=bool)
+        inside = extrapolation.ConstantExtrapolation(False).pad(inside, widths, *args, **kwargs)
+    nonzero = padded._fac_nz & inside if inside.shape in padded._fac.shape else padded._fac_nz
+    return dataclasses.replace(padded, _fac_nz=nonzero, _bias=boundary.pad(self._bias, widths, *args, **kwargs))
 
 
 LinTracer._pad = _pad_tracer
+_functional.when_available = _when_available
+_ops.bins = _bins
 TorchBackend.grid_sample = _grid_sample
 diffuse.implicit = _implicit
 Field.closest_values = _closest_values

@@ -24,6 +24,11 @@ def proxy_node(tensor: Any) -> torch.fx.Node | None:
     return None if slot is None else slot.proxy.node
 
 
+def is_tracing() -> bool:
+    """Tells if a trace is under way."""
+    return get_proxy_mode() is not None
+
+
 without_tracing = disable_proxy_modes_tracing
 """Context manager: operations inside are executed but not recorded."""
 
@@ -47,6 +52,14 @@ def hooked_backend(is_input: Callable[[Any], bool], hooks: dict[str, Callable]) 
         for name, hook in {"is_available": is_available, "jacobian": jacobian, **hooks}.items():
             stack.enter_context(replaced(TORCH, name, hook))
         stack.enter_context(plain_products())
+        yield
+
+
+@contextlib.contextmanager
+def unavailable(unknown: Callable[[torch.Tensor], bool]) -> Iterator[None]:
+    """Context in which PhiML does not look at the values of some tensors, as if they were traced."""
+    own = current(TORCH, "is_available")
+    with replaced(TORCH, "is_available", lambda tensor: not unknown(tensor) and own(tensor)):
         yield
 
 

@@ -5,7 +5,8 @@ from phi_hybrid.linear_solve.factorization import SparseFactorization
 from phi_hybrid.linear_solve.fast_diagonalization import FastDiagonalization
 from phi_hybrid.linear_solve.operator import LinearSolve, solve_numbered, solve_of
 from phi_hybrid.linear_solve.solution import Method
-from phi_hybrid.linear_solve.solves import Solves, in_order, linear_solves
+from phi_hybrid.linear_solve.solves import Solves, by_parts, in_order, linear_solves
+from phi_hybrid.linear_solve.varying import VaryingSolve, solve_varying
 
 __all__ = [
     "ConjugateGradient",
@@ -14,8 +15,11 @@ __all__ = [
     "Method",
     "Solves",
     "SparseFactorization",
+    "VaryingSolve",
+    "by_parts",
     "in_order",
     "linear_solves",
     "solve_numbered",
     "solve_of",
+    "solve_varying",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -39,22 +40,29 @@ class ConjugateGradient:
 
 
 class KrylovSolver:
-    """Solver on the free cells F: A_FF·x_F = b_F − A_FD·x_D, x_D = b_D / diag(A_DD)."""
+    """Solver on the free cells F: A_FF·x_F = b_F − A_FD·x_D, x_D = b_D / diag(A_DD). `inner` is A_FF, zero elsewhere."""
 
     def __init__(
-        self, system: System, free: np.ndarray, preconditioner: SpectralSolver, tolerance: float, max_iterations: int
+        self,
+        system: System,
+        free: np.ndarray,
+        inner: Csr,
+        preconditioner: SpectralSolver,
+        tolerance: float,
+        max_iterations: int,
     ) -> None:
-        device = preconditioner.inverse.device
+        self.system, self.device = system, preconditioner.inverse.device
         self.preconditioner, self.tolerance, self.max_iterations = preconditioner, tolerance, max_iterations
-        mask = free.astype(float)
-        inner = Csr(system.matrix.multiply(mask[:, None]).multiply(mask[None, :]))
-        inner.eliminate_zeros()
+        mask, device = free.astype(float), self.device
         self.free = torch.tensor(mask, device=device)
         self.matrix, self.inner = _to_torch(system.matrix, device), _to_torch(inner, device)
-        self.transpose = _to_torch(Csr(system.matrix.T), device)
         diagonal = system.matrix.diagonal()
         self.fixed_inverse = torch.tensor(np.divide(1 - mask, diagonal, where=~free, out=0 * mask), device=device)
         self.balanced = symmetric_balance(system, device)
+
+    @cached_property
+    def transpose(self) -> torch.Tensor:
+        return _to_torch(Csr(self.system.matrix.T), self.device)
 
     def solve(self, rhs: torch.Tensor, transposed: bool) -> Solution:
         rhs, imbalance = self.balanced.split(rhs)
@@ -99,12 +107,16 @@ def krylov_solver(system: System, device: torch.device, tolerance: float, max_it
         return None
     operators = axis_operators(system, free)
     box = None if operators is None else spectral_solver(operators, system.shape, device)
-    if box is None or not _definite(box.eigenvalues):
+    if box is None or not is_definite(box.eigenvalues):
         return None
-    return KrylovSolver(system, free, box.regularised(), tolerance, max_iterations)
+    mask = free.astype(float)
+    inner = Csr(matrix.multiply(mask[:, None]).multiply(mask[None, :]))
+    inner.eliminate_zeros()
+    return KrylovSolver(system, free, inner, box.regularised(), tolerance, max_iterations)
 
 
-def _definite(eigenvalues: torch.Tensor) -> bool:
+def is_definite(eigenvalues: torch.Tensor) -> bool:
+    """Tells if no two eigenvalues have different signs, but for rounding."""
     tiny = 1e-11 * eigenvalues.abs().max()
     return bool((eigenvalues >= -tiny).all() or (eigenvalues <= tiny).all())
 

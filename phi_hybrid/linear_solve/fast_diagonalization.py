@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,20 +156,31 @@ def axis_operators(system: System, free: np.ndarray | None = None) -> list[Csr] 
     differs = rows != columns
     if (differs.sum(0) > 1).any():
         return None
-    sums, average = system.matrix @ np.ones(system.size), np.mean
-    if free is not None:
-        sign = np.sign(system.matrix.diagonal()[free][0])
-        sums, average = np.where(free, sign * sums, np.inf), np.min
-    overall, operators = average(sums), []
-    for d, size in enumerate(shape):
-        own = average(sums.reshape(shape), axis=tuple(e for e in range(len(shape)) if e != d))
-        own = np.where(np.isinf(own), overall, own) - overall * (len(shape) - 1) / len(shape)
-        own = own if free is None else sign * own
+    if free is None:
+        sums = _axis_sums(system.matrix @ np.ones(system.size), shape, np.mean)
+    else:
+        sums = smallest_row_sums(system, free, np.sign(system.matrix.diagonal()[free][0]))
+    operators = []
+    for d, (size, own) in enumerate(zip(shape, sums)):
         along = differs[d]
         entries = rows[d][along], columns[d][along], matrix.data[along]
         couplings = _couplings(*entries, size, system.size // size, strongest=free is not None)
         operators.append(Csr(couplings + scipy.sparse.diags(own - couplings @ np.ones(size))))
     return operators
+
+
+def smallest_row_sums(system: System, free: np.ndarray, sign: float) -> list[np.ndarray]:
+    """For each axis the row sums of T_d, from the smallest ones of the free cells of a definite matrix of this sign."""
+    sums = np.where(free, sign * (system.matrix @ np.ones(system.size)), np.inf)
+    return [sign * own for own in _axis_sums(sums, system.shape, np.min)]
+
+
+def _axis_sums(sums: np.ndarray, shape: tuple[int, ...], average: Callable[..., np.ndarray]) -> list[np.ndarray]:
+    overall, result = average(sums), []
+    for d in range(len(shape)):
+        own = average(sums.reshape(shape), axis=tuple(e for e in range(len(shape)) if e != d))
+        result.append(np.where(np.isinf(own), overall, own) - overall * (len(shape) - 1) / len(shape))
+    return result
 
 
 def kronecker_sum(operators: list[Csr]) -> Csr:

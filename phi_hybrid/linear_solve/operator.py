@@ -39,13 +39,13 @@ class LinearSolve(torch.nn.Module):
         self.system, self.method, self.rel_tol, self.abs_tol = system, method, rel_tol, abs_tol
         self._register()
 
-    def forward(self, rhs: torch.Tensor) -> torch.Tensor:
+    def forward(self, rhs: torch.Tensor, transposed: bool = False) -> torch.Tensor:
         """Raises SolveError if b is not finite, has no solution, or the solution misses the tolerance."""
         if torch.compiler.is_compiling():
-            return solve_numbered(rhs, self.number, False)
+            return solve_numbered(rhs, self.number, transposed)
         if not (torch.is_grad_enabled() or _compat.functorch_active() or _compat.forward_mode_active()):
-            return self.solve(rhs, False)
-        return _Solve.apply(rhs, self.number, False)
+            return self.solve(rhs, transposed)
+        return _Solve.apply(rhs, self.number, transposed)
 
     def solve(self, rhs: torch.Tensor, transposed: bool) -> torch.Tensor:
         """The solution, checked, without derivatives."""

@@ -82,7 +82,7 @@ def system_of(stand_in: _compat.MatrixStandIn) -> tuple[System, np.ndarray | Non
             f"{dict(columns)}: only square systems over the same dims are supported. Way out: solve the normal "
             "equations, or use the step uncaptured"
         )
-    shape, order = tuple(size for _, size in rows), None
+    shape, order = tuple(size for _, size in rows) or (1,), None
     if rows != columns:
         position = np.arange(matrix.shape[1]).reshape([size for _, size in columns])
         names = [name for name, _ in columns]
@@ -92,7 +92,7 @@ def system_of(stand_in: _compat.MatrixStandIn) -> tuple[System, np.ndarray | Non
     matrix = Csr(matrix)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
-    return System(matrix, shape, stand_in.singular), order
+    return System(matrix, shape, bool(stand_in.singular)), order
 
 
 def to_columns(rhs: torch.Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from phi_hybrid import _compat
 from phi_hybrid.errors import CaptureError
-from phi_hybrid.linear_solve import LinearSolve, Solves, in_order, solve_numbered
+from phi_hybrid.linear_solve import LinearSolve, Solves, VaryingSolve, by_parts, in_order, solve_numbered, solve_varying
 from phi_hybrid.tracing.custom_gradient import TracedFunction, forget
 from phi_hybrid.tracing.operators import csr_product, pad_circular
 
@@ -47,7 +47,7 @@ class Guard(TorchFunctionMode):
     def __init__(self, solves: Solves) -> None:
         super().__init__()
         self.solves = solves
-        self.used_solves: dict[int, LinearSolve] = {}
+        self.used_solves: dict[str, LinearSolve | VaryingSolve] = {}
         self.custom_gradients: dict[int, torch.nn.Module] = {}
         self.error: CaptureError | None = None
         self._depends: dict[torch.fx.Node, bool] = {}
@@ -93,29 +93,19 @@ class Guard(TorchFunctionMode):
     def linear_solve(
         self, matrix: _compat.MatrixStandIn, rhs: torch.Tensor, rel_tol: Any, abs_tol: Any
     ) -> torch.Tensor:
-        values = _compat.matrix_values(matrix.matrix)
-        if any(t.requires_grad for t in values):
-            self.refuse(
-                "a linear solve whose matrix holds a trainable tensor, which the graph would freeze",
-                "give coefficients as Python numbers, or use the step uncaptured",
-            )
-        if any(self.is_input(t) for t in (*values, rel_tol, abs_tol)):
-            self.refuse(
-                "a linear solve whose matrix (or tolerance) depends on the step's inputs; it would have to be factored "
-                "anew at every call",
-                "give coefficients as Python numbers or let the step close over them, use diffuse.explicit with substeps "
-                "for a variable viscosity, or use the step uncaptured",
-            )
+        if any(self.is_input(t) for t in (rel_tol, abs_tol)):
+            self.refuse("a linear solve whose tolerance depends on the step's inputs", "give it as a Python number")
+        if matrix.entries is not None:
+            module, values = self.solves.varying_for(matrix, rel_tol, abs_tol)
+            self.used_solves[f"varying_solve{module.number}"] = module
+            return by_parts(lambda b: solve_varying(values, b, module.rows, module.columns, module.number, False), rhs)
         with _compat.without_tracing():
             module, order = self.solves.module_for(matrix, rel_tol, abs_tol)
-        self.used_solves[module.number] = module
-        with torch.no_grad():  # trainable tensors behind the right-hand side are refused once the graph is complete
-            return in_order(solve_numbered(rhs, module.number, False), order)
+        self.used_solves[f"linear_solve{module.number}"] = module
+        return in_order(by_parts(lambda b: solve_numbered(b, module.number, False), rhs), order)
 
     def sparse_product(self, columns: Any, row_pointers: Any, values: Any, shape: tuple, dense: Any) -> torch.Tensor:
         values, dense = _compat.TORCH.auto_cast(values, dense, bool_to_int=True, int_to_float=True)
-        if self.is_input(values):
-            self.refuse("a sparse matrix that depends on the step's inputs", "apply the linear function directly")
         columns, row_pointers = (_compat.TORCH.as_tensor(t) for t in (columns, row_pointers))
         return csr_product(columns, row_pointers, values, shape[0], dense)
 

@@ -107,9 +107,11 @@ def _replace_operators(module: torch.fx.GraphModule, guard: Guard) -> None:
         elif node.target is torch.ops.phi_hybrid.csr_product.default:
             node.op, node.target = "call_module", "sparse_product"
         elif node.target is torch.ops.phi_hybrid.linear_solve.default:
-            rhs, number, _ = node.args
-            node.op, node.target, node.args = "call_module", f"linear_solve{number}", (rhs,)
-            module.add_submodule(node.target, guard.used_solves[number])
+            rhs, number, transposed = node.args
+            _call_solve(node, f"linear_solve{number}", (rhs, transposed), guard.used_solves)
+        elif node.target is torch.ops.phi_hybrid.varying_solve.default:
+            values, rhs, _, _, number, transposed = node.args
+            _call_solve(node, f"varying_solve{number}", (values, rhs, transposed), guard.used_solves)
         elif node.target is torch.ops.phi_hybrid.with_gradient.default:
             *arguments, number = node.args
             node.op, node.target, node.args = "call_module", f"custom_gradient{number}", tuple(arguments)
@@ -118,6 +120,12 @@ def _replace_operators(module: torch.fx.GraphModule, guard: Guard) -> None:
             node.target = _aten.reshape.default  # a caller's tensors need not have the strides of the example
         if _changes_nothing(node):
             node.replace_all_uses_with(node.args[0])
+
+
+def _call_solve(node: torch.fx.Node, name: str, args: tuple, solves: dict[str, torch.nn.Module]) -> None:
+    """Puts a module in the place of a solve; most are not transposed, those of a backward pass in the step may be."""
+    node.op, node.target, node.args = "call_module", name, args if args[-1] else args[:-1]
+    node.graph.owning_module.add_submodule(name, solves[name])
 
 
 def _changes_nothing(node: torch.fx.Node) -> bool:
