@@ -50,7 +50,9 @@ def matrix_and_bias(function: LinearFunction, x: Any, *args: Any, **kwargs: Any)
     """
     precision, x = math.get_precision(), tree_map(math.to_float, x)
     with math.precision(64), unavailable(has_derivatives):
-        matrix, bias = (_of_plain if isinstance(function, PlainFunction) else _of_decorated)(function, x, *args, **kwargs)
+        matrix, bias = (_of_plain if isinstance(function, PlainFunction) else _of_decorated)(
+            function, x, *args, **kwargs
+        )
     return matrix, math.cast(bias, math.DType(float, precision))
 
 

@@ -95,7 +95,9 @@ def _pad_tracer(
         padded = _pad_tracer_with_constant_type(self, extrapolation.SYMMETRIC, widths, *args, **kwargs)
         with NUMPY:
             sign = boundary.pad(math.ones(self.shape.only(tuple(widths))), widths, *args, **kwargs)
-        return dataclasses.replace(padded, _fac=padded._fac * sign, _bias=boundary.pad(self._bias, widths, *args, **kwargs))
+        return dataclasses.replace(
+            padded, _fac=padded._fac * sign, _bias=boundary.pad(self._bias, widths, *args, **kwargs)
+        )
     if not isinstance(boundary, extrapolation.ConstantExtrapolation):
         return _pad_tracer_with_constant_type(self, boundary, widths, *args, **kwargs)
     padded = _pad_tracer_with_constant_type(self, extrapolation.ZERO, widths, *args, **kwargs)  # indices stay integers

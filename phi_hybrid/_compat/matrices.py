@@ -111,7 +111,9 @@ def _places_and_values(matrix: PhiTensor) -> tuple[dict[str, np.ndarray], PhiTen
     if isinstance(matrix, SparseCoordinateTensor):
         names = matrix._indices.shape.get_labels("sparse_idx")
         indices = matrix._indices.numpy([math.instance, "sparse_idx"])
-        values = math.pack_dims(math.expand(matrix._values, matrix._indices.shape.instance), math.instance, math.instance("_e"))
+        values = math.pack_dims(
+            math.expand(matrix._values, matrix._indices.shape.instance), math.instance, math.instance("_e")
+        )
         return {name: indices[:, i] for i, name in enumerate(names)}, values
     dims = matrix.shape.only(math.dual(matrix).as_channel().names) & math.dual(matrix)
     if not dims:

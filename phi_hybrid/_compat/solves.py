@@ -80,7 +80,7 @@ class _SolveHooks:
         plain = self.originals["attach_gradient_solve"](forward, auxiliary_args, matrix_adjoint)
 
         def with_matrix(y: Any, arguments: math.Solve, matrix: PhiTensor) -> Any:
-            if backend_for(*disassemble_tree(y, cache=False)[1], matrix) is not TORCH or matrix.dtype.kind == complex:
+            if backend_for(*disassemble_tree(y, cache=False)[1], matrix) is not TORCH or matrix.dtype.kind is complex:
                 return plain(y, arguments, matrix)
             entries = matrix_entries(matrix) if varies(matrix) else None
             if entries is None and varies(matrix) and not is_tracing():
