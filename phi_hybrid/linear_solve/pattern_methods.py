@@ -15,7 +15,7 @@ from phi_hybrid.linear_solve.fast_diagonalization import (
     smallest_row_sums,
     spectral_solver,
 )
-from phi_hybrid.linear_solve.operator import methods_for
+from phi_hybrid.linear_solve.operator import build_solver, methods_for
 from phi_hybrid.linear_solve.pattern import Pattern, PatternSystem
 from phi_hybrid.linear_solve.solution import Solver
 from phi_hybrid.linear_solve.system import Csr
@@ -31,8 +31,8 @@ MAX_ITERATIONS = 200
 class PatternMethod:
     """Method for matrices of one pattern: fast diagonalisation, conjugate gradients or a factorisation, by the values."""
 
-    def build(self, system: PatternSystem, device: torch.device, tolerance: float) -> Solver | None:
-        """The first solver that applies."""
+    def build(self, system: PatternSystem, device: torch.device, tolerance: float) -> Solver:
+        """The first solver that applies. Raises SolveError if none does."""
         if is_separable(system.pattern, system.values):
             solver = FastDiagonalization().build(system, device, tolerance)
             if solver is not None:
@@ -45,7 +45,7 @@ class PatternMethod:
             solver = None if isinstance(method, FastDiagonalization) else method.build(system, device, tolerance)
             if solver is not None:
                 return solver
-        return None
+        return build_solver(system, None, device, tolerance)  # says what would be needed
 
 
 def is_separable(pattern: Pattern, values: np.ndarray) -> bool:

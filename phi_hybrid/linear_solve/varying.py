@@ -72,23 +72,23 @@ class VaryingSolve(torch.nn.Module):
                 "damaged before, or divided by zero: look at the operations before the solve"
             )
         kept = max(2 * len(matrices), KEPT_ENTRIES // (matrices.shape[1] or 1))
-        solutions = [self._solve_block(v, b, transposed, i) for i, (v, b) in enumerate(zip(matrices, rhs))]
+        solutions = []
+        for block, (own_values, own_rhs) in enumerate(zip(matrices, rhs)):
+            try:
+                solutions.append(self._solver_for(own_values).solve(own_rhs, transposed))
+            except SolveError as error:
+                where = f"matrix {block} of {len(matrices)}: " if len(matrices) > 1 else ""
+                raise SolveError(f"{where}{error}", error.residual, error.iterations) from None
         while len(self._solvers) > kept:
             del self._solvers[next(iter(self._solvers))]
         return torch.stack(solutions) if solutions else torch.empty_like(rhs)
-
-    def _solve_block(self, values: np.ndarray, rhs: torch.Tensor, transposed: bool, block: int) -> torch.Tensor:
-        try:
-            return self._solver_for(values).solve(rhs, transposed)
-        except SolveError as error:
-            raise SolveError(f"matrix {block}: {error}", error.residual, error.iterations) from None
 
     def _solver_for(self, values: np.ndarray) -> LinearSolve:
         key = values.tobytes()
         solver = self._solvers.pop(key, None)
         if solver is None:
-            matrix, tolerant = self.pattern.matrix(values), self.tolerates_imbalance is not False
-            system = PatternSystem(matrix, self.pattern.shape, tolerant, self.pattern, values)
+            values, tolerant = np.frombuffer(key), self.tolerates_imbalance is not False  # a copy
+            system = PatternSystem(self.pattern.matrix(values), self.pattern.shape, tolerant, self.pattern, values)
             solver = LinearSolve(system, self.method or PatternMethod(), self.rel_tol, self.abs_tol)
         self._solvers[key] = solver  # the most recent one is the last
         return solver
