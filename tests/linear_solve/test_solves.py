@@ -366,9 +366,11 @@ def test_tangents_with_respect_to_the_matrix_are_not_lost() -> None:
     u, nu = scalar("open"), torch.tensor(0.3, dtype=torch.float64)
     with math.precision(64), ph.linear_solve.linear_solves():
         with torch.autograd.forward_ad.dual_level():
-            result = viscous(u, wrap(torch.autograd.forward_ad.make_dual(nu, torch.ones_like(nu)))).values.native("x,y")
+            result = viscous(u, wrap(torch.autograd.forward_ad.make_dual(nu, torch.ones_like(nu)))).values.native(
+                u.values.shape
+            )
             tangent = torch.autograd.forward_ad.unpack_dual(result).tangent
-        above, below = (viscous(u, wrap(nu + h)).values.native("x,y") for h in (1e-5, -1e-5))
+        above, below = (viscous(u, wrap(nu + h)).values.native(u.values.shape) for h in (1e-5, -1e-5))
     torch.testing.assert_close(tangent, (above - below) / 2e-5, rtol=1e-7, atol=1e-9)
 
 
