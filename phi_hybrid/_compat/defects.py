@@ -5,6 +5,7 @@
   crashes when their boundary holds a vector;
 * advection on staggered grids in 1D returns values with a surplus `vector` dim;
 * `diffuse.implicit` fails on staggered grids that are not periodic;
+* padding with a 0-dimensional torch tensor takes its value out of it, and its tangent is lost in forward mode;
 * linear functions cannot be traced next to a boundary with a floating-point value (walls at 1.0, inflow).
 
 `tests/test_compat.py` has one test per workaround that fails as soon as upstream has mended the defect.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from phi import math
 from phi.field import Field
 from phi.geom import UniformGrid
@@ -29,6 +31,7 @@ _closest_values_centered = Field.closest_values
 _with_values_as_given = Field.with_values
 _implicit_on_one_grid = diffuse.implicit
 _pad_tracer_with_constant_type = LinTracer._pad
+_pad_with_number = TorchBackend.pad
 
 
 def _grid_sample(self: TorchBackend, grid: Any, coordinates: Any, extrapolation: str) -> Any:
@@ -73,7 +76,15 @@ def _pad_tracer(self: LinTracer, boundary: extrapolation.Extrapolation, *args: A
     return dataclasses.replace(padded, _bias=boundary.pad(self._bias, *args, **kwargs))
 
 
+def _pad(self: TorchBackend, value: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0) -> Any:
+    value = self.as_tensor(value)
+    if isinstance(constant_values, torch.Tensor) and torch.can_cast(constant_values.dtype, value.dtype):
+        return NotImplemented  # torch pads with Python numbers only; this selects PhiML's concatenation
+    return _pad_with_number(self, value, pad_width, mode, constant_values)
+
+
 LinTracer._pad = _pad_tracer
+TorchBackend.pad = _pad
 TorchBackend.grid_sample = _grid_sample
 diffuse.implicit = _implicit
 Field.closest_values = _closest_values

@@ -38,6 +38,7 @@ _ATTRIBUTES = {
     extrapolation._ConditionalExtrapolation: ("mask", "true_ext", "false_ext"),
     extrapolation.Undefined: ("derived_from",),
     FieldEmbedding: ("field",),
+    math.Solve: ("x0",),  # tolerances decide, they are not computed with
     **dict.fromkeys(_SPARSE, ("_values",)),
 }
 """Attributes that hold tensors, of classes that do not name them to PhiML."""
@@ -71,7 +72,7 @@ def attributes_of(value: Any) -> tuple[str, ...]:
     if hasattr(value, "__value_attrs__") or hasattr(type(value), "value_attrs"):
         names = tuple(dict.fromkeys((*names, *value_attributes(value))))
     infinite = isinstance(value, Box) and has_infinite_sides(value)
-    return tuple(n for n in names if n != "size") if infinite else names
+    return tuple(n for n in sorted(names) if n != "size" or not infinite)
 
 
 def constants_of(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def constants_of(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(value, ObjectTensor):
         return {"_stack_dim": value._stack_dim}
     if dataclasses.is_dataclass(value):
-        constants = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in names}
+        constants = {n: v for n, v in state_of(value).items() if n not in names}
         return constants | (_limits(value) if isinstance(value, Box) else {})
     return {n: v for n, v in state_of(value).items() if n not in names}
 
@@ -91,7 +92,9 @@ def constants_of(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
 def state_of(value: Any) -> dict[str, Any]:
     """Attributes of an object, without what it computed from others and keeps."""
     if dataclasses.is_dataclass(value):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        state = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        unordered = state.keys() & {"variable_attrs", "value_attrs"}  # whose order PhiML changes
+        return state | {n: tuple(sorted(state[n])) for n in unordered}
     cached = {n for n in vars(value) if isinstance(getattr(type(value), n, None), cached_property)}
     return {n: v for n, v in vars(value).items() if n not in cached}
 

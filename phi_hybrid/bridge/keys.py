@@ -69,7 +69,7 @@ def constant_key(value: Any) -> Hashable:
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return _array_key(value)
     if isinstance(value, Shape):
-        return Shape, value.names, value.dim_types, tuple(map(constant_key, value.sizes)), value.labels
+        return Shape, *(constant_key(v) for v in (value.names, value.dim_types, value.sizes, value.labels))
     if isinstance(value, Tensor) and not _compat.is_sparse(value) and not _compat.is_object_tensor(value):
         return _tensor_key(value)
     return _object_key(value)
