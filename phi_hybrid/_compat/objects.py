@@ -77,6 +77,8 @@ def attributes_of(value: Any) -> tuple[str, ...]:
 
 def constants_of(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """The other attributes, from which `assemble_object` makes an object like this one."""
+    if isinstance(value, Field):
+        return {"value_attrs": value.value_attrs}  # what else PhiFlow may trace, it does not here
     if isinstance(value, Obstacle):
         return {}  # its shape follows from the rest
     if isinstance(value, _SPARSE):
@@ -95,6 +97,8 @@ def state_of(value: Any) -> dict[str, Any]:
         state = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         unordered = state.keys() & {"variable_attrs", "value_attrs"}  # whose order PhiML changes
         return state | {n: tuple(sorted(state[n])) for n in unordered}
+    if isinstance(value, math.Solve):
+        return {n: v for n, v in vars(value).items() if n != "id"}  # a new one for every object
     cached = {n for n in vars(value) if isinstance(getattr(type(value), n, None), cached_property)}
     return {n: v for n, v in vars(value).items() if n not in cached}
 
@@ -108,7 +112,7 @@ def assemble_object(cls: type, attributes: Mapping[str, Any], constants: Mapping
         return Obstacle(**given)
     if cls is ObjectTensor or issubclass(cls, _SPARSE):
         return cls(*_positional(cls, given))
-    new = object.__new__(cls)
+    new = math.Solve() if cls is math.Solve else object.__new__(cls)
     if dataclasses.is_dataclass(cls):
         init = {f.name for f in dataclasses.fields(cls) if f.init}
         new.__init__(**{n: v for n, v in given.items() if n in init})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from numbers import Number
 from typing import Any
 
@@ -75,14 +75,24 @@ def constant_key(value: Any) -> Hashable:
     return _object_key(value)
 
 
+def attributes_key(cls: type, attributes: Mapping[str, Any]) -> Hashable:
+    """Names and contents of the constant attributes of an object of class `cls`."""
+    key = []
+    for name in sorted(attributes):
+        try:
+            key.append((name, constant_key(attributes[name])))
+        except StateError as error:
+            raise StateError(f"{cls.__name__}.{name}: {error}") from None
+    return tuple(key)
+
+
 def _object_key(value: Any) -> Hashable:
     if _compat.is_fixed(value):
         return _fixed_key(value)
     if isinstance(value, extrapolation.Extrapolation) and is_constant(value):
         return boundary_key(value)
     if _compat.is_object(value):
-        state = _compat.state_of(value)
-        return type(value), tuple((name, constant_key(state[name])) for name in sorted(state))
+        return type(value), attributes_key(type(value), _compat.state_of(value))
     try:
         hash(value)
     except TypeError:
@@ -99,12 +109,19 @@ def _number_key(value: Number) -> Hashable:
 
 def _array_key(array: np.ndarray | torch.Tensor) -> Hashable:
     if isinstance(array, torch.Tensor):
-        if array.requires_grad or not _compat.TORCH.is_available(array):
-            what = "requires gradients" if array.requires_grad else "depends on the inputs of the step"
-            raise StateError(f"a tensor of shape {tuple(array.shape)} {what}, but is a constant there")
+        _require_constant(array)
         array = array.detach().cpu().numpy()
     content = np.ascontiguousarray(array).tobytes()
     return array.dtype.str, array.shape, hashlib.blake2b(content).digest() if len(content) > 64 else content
+
+
+def _require_constant(tensor: Any) -> None:
+    if isinstance(tensor, torch.Tensor) and (tensor.requires_grad or not _compat.TORCH.is_available(tensor)):
+        what = "requires gradients" if tensor.requires_grad else "depends on the inputs of the step"
+        raise StateError(
+            f"a tensor of shape {tuple(tensor.shape)} {what}, but is a constant there. Way out: name the attribute in "
+            "variable_attrs if its class allows that, give a constant, or leave the object inside of the step"
+        )
 
 
 def _tensor_key(tensor: Tensor) -> Hashable:
@@ -132,6 +149,8 @@ def grid_key(geometry: UniformGrid) -> tuple:
     bounds = geometry.bounds
     if bounds.lower.shape.batch or bounds.upper.shape.batch:
         raise StateError(f"bounds with batch dims {bounds.shape.batch} are not supported: use one domain per state")
+    for native in (*_compat.natives_of(bounds.lower), *_compat.natives_of(bounds.upper)):
+        _require_constant(native)
     size, low, up = geometry.resolution.get_size, bounds.lower.vector, bounds.upper.vector
     return tuple((n, size(n), float(low[n]), float(up[n])) for n in geometry.resolution.names)
 
@@ -141,4 +160,4 @@ def _fixed_key(geometry: Any) -> Hashable:
     """Content of a mesh, which takes long to read and is never written to, or domain of a grid."""
     if isinstance(geometry, UniformGrid):
         return UniformGrid, grid_key(geometry)
-    return type(geometry), tuple((n, constant_key(v)) for n, v in sorted(_compat.state_of(geometry).items()))
+    return type(geometry), attributes_key(type(geometry), _compat.state_of(geometry))

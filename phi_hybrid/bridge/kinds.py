@@ -52,7 +52,8 @@ class Layout:
         """Names, in words, what tells this layout from another."""
         if type(self) is not type(other):
             return f"{self} and {other}"
-        return f"dims {describe_axes(self.leaves)} and {describe_axes(other.leaves)}"
+        own, its = describe_axes(self.leaves), describe_axes(other.leaves)
+        return f"dims {own} and {its}" if own != its else f"{self} and {other}"
 
     def __str__(self) -> str:
         return f"tensors {describe_axes(self.leaves)}"
@@ -77,7 +78,7 @@ class TensorLayout(Layout):
         return replace(self, parts=tuple(tuple(sorted_axes(f(axes))) for axes in self.parts))
 
     def __str__(self) -> str:
-        return f"a tensor {describe_axes(self.leaves)}"
+        return f"a tensor {describe_axes(self.leaves)}{'' if self.split is None else f' along {self.split}'}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ boundaries, so that faces are never stacked or padded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from numbers import Number
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from phi import math
 from phi.field import Field
-from phi.geom import UniformGrid
+from phi.geom import Box, UniformGrid
 from phi.math import Shape, Tensor
 from phiml.math import extrapolation
 
@@ -25,7 +27,7 @@ from phi_hybrid.bridge.axes import Axis, describe_axes, position_of, sorted_axes
 from phi_hybrid.bridge.boundaries import is_constant
 from phi_hybrid.bridge.checks import require_instance
 from phi_hybrid.bridge.keys import boundary_key, grid_key
-from phi_hybrid.bridge.kinds import ConstantLayout, FieldLayout, Layout, TensorLayout, TreeLayout
+from phi_hybrid.bridge.kinds import ConstantLayout, FieldLayout, Layout, Parent, TensorLayout, TreeLayout
 from phi_hybrid.bridge.objects import ObjectLayout, describe_object
 from phi_hybrid.bridge.tensors import Natives, describe_tensor
 from phi_hybrid.errors import StateError
@@ -52,6 +54,7 @@ __all__ = [
     "tuple_of",
     "unflatten",
     "with_batch",
+    "with_rotations_like",
     "without",
 ]
 
@@ -172,6 +175,33 @@ def stack(
     return tuple(torch.stack(leaf, p) for leaf, p in zip(zip(*frames), positions)), stacked
 
 
+def with_rotations_like(
+    tensors: Sequence[torch.Tensor], layout: Layout, target: Layout
+) -> tuple[tuple[torch.Tensor, ...], Layout]:
+    """The same state, boxes turned by nothing where those of `target` are of another form.
+
+    A box that was never turned has no rotation, one that was turned once an angle, any other a matrix.
+    """
+    found: list[torch.Tensor] = []
+    with math.precision(precision_of(tensors)):
+        turned = _rotated_like(layout, target, iter(tensors), found)
+    return tuple(found), turned
+
+
+def _rotated_like(layout: Layout, target: Layout, natives: Iterator[torch.Tensor], found: list) -> Layout:
+    alike = isinstance(layout, Parent) and type(layout) is type(target) and layout.type is target.type
+    if alike and issubclass(layout.type, Box) and layout != target:
+        box = layout.unflatten(natives)
+        tensors, turned = flatten(box.rotated(0.0 if box.spatial_rank == 2 else math.zeros(box.shape["vector"])))
+        found += tensors
+        return turned
+    if alike and len(layout.children) == len(target.children):
+        pairs = zip(layout.children, target.children)
+        return replace(layout, children=tuple([_rotated_like(own, its, natives, found) for own, its in pairs]))
+    found += islice(natives, len(layout.leaves))
+    return layout
+
+
 def domain_key(geometry: UniformGrid, boundary: extrapolation.Extrapolation) -> tuple:
     """Resolution, bounds and constant boundary of a field in comparable form."""
     return grid_key(geometry), boundary_key(boundary)
@@ -189,7 +219,9 @@ def _describe(state: Any, natives: Natives) -> Layout:
     if state is None or isinstance(state, (Number, str, Shape)):
         return ConstantLayout(state, type(state))
     if _compat.is_fixed(state) or (isinstance(state, extrapolation.Extrapolation) and is_constant(state)):
-        return ConstantLayout(state, type(state))
+        constant = ConstantLayout(state, type(state))
+        _ = constant.key  # an error now, if any
+        return constant
     if _compat.is_object(state):
         return describe_object(state, natives, _describe)
     if isinstance(state, extrapolation.Extrapolation):

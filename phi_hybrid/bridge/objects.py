@@ -20,7 +20,7 @@ from phiml.math import extrapolation
 from phi_hybrid import _compat
 from phi_hybrid.bridge.axes import describe_axes
 from phi_hybrid.bridge.boundaries import kinds_of_sides
-from phi_hybrid.bridge.keys import constant_key
+from phi_hybrid.bridge.keys import attributes_key, constant_key
 from phi_hybrid.bridge.kinds import ConstantLayout, Layout, Parent, differences
 from phi_hybrid.bridge.tensors import Natives, describe_tensor
 from phi_hybrid.errors import StateError
@@ -41,7 +41,7 @@ class ObjectLayout(Parent):
     @cached_property
     def key(self) -> Hashable:
         """The constants in comparable form."""
-        return tuple((name, constant_key(value)) for name, value in sorted(self.constants.items()))
+        return attributes_key(self.type, self.constants)
 
     def __eq__(self, other: object) -> bool:
         if self is other or not isinstance(other, ObjectLayout):
@@ -69,9 +69,9 @@ class ObjectLayout(Parent):
             return f"{self} and {other}"
         if self.names != other.names:
             return f"{self.type.__name__} with tensors {', '.join(self.names)} and {', '.join(other.names)}"
+        constants = {n: (self.constants.get(n), other.constants.get(n)) for n in {**self.constants, **other.constants}}
+        changed = [f"{n}: {a!r} and {b!r}" for n, (a, b) in constants.items() if constant_key(a) != constant_key(b)]
         text = differences(self.names, self.children, other.children)
-        fixed = [n for (n, a), (_, b) in zip(self.key, other.key) if a != b]
-        changed = [f"{n}: {self.constants[n]!r} and {other.constants[n]!r}" for n in fixed]
         return "; ".join([text, *changed] if text else changed)
 
     def __str__(self) -> str:
@@ -106,15 +106,9 @@ def describe_object(value: Any, natives: Natives, describe: Callable[[Any, Nativ
     kind, names = type(value), _compat.attributes_of(value)
     children = tuple(_describe_attribute(value, name, natives, describe) for name in names)
     layout = ObjectLayout(kind, names, children, _compat.constants_of(value, names))
-    for name, constant in layout.constants.items():
-        try:
-            constant_key(constant)
-        except StateError as error:
-            raise StateError(
-                f"{kind.__name__}.{name}: {error}. Way out: count it among the variables, variable_attrs=(…, '{name}'), if "
-                f"its class allows that, or make the {kind.__name__} inside the step"
-            ) from None
-    return layout
+    _ = layout.key  # an error now, if any, rather than at the first comparison
+    objects_alone = _compat.is_object_tensor(value) and not layout.leaves
+    return ConstantLayout(value, kind) if objects_alone else layout
 
 
 def _describe_attribute(value: Any, name: str, natives: Natives, describe: Callable[[Any, Natives], Layout]) -> Layout:
