@@ -81,14 +81,8 @@ def constants_of(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
         return {"value_attrs": value.value_attrs}  # what else PhiFlow may trace, it does not here
     if isinstance(value, Obstacle):
         return {}  # its shape follows from the rest
-    if isinstance(value, _SPARSE):
-        return {n: v for n, v in vars(value).items() if n not in (*names, "_shape", "_prop")}
-    if isinstance(value, ObjectTensor):
-        return {"_stack_dim": value._stack_dim}
-    if dataclasses.is_dataclass(value):
-        constants = {n: v for n, v in state_of(value).items() if n not in names}
-        return constants | (_limits(value) if isinstance(value, Box) else {})
-    return {n: v for n, v in state_of(value).items() if n not in names}
+    constants = {n: v for n, v in state_of(value).items() if n not in names}
+    return constants | (_limits(value) if isinstance(value, Box) else {})
 
 
 def state_of(value: Any) -> dict[str, Any]:
@@ -97,6 +91,8 @@ def state_of(value: Any) -> dict[str, Any]:
         state = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         unordered = state.keys() & {"variable_attrs", "value_attrs"}  # whose order PhiML changes
         return state | {n: tuple(sorted(state[n])) for n in unordered}
+    if isinstance(value, PhiTensor):
+        return {n: v for n, v in vars(value).items() if n not in ("_shape", "_prop")}
     if isinstance(value, math.Solve):
         return {n: v for n, v in vars(value).items() if n != "id"}  # a new one for every object
     cached = {n for n in vars(value) if isinstance(getattr(type(value), n, None), cached_property)}
@@ -136,7 +132,10 @@ def has_infinite_sides(box: Box) -> bool:
 
 
 def _isinf(native: Any) -> bool:
-    return torch.isinf(native).any() if isinstance(native, torch.Tensor) else np.isinf(native).any()
+    if not isinstance(native, torch.Tensor):
+        return np.isinf(native).any()
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(native)
+    return not wrapped and torch.isinf(native).any()  # infinite sizes are constants, which nothing transforms
 
 
 def _limits(box: Box) -> dict[str, PhiTensor]:

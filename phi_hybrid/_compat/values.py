@@ -46,7 +46,11 @@ def parts_of_boundary(boundary: extrapolation.Extrapolation) -> dict[str, Any] |
     return None if type(boundary) in _PRIMITIVES else {"itself": None}
 
 
-_PRIMITIVES = {type(boundary) for boundary in extrapolation._PRIMITIVES.values()} | {type(extrapolation.NONE)}
+_PRIMITIVES = {
+    type(boundary)
+    for boundary in (*extrapolation._PRIMITIVES.values(), extrapolation.ANTIREFLECT, extrapolation.NONE)
+    if not isinstance(boundary, extrapolation.ConstantExtrapolation)
+}
 
 
 def sides_in_order(boundary: extrapolation.Extrapolation) -> dict[str, extrapolation.Extrapolation]:
@@ -56,16 +60,26 @@ def sides_in_order(boundary: extrapolation.Extrapolation) -> dict[str, extrapola
 
 
 def boundary_to_dict(boundary: extrapolation.Extrapolation) -> dict:
-    """JSON description of a boundary condition. Unlike `Extrapolation.to_dict` it keeps vector values and their names."""
+    """JSON description of a boundary condition. Unlike `Extrapolation.to_dict` it keeps vector values and their names.
+
+    Raises:
+        ValueError: for boundaries that hold trainable tensors, fields, or values with other dims than `vector`.
+    """
     if isinstance(boundary, extrapolation.ConstantExtrapolation):
         value = boundary.value
+        if any(getattr(native, "requires_grad", False) for native in natives_of(value)):
+            raise ValueError(f"boundary value {boundary} is a trainable tensor")
         if not value.shape:
             return {"constant": value.numpy().item()}
+        if value.shape.names != ("vector",):
+            raise ValueError(f"boundary value of shape {value.shape}: only numbers and vectors are constants")
         return {"vector": {k: value.vector[k].numpy().item() for k in value.shape.get_item_names("vector")}}
     if isinstance(boundary, extrapolation._MixedExtrapolation):
         return {"sides": {side: boundary_to_dict(b) for side, b in boundary.ext.items()}}
     if isinstance(boundary, extrapolation._NormalTangentialExtrapolation):
         return {"normal": boundary_to_dict(boundary.normal), "tangential": boundary_to_dict(boundary.tangential)}
+    if type(boundary) not in _PRIMITIVES:
+        raise ValueError(f"boundary {boundary} ({type(boundary).__name__}) is not supported here: it holds tensors")
     return {"primitive": boundary.to_dict()["type"]}
 
 

@@ -129,6 +129,8 @@ def _describe_attribute(value: Any, name: str, natives: Natives, describe: Calla
             f"{type(value).__name__}.{name} is a native {type(attribute).__name__} without dims; wrap it with "
             "phi.math.wrap(native, dims)"
         )
-    plain = attribute is None or isinstance(attribute, (Tensor, tuple, list, dict, Number, str))
+    plain = attribute is None or isinstance(
+        attribute, (Tensor, extrapolation.Extrapolation, tuple, list, dict, Number, str)
+    )
     known = plain or _compat.is_object(attribute)
     return describe(attribute, natives) if known else ConstantLayout(attribute, type(attribute))

@@ -38,7 +38,7 @@ class Natives:
 
         def convert(number: int, native: Any) -> torch.Tensor:
             given = isinstance(native, torch.Tensor)
-            tensor = native.contiguous() if given else torch.as_tensor(np.array(native), device=device)
+            tensor = native.contiguous() if given else torch.as_tensor(np.array(native, order="C"), device=device)
             whole = number in self._real and not (tensor.is_floating_point() or tensor.is_complex())
             return tensor.to(precision) if whole or (not given and tensor.is_floating_point()) else tensor
 
