@@ -16,6 +16,7 @@ from phi.torch.flow import (
     ZERO_GRADIENT,
     Box,
     CenteredGrid,
+    Cuboid,
     Field,
     Noise,
     Obstacle,
@@ -35,6 +36,7 @@ from phi.torch.flow import (
     wrap,
 )
 from phiml.backend.torch._torch_backend import TorchBackend
+from phiml.math import Tensor as PhiTensor
 from phiml.math._lin_trace import LinTracer
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -51,6 +53,94 @@ BOUNDARIES_1D: dict[str, Any] = {
     "inflow": {"x-": vec(x=1.0), "x+": ZERO_GRADIENT},
 }
 SCHEMES = {"semi_lagrangian": advect.semi_lagrangian, "mac_cormack": advect.mac_cormack}
+
+
+# --- single cells ---
+
+
+def _row() -> PhiTensor:
+    """0, 1, 2, 3 along x, a single cell along y."""
+    return math.wrap(torch.arange(4.0).reshape(4, 1).requires_grad_(), spatial("x,y"))
+
+
+def test_upstream_single_cells_divide_by_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coordinates of NaN, with which torch writes outside of its memory in backward: the call alone is looked at."""
+    monkeypatch.setattr(TorchBackend, "grid_sample", _compat.defects._grid_sample_2d_3d)
+    seen = []
+    sample = torch.nn.functional.grid_sample
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", lambda v, c, **kw: seen.append(c) or sample(v, c, **kw))
+    math.grid_sample(_row(), vec(x=wrap([1.0, 2.0], spatial("p")), y=0.0), ZERO_GRADIENT)
+    assert seen and not torch.isfinite(seen[0]).all()
+
+
+@pytest.mark.parametrize(("boundary", "outside"), [(ZERO_GRADIENT, 1.0), (extrapolation.ZERO, 0.0)])
+def test_single_cells_are_interpolated(boundary: extrapolation.Extrapolation, outside: float) -> None:
+    """Linear between the row and what is beyond: 1.5 at x = 1.5 in the row, `outside` times that one cell away."""
+    row, distance = _row(), torch.tensor([0.0, 0.5, -0.25])
+    weights = 1 - distance.abs() * (1 - outside)
+    values = math.grid_sample(row, vec(x=1.5, y=wrap(distance, spatial("p"))), boundary).native()
+    assert values.tolist() == pytest.approx((1.5 * weights).tolist())
+    (gradient,) = torch.autograd.grad(values.sum(), row.native("x,y"))
+    half = 0.5 * float(weights.sum())
+    assert gradient.flatten().tolist() == pytest.approx([0, half, half, 0])
+
+
+# --- padding with tensors ---
+
+
+def _derivatives_of_padding(value: float) -> list[torch.Tensor]:
+    """In forward mode, and in reverse mode for ones behind all values."""
+    u, t = math.wrap(torch.zeros(3), spatial("x")), torch.tensor(value)
+    with torch.autograd.forward_ad.dual_level():
+        dual_number = torch.autograd.forward_ad.make_dual(t, torch.tensor(1.0))
+        padded = math.pad(u, {"x": (1, 1)}, wrap(dual_number)).native()
+        tangent = torch.autograd.forward_ad.unpack_dual(padded).tangent
+    t.requires_grad_()
+    padded = math.pad(u, {"x": (1, 1)}, wrap(t)).native()
+    return [tangent, *torch.autograd.grad(padded, t, torch.ones(5))]
+
+
+def test_upstream_padding_takes_the_value_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TorchBackend, "pad", _compat.defects._pad_with_number)
+    tangent, _ = _derivatives_of_padding(2.0)
+    assert tangent is None or not tangent.any()
+
+
+def test_padding_with_a_tensor_has_derivatives() -> None:
+    tangent, gradient = _derivatives_of_padding(2.0)
+    assert tangent.tolist() == [1, 0, 0, 0, 1] and gradient == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_padding_with_a_tensor_equals_padding_with_its_value(dtype: torch.dtype) -> None:
+    u = math.wrap(torch.arange(6).reshape(2, 3).to(torch.float32), spatial("x,y"))
+    for value in (2, -1):
+        padded = math.pad(u, {"x": (1, 0), "y": (2, 1)}, wrap(torch.tensor(value, dtype=dtype)))
+        assert padded.dtype == u.dtype
+        math.assert_close(padded, math.pad(u, {"x": (1, 0), "y": (2, 1)}, value), rel_tolerance=0)
+    whole = math.wrap(torch.arange(3), spatial("x"))
+    assert math.pad(whole, {"x": (1, 1)}, wrap(torch.tensor(0.5))).dtype == whole.dtype  # as upstream
+
+
+# --- rotated boxes ---
+
+
+def test_upstream_boxes_look_at_their_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = Cuboid(vec(x=0.0, y=0.0), x=1, y=2).rotated(wrap(torch.tensor(0.5)))
+    assert ph.capture(lambda box: box.rotated(0.25), turned)
+    monkeypatch.setattr(Box, "is_axis_aligned", property(_compat.defects._compare_rotation))
+    with pytest.raises(ph.errors.CaptureError, match="condition"):
+        ph.capture(lambda box: box.rotated(0.25), turned)
+
+
+def test_boxes_know_that_they_are_rotated() -> None:
+    box = Cuboid(vec(x=0.0, y=0.0), x=1, y=2)
+    assert box.is_axis_aligned.all
+    for angle in (0.0, 0.5, wrap(torch.tensor(0.5)), wrap([0.0, 0.5], batch("b"))):
+        assert not box.rotated(angle).is_axis_aligned.all
+    quarters = box.rotated(python_math.pi / 4).rotated(wrap(torch.tensor(python_math.pi / 4)))
+    where = vec(x=wrap([0.9, 0.1], batch("p")), y=wrap([0.1, 0.9], batch("p")))
+    assert quarters.lies_inside(where).numpy("p").tolist() == [True, False]
 
 
 # --- 1D interpolation ---
@@ -394,6 +484,11 @@ def test_restored_boundaries_pad_like_the_original(name: str) -> None:
         math.assert_close(
             diffuse.explicit(u, 0.1, 0.5).vector[d].values, diffuse.explicit(v, 0.1, 0.5).vector[d].values
         )
+
+
+def test_upstream_table_of_boundaries_lacks_antireflect() -> None:
+    assert extrapolation.from_dict(extrapolation.ANTIREFLECT.to_dict()) == extrapolation.ANTISYMMETRIC
+    assert _compat.boundary_from_dict(_compat.boundary_to_dict(extrapolation.ANTIREFLECT)) == extrapolation.ANTIREFLECT
 
 
 def test_different_boundaries_have_different_dicts() -> None:

@@ -5,6 +5,15 @@ from phiml.backend.torch import TORCH
 from phi_hybrid._compat import defects as defects
 from phi_hybrid._compat.decorators import functions_under, undecorated
 from phi_hybrid._compat.matrices import MatrixEntries, matrix_dims, matrix_to_scipy, matrix_values
+from phi_hybrid._compat.objects import (
+    assemble_object,
+    attributes_of,
+    constants_of,
+    is_fixed,
+    is_object,
+    is_object_tensor,
+    state_of,
+)
 from phi_hybrid._compat.solves import MatrixStandIn, hooked_solves
 from phi_hybrid._compat.tracing import (
     forward_mode_active,
@@ -16,29 +25,46 @@ from phi_hybrid._compat.tracing import (
     proxy_node,
     without_tracing,
 )
-from phi_hybrid._compat.values import assemble_field, boundary_from_dict, boundary_to_dict, is_sparse, natives_of
+from phi_hybrid._compat.values import (
+    assemble_field,
+    boundary_from_dict,
+    boundary_to_dict,
+    is_sparse,
+    natives_of,
+    parts_of_boundary,
+    sides_in_order,
+)
 
 __all__ = [
     "MatrixEntries",
     "MatrixStandIn",
     "TORCH",
     "assemble_field",
+    "assemble_object",
+    "attributes_of",
     "boundary_from_dict",
     "boundary_to_dict",
+    "constants_of",
     "forward_mode_active",
     "functions_under",
     "functorch_active",
     "hooked_autograd_functions",
     "hooked_backend",
     "hooked_solves",
+    "is_fixed",
+    "is_object",
+    "is_object_tensor",
     "is_sparse",
     "matrix_dims",
     "matrix_to_scipy",
     "matrix_values",
     "natives_of",
     "outside_transformations",
+    "parts_of_boundary",
     "plain_products",
     "proxy_node",
+    "sides_in_order",
+    "state_of",
     "undecorated",
     "without_tracing",
 ]

@@ -1,10 +1,13 @@
 """Defects of PhiFlow on torch, mended on import, for eager code as well as for captured code.
 
 * `advect.semi_lagrangian` and `advect.mac_cormack` crash in 1D (`TorchBackend.grid_sample` handles 2D and 3D only);
+* sampling a grid of a single cell along some dim divides by zero, which makes torch write outside of its memory in backward;
 * `Field.closest_values`, the limiter of `advect.mac_cormack`, looks half a cell beside the faces of staggered grids and
   crashes when their boundary holds a vector;
 * advection on staggered grids in 1D returns values with a surplus `vector` dim;
 * `diffuse.implicit` fails on staggered grids that are not periodic;
+* boxes look at the values of their rotation to see that there is one;
+* padding with a 0-dimensional torch tensor takes its value out of it, and its tangent is lost in forward mode;
 * linear functions on meshes cannot be traced, since the check of their indices waits for values that are there, and
   their coefficients become NumPy arrays, which have no gradients;
 * linear functions cannot be traced next to a boundary with a floating-point value (walls at 1.0, inflow), nor next to an
@@ -19,9 +22,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from phi import math
 from phi.field import Field
-from phi.geom import UniformGrid
+from phi.geom import Box, UniformGrid
 from phi.physics import diffuse
 from phiml.backend import NUMPY
 from phiml.backend.torch._torch_backend import TorchBackend
@@ -37,10 +41,12 @@ _implicit_on_one_grid = diffuse.implicit
 _pad_tracer_with_constant_type = LinTracer._pad
 _when_available_outside = _functional.when_available
 _bins_of_default_backend = _ops.bins
+_compare_rotation = Box.is_axis_aligned.fget
+_pad_with_number = TorchBackend.pad
 
 
 def _grid_sample(self: TorchBackend, grid: Any, coordinates: Any, extrapolation: str) -> Any:
-    if coordinates.shape[-1] == 1:
+    if coordinates.shape[-1] == 1 or 1 in grid.shape[1:-1]:
         return NotImplemented  # torch samples images and volumes only; this selects PhiML's own interpolation
     return _grid_sample_2d_3d(self, grid, coordinates, extrapolation)
 
@@ -108,9 +114,22 @@ def _pad_tracer(
     return dataclasses.replace(padded, _fac_nz=nonzero, _bias=boundary.pad(self._bias, widths, *args, **kwargs))
 
 
+def _pad(self: TorchBackend, value: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0) -> Any:
+    value = self.as_tensor(value)
+    if isinstance(constant_values, torch.Tensor) and torch.can_cast(constant_values.dtype, value.dtype):
+        return NotImplemented  # torch pads with Python numbers only; this selects PhiML's concatenation
+    return _pad_with_number(self, value, pad_width, mode, constant_values)
+
+
+def _is_axis_aligned(self: Box) -> PhiTensor:
+    return _compare_rotation(self) if self.rot.dtype.kind is object else math.wrap(False)
+
+
 LinTracer._pad = _pad_tracer
 _functional.when_available = _when_available
 _ops.bins = _bins
+Box.is_axis_aligned = property(_is_axis_aligned)
+TorchBackend.pad = _pad
 TorchBackend.grid_sample = _grid_sample
 diffuse.implicit = _implicit
 Field.closest_values = _closest_values

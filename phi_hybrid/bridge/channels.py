@@ -22,6 +22,7 @@ from phi_hybrid.bridge.layout import (
     ConstantLayout,
     FieldLayout,
     Layout,
+    ObjectLayout,
     TreeLayout,
     batch_names,
     batch_sizes,
@@ -237,6 +238,12 @@ def _leaves(layout: Layout) -> Iterable[_Leaf]:
         for child in layout.children:
             yield from _leaves(child)
         return
+    if isinstance(layout, ObjectLayout):
+        raise StateError(
+            f"{layout} cannot be network channels; networks see tensors and fields on grids with constant boundaries. Let the "
+            "step close over it, pass it as an input that the network does not see, sees=(…), or set boundary values inside "
+            "the step"
+        )
     split = layout.values.split if isinstance(layout, FieldLayout) else getattr(layout, "split", None)
     for number, axes in enumerate(layout.leaves):
         strange = [a.name for a in axes if a.kind in ("instance", "dual")]

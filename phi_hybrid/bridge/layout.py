@@ -8,15 +8,13 @@ boundaries, so that faces are never stacked or padded.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from numbers import Number
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from phi import math
 from phi.field import Field
@@ -25,171 +23,40 @@ from phi.math import Shape, Tensor
 from phiml.math import extrapolation
 
 from phi_hybrid import _compat
+from phi_hybrid.bridge.axes import Axis, describe_axes, position_of, sorted_axes
+from phi_hybrid.bridge.boundaries import is_constant
 from phi_hybrid.bridge.checks import require_instance
-from phi_hybrid.bridge.dims import TIME
+from phi_hybrid.bridge.keys import boundary_key, grid_key
+from phi_hybrid.bridge.kinds import ConstantLayout, FieldLayout, Layout, Parent, TensorLayout, TreeLayout
+from phi_hybrid.bridge.objects import ObjectLayout, describe_object
+from phi_hybrid.bridge.tensors import Natives, describe_tensor
 from phi_hybrid.errors import StateError
 
-_KINDS = {
-    "batch": math.batch,
-    "dual": math.dual,
-    "instance": math.instance,
-    "spatial": math.spatial,
-    "channel": math.channel,
-}
-
-
-@dataclass(frozen=True, order=True)
-class Axis:
-    """One named dimension. The size of an unlabelled batch axis is left open."""
-
-    kind: str
-    name: str
-    size: int | None = None
-    labels: tuple[str, ...] | None = None
-
-    def shape(self, size: int) -> Shape:
-        return _KINDS[self.kind](**{self.name: self.labels if self.labels else size})
-
-    @property
-    def phi_name(self) -> str:
-        return "~" + self.name if self.kind == "dual" else self.name
-
-    def __str__(self) -> str:
-        return f"{self.name}={','.join(self.labels) if self.labels else self.size or 'any'}"
-
-
-class Layout:
-    """Description of a state without its values, from which tensors become the state again: hashable, comparable, picklable, free of data."""
-
-    leaves: tuple[tuple[Axis, ...], ...] = ()
-    """Axes of every tensor, in the order in which `flatten` returns them."""
-    boundary_kinds: tuple[tuple[str, str], ...] = ()
-    """Side → kind of boundary for every field, e.g. `('x-', 'periodic')`; all constant values are of one kind."""
-
-    @cached_property
-    def time_axes(self) -> list[int | None]:
-        """Position of the dim `time` in every tensor, `None` where it is not there."""
-        return [position_of(TIME, axes) for axes in self.leaves]
-
-    def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
-        """The state that takes its tensors from `natives`."""
-        raise NotImplementedError
-
-    def map_axes(self, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> Layout:
-        """The layout with `f` applied to the axes of every tensor in it."""
-        return self
-
-    def __deepcopy__(self, memo: dict) -> Layout:
-        return self  # PhiML would round the bounds of its copies to the global precision
-
-    def difference(self, other: Layout) -> str:
-        """Names, in words, what tells this layout from another."""
-        if type(self) is not type(other):
-            return f"{type(self).__name__} and {type(other).__name__}"
-        return f"dims {describe_leaves(self)} and {describe_leaves(other)}"
-
-
-@dataclass(frozen=True)
-class TensorLayout(Layout):
-    """A PhiML tensor: one native tensor per entry of the dimension `split`, or a single one."""
-
-    parts: tuple[tuple[Axis, ...], ...]
-    split: Axis | None = None
-
-    @property
-    def leaves(self) -> tuple[tuple[Axis, ...], ...]:
-        return self.parts
-
-    def unflatten(self, natives: Iterator[torch.Tensor]) -> Tensor:
-        tensors = [_assemble(next(natives), axes) for axes in self.parts]
-        return tensors[0] if self.split is None else math.stack(tensors, self.split.shape(len(tensors)))
-
-    def map_axes(self, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> TensorLayout:
-        return replace(self, parts=tuple(tuple(sorted_axes(f(axes))) for axes in self.parts))
-
-
-@dataclass(frozen=True)
-class FieldLayout(Layout):
-    """A field on a uniform grid. `key` stands for the domain and the boundary in comparisons."""
-
-    values: TensorLayout
-    key: tuple
-    geometry: UniformGrid = field(compare=False, repr=False)
-    boundary: extrapolation.Extrapolation = field(compare=False, repr=False)
-
-    @property
-    def leaves(self) -> tuple[tuple[Axis, ...], ...]:
-        return self.values.parts
-
-    @cached_property
-    def boundary_kinds(self) -> tuple[tuple[str, str], ...]:
-        description = _compat.boundary_to_dict(self.boundary)
-        sides = [n + side for n in sorted(self.geometry.resolution.names) for side in "-+"]
-        return tuple((side, _boundary_kind(description, side)) for side in sides)
-
-    def unflatten(self, natives: Iterator[torch.Tensor]) -> Field:
-        return _compat.assemble_field(self.geometry, self.values.unflatten(natives), self.boundary)
-
-    def map_axes(self, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> FieldLayout:
-        return replace(self, values=self.values.map_axes(f))
-
-    def difference(self, other: Layout) -> str:
-        if isinstance(other, FieldLayout) and self.key[1] != other.key[1]:
-            return f"boundary {self.boundary} and {other.boundary}"
-        if isinstance(other, FieldLayout) and self.key[0] != other.key[0]:
-            return f"domain {self.key[0]} and {other.key[0]} (dim, cells, lower, upper)"
-        return super().difference(other)
-
-
-@dataclass(frozen=True)
-class ConstantLayout(Layout):
-    """A Python value (number, string, None): part of the layout, not of the tensors."""
-
-    value: Any
-    type: type
-
-    def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
-        return self.value
-
-    def difference(self, other: Layout) -> str:
-        return f"{self.value!r} and {getattr(other, 'value', other)!r}"
-
-
-@dataclass(frozen=True)
-class TreeLayout(Layout):
-    """A tuple, list or dict of states."""
-
-    type: type
-    keys: tuple | None
-    children: tuple[Layout, ...]
-    keywords: tuple[str, ...] = ()
-    """Names of the last children, where the tuple holds the arguments of a call."""
-
-    @cached_property
-    def leaves(self) -> tuple[tuple[Axis, ...], ...]:
-        return tuple(leaf for child in self.children for leaf in child.leaves)
-
-    @cached_property
-    def boundary_kinds(self) -> tuple[tuple[str, str], ...]:
-        return tuple(entry for child in self.children for entry in child.boundary_kinds)
-
-    def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
-        values = [child.unflatten(natives) for child in self.children]
-        return dict(zip(self.keys, values)) if self.keys is not None else self.type(values)
-
-    def map_axes(self, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> TreeLayout:
-        return replace(self, children=tuple(child.map_axes(f) for child in self.children))
-
-    def difference(self, other: Layout) -> str:
-        if not isinstance(other, TreeLayout):
-            return super().difference(other)
-        own, its = ((t.type, t.keys, t.keywords, len(t.children)) for t in (self, other))
-        if own != its:
-            shown = (f"{t.type.__name__} of {t.keys or t.keywords or len(t.children)}" for t in (self, other))
-            return " and ".join(shown)
-        names = self.keys or [None] * len(self.children)
-        parts = [(n, a.difference(b)) for n, a, b in zip(names, self.children, other.children) if a != b]
-        return "; ".join(text if name is None else f"{name}: {text}" for name, text in parts)
+__all__ = [
+    "Axis",
+    "ConstantLayout",
+    "FieldLayout",
+    "Layout",
+    "ObjectLayout",
+    "TensorLayout",
+    "TreeLayout",
+    "batch_names",
+    "batch_sizes",
+    "describe_leaves",
+    "domain_key",
+    "flatten",
+    "matches",
+    "position_of",
+    "precision_of",
+    "repeat",
+    "sorted_axes",
+    "stack",
+    "tuple_of",
+    "unflatten",
+    "with_batch",
+    "with_rotations_like",
+    "without",
+]
 
 
 def flatten(state: Any) -> tuple[tuple[torch.Tensor, ...], Layout]:
@@ -198,18 +65,19 @@ def flatten(state: Any) -> tuple[tuple[torch.Tensor, ...], Layout]:
     Values backed by NumPy become torch tensors of the precision and device of the torch values beside them.
 
     Args:
-        state: `Field` on a uniform grid, PhiML `Tensor`, number, or tuple, list, dict of states, with any batch dims.
+        state: `Field`, PhiML `Tensor`, geometry, `Obstacle`, boundary, number, tree class of PhiML, or tuple, list, dict of
+            states, with any batch dims. Attributes that hold tensors become tensors, all else is part of the layout.
 
     Returns:
         tensors: one contiguous tensor per leaf, or per component of a staggered field, axes in canonical order.
         layout: `unflatten(layout, tensors)` gives the state back.
 
     Raises:
-        StateError: for values that no tensors can stand for (meshes, point clouds, sparse or layout tensors).
+        StateError: for values that no tensors can stand for, and for trainable tensors among what is constant.
     """
-    natives: list[Any] = []
+    natives = Natives()
     layout = _describe(state, natives)
-    return _as_torch(natives), layout
+    return natives.as_torch(), layout
 
 
 def unflatten(layout: Layout, tensors: Sequence[torch.Tensor]) -> Any:
@@ -239,7 +107,7 @@ def matches(layout: Layout, tensors: Sequence[torch.Tensor]) -> bool:
 
 def describe_leaves(layout: Layout) -> str:
     """Human-readable shapes of the tensors of a layout."""
-    return ", ".join("(" + ", ".join(map(str, axes)) + ")" for axes in layout.leaves) or "no tensors"
+    return describe_axes(layout.leaves)
 
 
 def with_batch(layout: Layout, *names: str) -> Layout:
@@ -255,11 +123,6 @@ def without(layout: Layout, *names: str) -> Layout:
 def batch_names(*layouts: Layout) -> list[str]:
     """Names of all batch axes in canonical order."""
     return sorted({a.name for layout in layouts for axes in layout.leaves for a in axes if a.kind == "batch"})
-
-
-def position_of(name: str, axes: tuple[Axis, ...]) -> int | None:
-    """Index of the axis `name` among `axes`, `None` if it is not there."""
-    return next((i for i, a in enumerate(axes) if a.name == name), None)
 
 
 def tuple_of(*layouts: Layout, keywords: tuple[str, ...] = ()) -> TreeLayout:
@@ -312,106 +175,69 @@ def stack(
     return tuple(torch.stack(leaf, p) for leaf, p in zip(zip(*frames), positions)), stacked
 
 
-def _boundary_kind(description: dict, side: str) -> str:
-    if "sides" in description:
-        return _boundary_kind(description["sides"].get(side, description["sides"].get(side[:-1])), side)
-    if "normal" in description:
-        parts = (_boundary_kind(description[k], side) for k in ("normal", "tangential"))
-        return " normal, ".join(parts) + " tangential"
-    return description.get("primitive", "constant")
+def with_rotations_like(
+    tensors: Sequence[torch.Tensor], layout: Layout, target: Layout
+) -> tuple[tuple[torch.Tensor, ...], Layout]:
+    """The same state, boxes turned by nothing where those of `target` are of another form.
+
+    A box that was never turned has no rotation, one that was turned once an angle, any other a matrix.
+    """
+    found: list[torch.Tensor] = []
+    with math.precision(precision_of(tensors)):
+        turned = _rotated_like(layout, target, iter(tensors), found)
+    return tuple(found), turned
 
 
-def sorted_axes(axes: Iterable[Axis]) -> list[Axis]:
-    """The canonical order: by kind, then by name; spatial axes stay as they are declared."""
-    order = list(_KINDS)
-    return sorted(axes, key=lambda a: (order.index(a.kind), "" if a.kind == "spatial" else a.name))
+def _rotated_like(layout: Layout, target: Layout, natives: Iterator[torch.Tensor], found: list) -> Layout:
+    alike = isinstance(layout, Parent) and type(layout) is type(target) and layout.type is target.type
+    if alike and issubclass(layout.type, Box) and layout != target:
+        box = layout.unflatten(natives)
+        tensors, turned = flatten(box.rotated(0.0 if box.spatial_rank == 2 else math.zeros(box.shape["vector"])))
+        found += tensors
+        return turned
+    if alike and len(layout.children) == len(target.children):
+        pairs = zip(layout.children, target.children)
+        return replace(layout, children=tuple([_rotated_like(own, its, natives, found) for own, its in pairs]))
+    found += islice(natives, len(layout.leaves))
+    return layout
 
 
-def _describe(state: Any, natives: list) -> Layout:
+def domain_key(geometry: UniformGrid, boundary: extrapolation.Extrapolation) -> tuple:
+    """Resolution, bounds and constant boundary of a field in comparable form."""
+    return grid_key(geometry), boundary_key(boundary)
+
+
+def _describe(state: Any, natives: Natives) -> Layout:
     if isinstance(state, Field):
         return _describe_field(state, natives)
-    if isinstance(state, Tensor):
-        return _describe_tensor(state, natives)
+    if isinstance(state, Tensor) and not _compat.is_object_tensor(state) and not _compat.is_sparse(state):
+        return describe_tensor(state, natives)
     if isinstance(state, dict):
         return TreeLayout(dict, tuple(state), tuple(_describe(v, natives) for v in state.values()))
     if type(state) in (tuple, list):
         return TreeLayout(type(state), None, tuple(_describe(v, natives) for v in state))
-    if state is None or isinstance(state, (Number, str)):
+    if state is None or isinstance(state, (Number, str, Shape)):
         return ConstantLayout(state, type(state))
+    if _compat.is_fixed(state) or (isinstance(state, extrapolation.Extrapolation) and is_constant(state)):
+        constant = ConstantLayout(state, type(state))
+        _ = constant.key  # an error now, if any
+        return constant
+    if _compat.is_object(state):
+        return describe_object(state, natives, _describe)
+    if isinstance(state, extrapolation.Extrapolation):
+        raise StateError(
+            f"boundary {state} ({type(state).__name__}) is not supported; use constants, PERIODIC, ZERO_GRADIENT or another "
+            "of PhiFlow's own boundaries, fields, per side if need be"
+        )
     raise StateError(
-        f"a state holds Fields, PhiFlow Tensors, numbers, and tuples, lists or dicts of them, not {type(state).__name__}; "
-        "wrap native tensors with phi.math.wrap(native, dims)"
+        "a state holds Fields, PhiFlow Tensors, geometries, obstacles, numbers, classes that name their tensors to PhiML, and "
+        f"tuples, lists or dicts of them, not {type(state).__name__}; wrap native tensors with phi.math.wrap(native, dims)"
     )
 
 
-def _describe_field(state: Field, natives: list) -> FieldLayout:
-    if not isinstance(state.geometry, UniformGrid):
-        raise StateError(
-            f"only fields on uniform grids can be flattened, got a field on {type(state.geometry).__name__}; "
-            "pass its values as a Tensor and close over the geometry"
-        )
-    values = _describe_tensor(state.values, natives, state.geometry.resolution.names)
+def _describe_field(state: Field, natives: Natives) -> Layout:
+    grid = isinstance(state.geometry, UniformGrid)
+    if not grid or not is_constant(state.boundary):
+        return describe_object(state, natives, _describe)
+    values = describe_tensor(state.values, natives, state.geometry.resolution.names)
     return FieldLayout(values, domain_key(state.geometry, state.boundary), state.geometry, state.boundary)
-
-
-def domain_key(geometry: UniformGrid, boundary: extrapolation.Extrapolation) -> tuple:
-    """Resolution, bounds and boundary in comparable form."""
-    bounds: Box = geometry.bounds
-    if bounds.lower.shape.batch or bounds.upper.shape.batch:
-        raise StateError(f"bounds with batch dims {bounds.shape.batch} are not supported: use one domain per state")
-    size, low, up = geometry.resolution.get_size, bounds.lower.vector, bounds.upper.vector
-    box = tuple((n, size(n), float(low[n]), float(up[n])) for n in geometry.resolution.names)
-    try:
-        return box, json.dumps(_compat.boundary_to_dict(boundary), sort_keys=True)
-    except (ValueError, NotImplementedError) as error:
-        raise StateError(f"a field with this boundary cannot be flattened: {error}") from error
-
-
-def _describe_tensor(tensor: Tensor, natives: list, order: Sequence[str] = ()) -> TensorLayout:
-    if _compat.is_sparse(tensor) or tensor.dtype.kind is object:
-        raise StateError(
-            f"tensor of shape {tensor.shape} is sparse or holds Python objects; pass dense numeric tensors"
-        )
-    split = tensor.shape.dual
-    precision = tensor.dtype.precision if tensor.dtype.kind in (float, complex) else math.get_precision()
-    with math.precision(precision):  # PhiML casts natives to the global precision otherwise
-        if len(split) == 1:
-            parts = math.unstack(tensor, split)
-            return TensorLayout(tuple(_append(part, natives, order) for part in parts), _axis(split))
-        return TensorLayout((_append(tensor, natives, order),))
-
-
-def _append(tensor: Tensor, natives: list, order: Sequence[str]) -> tuple[Axis, ...]:
-    if not tensor.shape.is_uniform:
-        raise StateError(f"tensor of non-uniform shape {tensor.shape}; split it into a tuple of uniform tensors")
-    axes = sorted_axes([_axis(dim) for dim in tensor.shape.only(order, reorder=True) & tensor.shape.without(order)])
-    natives.append(tensor.native([a.phi_name for a in axes]) if axes else tensor.native())
-    return tuple(axes)
-
-
-def _axis(dim: Shape) -> Axis:
-    labels = dim.labels[0]
-    size = None if dim.batch and not labels else dim.size
-    kind = next(k for k in _KINDS if getattr(dim, k))
-    return Axis(kind, dim.name.lstrip("~"), size, tuple(labels) if labels else None)
-
-
-def _as_torch(natives: list) -> tuple[torch.Tensor, ...]:
-    torch_natives = [n for n in natives if isinstance(n, torch.Tensor)]
-    floats = [n.dtype for n in torch_natives if n.dtype.is_floating_point]
-    device = torch_natives[0].device if torch_natives else torch.device(_compat.TORCH.get_default_device().ref)
-    precision = floats[0] if floats else (torch.float64 if math.get_precision() == 64 else torch.float32)
-
-    def convert(native: Any) -> torch.Tensor:
-        if isinstance(native, torch.Tensor):
-            return native.contiguous()
-        array = torch.as_tensor(np.array(native), device=device)
-        return array.to(precision) if array.dtype.is_floating_point else array
-
-    return tuple(convert(n) for n in natives)
-
-
-def _assemble(native: torch.Tensor, axes: tuple[Axis, ...]) -> Tensor:
-    if not axes:
-        return math.wrap(native)
-    return math.wrap(native, math.concat_shapes(*(a.shape(s) for a, s in zip(axes, native.shape))))

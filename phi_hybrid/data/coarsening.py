@@ -97,6 +97,11 @@ def _coarse_layout(layout: Layout, factor: int) -> Layout:
         fine = {n: layout.geometry.resolution.get_size(n) for n in resolution}
         values = _resized(layout.values, lambda a: resolution[a.name] + a.size - fine[a.name])
         return FieldLayout(values, domain_key(geometry, layout.boundary), geometry, layout.boundary)
+    if any(a.kind == "spatial" for axes in layout.leaves for a in axes) and not isinstance(layout, TensorLayout):
+        raise StateError(
+            f"{layout} has no cell means on a coarser grid; coarsen fields with constant boundaries, and leave bodies and "
+            "particles as they are"
+        )
     return _resized(layout, lambda a: a.size // factor) if isinstance(layout, TensorLayout) else layout
 
 

@@ -26,7 +26,7 @@ from phi_hybrid.bridge.layout import (
     describe_leaves,
     domain_key,
 )
-from phi_hybrid.errors import DataError
+from phi_hybrid.errors import DataError, StateError
 
 _FORMAT = "phi_hybrid.trajectories"
 _VERSION = 1
@@ -151,7 +151,11 @@ def _check_shapes(path: str, tensors: dict[str, tuple[torch.Tensor, ...]], layou
 
 
 def to_dict(layout: Layout) -> dict:
-    """JSON description of a layout."""
+    """JSON description of a layout.
+
+    Raises:
+        StateError: for kinds of states that files do not hold.
+    """
     if isinstance(layout, TreeLayout):
         keys = None if layout.keys is None else list(layout.keys)
         description = {"tree": layout.type.__name__, "keys": keys, "children": [to_dict(c) for c in layout.children]}
@@ -162,7 +166,12 @@ def to_dict(layout: Layout) -> dict:
     if isinstance(layout, TensorLayout):
         split = None if layout.split is None else _axis_to_list(layout.split)
         return {"tensor": [[_axis_to_list(a) for a in axes] for axes in layout.parts], "split": split}
-    return {"constant": layout.value}
+    if isinstance(layout, ConstantLayout) and (layout.value is None or isinstance(layout.value, (int, float, str))):
+        return {"constant": layout.value}
+    raise StateError(
+        f"{layout} cannot be written to a file of trajectories, which holds tensors, numbers, and fields on grids with "
+        "constant boundaries; write the tensors in it, e.g. body.geometry.center, as further parts of the state"
+    )
 
 
 def from_dict(description: dict) -> Layout:

@@ -69,6 +69,10 @@ def energy_spectrum(tensors: Tensors, layout: FieldLayout, complete: bool = True
     Raises:
         StateError: for fields that are not periodic.
     """
+    if not isinstance(layout, FieldLayout) and not layout.boundary_kinds:
+        raise StateError(
+            f"the energy spectrum is that of a field on a grid, not of {layout}: resample it to a grid first"
+        )
     open_sides = [f"{side} {kind}" for side, kind in layout.boundary_kinds if kind != "periodic"]
     if open_sides:
         raise StateError(

@@ -16,6 +16,7 @@ from phi_hybrid.bridge.layout import (
     repeat,
     tuple_of,
     with_batch,
+    with_rotations_like,
     without,
 )
 from phi_hybrid.errors import StateError
@@ -79,16 +80,21 @@ def flatten_arguments(
 def bind(step: Step, state: Tensors, layout: Layout, inputs: Inputs) -> Repeatable:
     """Binds a step to a state and inputs.
 
-    A state that lacks batch dims of the inputs or of the step's result is repeated along them.
+    A state that lacks batch dims of the inputs or of the step's result is repeated along them. Boxes that the step rotates
+    take the form that rotated boxes have.
 
     Raises:
         StateError: if the step returns another kind of state than it takes.
     """
-    for _ in range(2):
+    for _ in range(4):
         arguments = (*state, *inputs.at(0))
         native = step.native_for(inputs.call_layout(layout), arguments)
         if native.output_layout == layout:
             return Repeatable(native, state, layout)
+        turned, turned_layout = with_rotations_like(state, layout, native.output_layout)
+        if turned_layout != layout:
+            state, layout = turned, turned_layout
+            continue
         names = batch_names(native.output_layout, layout)
         widened = with_batch(layout, *names)
         if widened == layout or widened != with_batch(native.output_layout, *names):
@@ -98,5 +104,5 @@ def bind(step: Step, state: Tensors, layout: Layout, inputs: Inputs) -> Repeatab
     raise StateError(
         "the step cannot be repeated, since what it takes and what it returns differ: "
         f"{layout.difference(native.output_layout)}. Return a state like the one given, e.g. with u.with_values(…) or "
-        "u.with_boundary(…)"
+        "u.with_boundary(…), or start from a state as the step returns it: step(state)"
     )

@@ -72,7 +72,13 @@ class _PlainNativeStep:
     solves: Solves
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
-        return run_eager(self.step, self.layout, tensors, self.solves)[0]
+        result, layout = run_eager(self.step, self.layout, tensors, self.solves)
+        if layout != self.output_layout:
+            raise StateError(
+                f"the step {name_of(self.step)} returns another kind of state than before: "
+                f"{self.output_layout.difference(layout)}. Let what changes with the values be a tensor: phi.math.wrap(number)"
+            )
+        return result
 
     def is_fresh(self) -> bool:
         return True

@@ -23,7 +23,19 @@ def unroll(bound: Repeatable, inputs: Inputs, steps: int, start: int = 0) -> lis
     for n in range(start, start + steps):
         state = bound.step(*state, *inputs.at(n))
         states.append(state)
+    if states:
+        _require_same_numbers(bound.state, states[0])
     return states
+
+
+def _require_same_numbers(before: Tensors, after: Tensors) -> None:
+    """Raises StateError if a step turns numbers of one type into another, for which it was not made."""
+    for number, (old, new) in enumerate(zip(before, after)):
+        if old.dtype != new.dtype:
+            raise StateError(
+                f"the step cannot be repeated, since it turns tensor {number} of the state, {old.dtype}, into {new.dtype}. "
+                "Start from a state as the step returns it, e.g. with math.to_float of its integers"
+            )
 
 
 def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
@@ -92,6 +104,8 @@ def _advance(
                 new = bound.step(*frames[-1], *arguments.at(n))
             except SolveError as error:
                 raise error.at(n + 1, f"in step {n + 1} of {steps}", _as_trajectory(frames, layout)) from None
+            if n == 0:
+                _require_same_numbers(bound.state, new)
             if check and not all_finite(new):
                 raise NonFiniteError(
                     f"the state became NaN or infinite in step {n + 1} of {steps}{non_finite_entries(new, layout)}. The "

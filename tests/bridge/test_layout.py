@@ -30,9 +30,6 @@ from phi.torch.flow import (
     Box,
     CenteredGrid,
     Field,
-    Obstacle,
-    PointCloud,
-    Sphere,
     StaggeredGrid,
     batch,
     channel,
@@ -258,29 +255,15 @@ def test_order_is_the_same_in_every_process() -> None:
     assert outputs[1] == outputs[0]
 
 
-def bounded_by(boundary: Any) -> Field:
-    return CenteredGrid(math.zeros(spatial(x=4)), boundary)
-
-
-MASK = math.wrap([True, False, True, False], spatial("x"))
 NUMBERS = math.wrap([1.0, 2.0], batch("b"))
-TRAINABLE = math.wrap(torch.ones((), requires_grad=True))
-INDICES = math.wrap([[0], [1]], instance("e"), channel(sparse_idx="x"))
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "point cloud": (lambda: PointCloud(math.wrap(torch.zeros(3, 2), instance("p"), channel(vector="x,y"))), "grids"),
-    "sparse": (lambda: math.sparse_tensor(INDICES, math.wrap(torch.ones(2), instance("e")), spatial(x=4)), "sparse"),
-    "objects": (lambda: math.layout(["a", object()], spatial("x")), "objects"),
+    "objects": (lambda: math.layout(["a", object()], spatial("x")), "not object"),
     "non-uniform": (lambda: math.stack([math.zeros(spatial(x=n)) for n in (3, 4)], batch("b")), "non-uniform"),
     "NumPy array": (lambda: np.zeros(3), r"ndarray.*phi\.math\.wrap"),
     "torch tensor": (lambda: torch.zeros(3), r"Tensor.*phi\.math\.wrap"),
     "set": (lambda: {1, 2}, "set"),
     "named tuple": (lambda: collections.namedtuple("Pair", "a")(1.0), "Pair"),
-    "geometry": (lambda: Sphere(x=1, y=1, radius=1), "Sphere"),
-    "obstacle": (lambda: Obstacle(Sphere(x=1, y=1, radius=1)), "Obstacle"),
     "batched bounds": (lambda: CenteredGrid(0.0, 0, x=4, bounds=Box(x=NUMBERS)), "bounds"),
-    "batched boundary": (lambda: bounded_by(extrapolation.ConstantExtrapolation(NUMBERS)), "boundary"),
-    "trainable boundary": (lambda: bounded_by(extrapolation.ConstantExtrapolation(TRAINABLE)), "boundary"),
-    "conditional boundary": (lambda: bounded_by(extrapolation.where(MASK, PERIODIC, extrapolation.ZERO)), "boundary"),
 }
 
 
