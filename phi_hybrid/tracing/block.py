@@ -39,8 +39,8 @@ def capture(
     """Runs a PhiFlow step once under a tracer and keeps its torch graph: same numbers, no PhiFlow overhead.
 
     Values and reverse-mode derivatives are those of eager PhiFlow to the last bit (CPU, `compile=False`).
-    PhiFlow tensors and fields among the arguments are inputs of the graph. Python numbers are constants of it, and so
-    is everything the step closes over. A new signature (shapes, batch dims, precision, device, boundaries, numbers)
+    PhiFlow tensors, fields and geometries among the arguments are inputs of the graph. Python numbers are constants of it,
+    and so is everything the step closes over, which is looked at on each call and captured anew where it changed. A new signature (shapes, batch dims, precision, device, boundaries, numbers)
     is captured by itself when it first occurs.
 
     Args:
@@ -56,8 +56,7 @@ def capture(
 
     Raises:
         CaptureError: if the step takes values out of tensors, branches on them, draws random numbers outside of torch,
-            uses a trainable tensor from outside, or solves with a matrix that depends on its inputs. Names the line and
-            the way out.
+            seeds, or uses a trainable tensor from outside. Names the line and the way out.
         SolveError: if a linear solve fails for the example. The block raises it whenever a solve misses its tolerance.
         StateError: if the example does not fit together or the step fails in plain PhiFlow.
     """
