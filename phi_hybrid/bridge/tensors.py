@@ -56,7 +56,7 @@ def describe_tensor(tensor: Tensor, natives: Natives, order: Sequence[str] = (),
     """
     if tensor.dtype.kind is object:
         raise StateError(f"a tensor of shape {tensor.shape} holds Python objects; pass numbers")
-    split = tensor.shape.dual
+    split = tensor.shape.dual if tensor.shape.is_uniform else tensor.shape.non_uniform_shape
     precision = tensor.dtype.precision if tensor.dtype.kind in (float, complex) else math.get_precision()
     with math.precision(precision):  # PhiML casts natives to the global precision otherwise
         if len(split) == 1:

@@ -66,7 +66,12 @@ def _with_gradients(f: Callable, inputs: Sequence[torch.Tensor], seed: int) -> R
         if not varying or not differentiable:
             return [*outputs, *(None for _ in differentiable)]
         cotangents = [o.detach().clone() for o in varying]
-        return [*outputs, *torch.autograd.grad(varying, differentiable, cotangents, allow_unused=True)]
+        try:
+            return [*outputs, *torch.autograd.grad(varying, differentiable, cotangents, allow_unused=True)]
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            return [*outputs, *(None for _ in differentiable)]  # torch has no derivative, in graphs as in eager code
 
 
 def _perturb(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

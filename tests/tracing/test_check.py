@@ -93,3 +93,9 @@ def test_rounding_is_that_of_what_was_added_up() -> None:
     (rounding,) = _rounding(module, lambda f: list(f(*block.flatten(u))))
     unit = 1e4 * torch.finfo(torch.float32).eps
     assert unit < rounding < 100 * unit
+
+
+def test_operations_without_a_derivative_are_captured() -> None:
+    u = math.random_normal(spatial(x=5))
+    block = capture(lambda u: u // 0.3, u)
+    assert torch.equal(block(u).native("x"), (u // 0.3).native("x"))
