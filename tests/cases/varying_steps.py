@@ -96,15 +96,20 @@ def distances(centre: Sequence[float]) -> np.ndarray:
     return np.sqrt(axes[0][:, None] ** 2 + axes[1] ** 2)
 
 
-def dense_weighted_projection(weights: Sequence[np.ndarray], flow: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """By the dense matrix G of gradients on inner faces: flow − W·G·p with Gᵀ·W·G·p = Gᵀ·flow."""
+def dense_gradient() -> np.ndarray:
+    """From cells to inner faces, first those between neighbours along x."""
     places = np.arange(CELLS["x"] * CELLS["y"]).reshape(CELLS["x"], CELLS["y"])
     rows = []
     for axis, name in enumerate("xy"):
         n = CELLS[name]
         low, high = (np.take(places, range(*r), axis).ravel() for r in ((0, n - 1), (1, n)))
         rows.append((np.eye(places.size)[high] - np.eye(places.size)[low]) * n / SIZE[name])
-    gradient, w, b = np.concatenate(rows), *(np.concatenate([a.ravel() for a in x]) for x in (weights, flow))
+    return np.concatenate(rows)
+
+
+def dense_weighted_projection(weights: Sequence[np.ndarray], flow: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """flow − W·G·p with Gᵀ·W·G·p = Gᵀ·flow, for gradients G."""
+    gradient, w, b = dense_gradient(), *(np.concatenate([a.ravel() for a in x]) for x in (weights, flow))
     p = np.linalg.pinv(gradient.T @ (w[:, None] * gradient), rcond=1e-12) @ (gradient.T @ b)
     parts = np.split(b - w * (gradient @ p), [flow[0].size])
     return [part.reshape(f.shape) for part, f in zip(parts, flow)]
