@@ -112,11 +112,12 @@ class _SolveHooks:
             return self.latest
         return self.originals["native_matrix"](matrix, backend)
 
-    def solve_forward(self, y: Any, arguments: math.Solve, matrix: Any, columns: tuple, rows: tuple, *rest: Any) -> Any:
+    def solve_forward(self, y: Any, arguments: math.Solve, matrix: Any, *rest: Any, **named: Any) -> Any:
         """From PhiML's right-hand side to `solve`, and back to a tree like `x0`."""
         if not isinstance(matrix, MatrixStandIn):
-            return self.originals["_linear_solve_forward"](y, arguments, matrix, columns, rows, *rest)
-        reduce_x, reduce_y, expand_x, _ = (f or (lambda t: t) for f in rest[3:])
+            return self.originals["_linear_solve_forward"](y, arguments, matrix, *rest, **named)
+        columns, rows, _, _, _, *maps = rest
+        reduce_x, reduce_y, expand_x, _ = (f or (lambda t: t) for f in maps)
         arguments = arguments.with_defaults("solve")
         if arguments.preprocess_y is not None:
             y = arguments.preprocess_y(y, *arguments.preprocess_y_args)

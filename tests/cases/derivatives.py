@@ -45,7 +45,7 @@ def directions(like: Sequence[torch.Tensor], copies: int, seed: int) -> tuple[to
 
 def products(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tensor:
     """Re Σ conj(aᵢ)·bⱼ over all tensors, `(i, j)`."""
-    return sum((x.flatten(1).conj() @ y.flatten(1).T).real for x, y in zip(a, b))
+    return sum((x.reshape(len(x), -1).conj() @ y.reshape(len(y), -1).T).real for x, y in zip(a, b))
 
 
 def check_vmap(native: Callable, tensors: Sequence[torch.Tensor], copies: int = 3) -> None:
