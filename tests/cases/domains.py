@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
 Text = st.SearchStrategy[str]
 
-BATCHES = ("b", "Re", "time", "seed_nr")
+BATCHES = ("b", "Re", "time", "ν")
 """Names of batch dims."""
+NAMES = ("x", "y", "z", *("xy", "yx", "zx") * 3, "xyz", "zyx")
+"""Dims in the order in which they are declared; flows in 3D take their time."""
 PLACEMENTS = ("faces", "vector", "scalar")
 """Kinds of fields."""
 PRIMITIVE = ("0", "ZERO_GRADIENT") * 3 + ("1.5", "extrapolation.SYMMETRIC", "extrapolation.ANTISYMMETRIC")
@@ -45,6 +48,11 @@ class Domain:
         """Arguments of a grid."""
         return f"{self.box}, {self.resolution}"
 
+    @property
+    def radius(self) -> float:
+        """Of a ball that fits into the box."""
+        return 0.3 * min(size for _, _, size in self.sides)
+
     def others(self) -> Text:
         """Arguments of grids on the same box, of other resolutions, or beside it."""
         finer = Domain(self.sides, tuple(c + 1 for c in self.cells))
@@ -56,18 +64,17 @@ class Domain:
 @st.composite
 def domains(draw: st.DrawFn) -> Domain:
     """One to three dims, three to eight cells, of unlike sizes."""
-    names = draw(
-        st.sampled_from(["x", "xy", "yx", "y", "xz", "yx", "xy", "z", draw(st.sampled_from(["xyz", "zyx", "yzx"]))])
-    )
+    names = draw(st.sampled_from(NAMES))
     sides = [(n, draw(st.sampled_from([0.0, -1.0])), draw(st.sampled_from([1.0, 2.0, 0.5, 4.0]))) for n in names]
     most = 4 if len(names) == 3 else 8
     return Domain(tuple(sides), tuple(draw(st.integers(3, most)) for _ in names))
 
 
 @st.composite
-def boundaries(draw: st.DrawFn, names: tuple[str, ...], vector: bool) -> str:
-    """One for all sides, per dim, or per side."""
-    flow = [f"vec({', '.join(f'{n}={i + 1.0}' for i, n in enumerate(names))})"] if vector else []
+def boundaries(draw: st.DrawFn, names: tuple[str, ...], vector: bool, values: Sequence[str] = ()) -> str:
+    """One for all sides, per dim, or per side; constants, flows and `values` among them."""
+    flow = [*values]
+    flow += [f"vec({', '.join(f'{n}={i + 1.0}' for i, n in enumerate(names))})"] if vector else []
     form = draw(st.sampled_from(["one", "one", "dims", "sides"]))
     if form == "one":
         return draw(st.sampled_from(["PERIODIC", "PERIODIC", "PERIODIC", *PRIMITIVE, *flow]))
@@ -86,9 +93,10 @@ def boundaries(draw: st.DrawFn, names: tuple[str, ...], vector: bool) -> str:
 
 @st.composite
 def batches(draw: st.DrawFn) -> str:
-    """No, one or two batch dims, as a shape."""
+    """No, one or two batch dims, as a shape, perhaps of another size in the next call."""
     names = draw(st.lists(st.sampled_from(BATCHES), max_size=2, unique=True))
-    return f"batch({', '.join(f'{n}={draw(st.integers(1, 3))}' for n in names)})"
+    sizes = st.sampled_from(["1", "2", "3", "number(2, 3)"])
+    return f"batch({', '.join(f'{n}={draw(sizes)}' for n in names)})"
 
 
 @st.composite
@@ -118,7 +126,7 @@ def fields(draw: st.DrawFn, domain: Domain, kind: str, batch: str) -> str:
 
 @st.composite
 def argument_lists(draw: st.DrawFn, domain: Domain) -> tuple[tuple[str, str], ...]:
-    """Names and makers: a field u; perhaps another one v, a tensor t, a positive parameter k, a number c."""
+    """Names and makers: a field u; perhaps another one v, a tensor t, a positive parameter k, a number c, a body o."""
     dims = draw(batches())
     arguments = {"u": draw(fields(domain, draw(st.sampled_from(PLACEMENTS)), dims))}
     if draw(st.booleans()):
@@ -132,4 +140,7 @@ def argument_lists(draw: st.DrawFn, domain: Domain) -> tuple[tuple[str, str], ..
         )
     if draw(st.booleans()):
         arguments["c"] = draw(st.sampled_from(["number(0.2)", "number(1)", "number(0.2, 0.3)"]))
+    if draw(st.integers(0, 3)) == 3:
+        middle = ", ".join(f"{n}={low + 0.45 * size:.3g}" for n, low, size in domain.sides)
+        arguments["o"] = f"ball({middle}, radius={domain.radius:.3g})"
     return tuple(arguments.items())

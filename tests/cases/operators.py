@@ -1,21 +1,11 @@
-"""PhiFlow's public operators as lines of Python with holes, and what may fill the holes.
+"""PhiFlow's public operators as lines of Python with holes; what fits into them is in `holes`.
 
-A capital letter stands for a value: F field, C centred field, S centred scalar, W centred vector, G field on faces,
-V velocity (W or G), T float tensor, M one with spatial dims, N any tensor, A any value. A small name stands for a parameter. Both may end in a
-digit; equal holes are filled alike.
+A capital letter stands for a value: F field on a grid, C centred, S centred scalar, W centred vector, G on faces, V
+velocity (W or G), P field on points, T float tensor, M one with spatial dims, N any tensor, A any value. A small name stands
+for a parameter. Both may end in a digit; equal holes are filled alike.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from hypothesis import strategies as st
-from phi.torch.flow import PERIODIC, Field, Tensor
-
-from cases.domains import Domain, boundaries
-
-Text = st.SearchStrategy[str]
 
 OPERATORS: dict[str, tuple[str, ...]] = {
     "advection": (
@@ -30,13 +20,15 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "diffusion": (
         "diffuse.explicit({F}, {nu}, {dt})",
         "diffuse.explicit({F}, {nu}, {dt}, substeps=2)",
-        "diffuse.explicit({F}, {nu}, {dt}, order=4)",
         "diffuse.explicit({C}, 0.01 * math.abs({S}), {dt})",
         "diffuse.implicit({F}, {nu}, {dt})",
         "diffuse.implicit({F}, {nu}, {dt}, Solve('CG', 1e-5, x0={F}))",
         "diffuse.implicit({C}, 0.01 * math.abs({S}), {dt})",
         "diffuse.fourier({periodic}, {nu}, {dt})",
         "{F} + {dt} * diffuse.differential({F}, {nu})",
+        "math.solve_linear(jit_compile_linear(lambda f: f - 0.01 * field.laplace(f)), {F}, Solve('CG', 1e-5, x0={F}))",
+        "math.solve_linear(lambda f: f - 0.01 * field.laplace(f), {C}, Solve('CG', 1e-5, x0={C}))",
+        "math.solve_linear(lambda t: 2 * t - 0.01 * math.laplace(t, 0.5, {padding}), {M}, Solve('CG', 1e-5, x0=0 * {M}))",
     ),
     "projection": (
         "fluid.make_incompressible({V})[0]",
@@ -47,6 +39,9 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "fluid.make_incompressible({V}, {obstacle})[1]",
         "fluid.make_incompressible({V}, active={mask})[0]",
         "fluid.apply_boundary_conditions({V}, {obstacle})",
+        "fluid.make_incompressible({V}, (), Solve(x0=fluid.make_incompressible({V2})[1]))[0]",
+        "fluid.make_incompressible({V}, {moving})[0]",
+        "fluid.apply_boundary_conditions({V}, {moving})",
     ),
     "resampling": (
         "{F}.at({F2})",
@@ -61,6 +56,16 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "{F}.with_boundary({boundary})",
         "field.stagger({S}, math.minimum, {boundary})",
         "{V}.at({C}).values",
+        "resample({S} * {direction}, to={V})",
+        "field.sample({F}, {points})",
+        "{F}.at(PointCloud({points}))",
+        "{F}.at({P}).values",
+        "advect.points({points}, {V}, {dt})",
+        "advect.advect({P}, {V}, {dt})",
+        "{C}.with_boundary({S})",
+        "{C}.with_values(math.mean({C}.values, '{axis}'))",
+        "{S} * math.vec_length({S}.points)",
+        "math.sum(math.sin({F}.points), 'vector')",
     ),
     "derivatives": (
         "field.spatial_gradient({S})",
@@ -70,12 +75,14 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "field.laplace({F})",
         "field.laplace({F}, order=4)",
         "field.divergence({V})",
-        "field.divergence({V}, order=4)",
         "field.curl({V})",
         "math.spatial_gradient({M}, 0.5, padding={padding})",
         "math.spatial_gradient({M}, 0.5, 'forward', None)",
         "math.laplace({M}, 0.5, {padding})",
         "math.gradient(lambda t: math.l2_loss(math.sin(t)), get_output=False)({T})",
+        "math.gradient(lambda f: field.l2_loss(math.sin(f)))({F})",
+        "math.gradient(lambda f: field.l2_loss(field.laplace(f)), get_output=False)({F})",
+        "math.custom_gradient(lambda t: math.floor(t), lambda inputs, y, dy: {{'t': dy}})({T})",
     ),
     "padding": (
         "field.pad({C}, 1)",
@@ -101,6 +108,8 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "math.fourier_laplace({M}, 0.5)",
         "math.fourier_poisson({M}, 0.5)",
         "math.frequency_loss({M})",
+        "math.imag(math.fft({M}))",
+        "math.real(math.fft({M}) * 2j)",
     ),
     "indexing": (
         "{N}[{{'{dim}': 0}}]",
@@ -118,6 +127,10 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "{C}.values",
         "{G}.uniform_values()",
         "{C}.with_values({C}.values[{{'{axis}': slice(None, None, -1)}}])",
+        "{V}.vector[::-1]",
+        "{V}.values.vector[-1]",
+        "math.gather({N}, math.wrap([1, 0], instance('picked')), dims='{dim}')",
+        "math.zeros_like({N})",
     ),
     "arithmetic": (
         "{A} + {number}",
@@ -138,6 +151,15 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "{T} > {N}",
         "({N} == 0) | ({N} > 0.3)",
         "math.stop_gradient({A})",
+        "{A} * math.wrap([1.0, -2.0], channel(species='p,q'))",
+        "{F} * math.wrap([1.0, -2.0], batch(run='p,q'))",
+        "{S} * {direction}",
+        "{C} > {number}",
+        "2 ** {T}",
+        "{T} // 0.3",
+        "{T} + math.stop_gradient({T})",
+        "math.sign({F}) * {F}",
+        "math.safe_div({T}, math.maximum({T}, 0))",
     ),
     "elementwise": (
         "math.abs({A})",
@@ -160,6 +182,12 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "math.where({T} > 0, math.sqrt(math.abs({T})), -1)",
         "math.to_float({N})",
         "math.to_int64(3 * {T})",
+        "math.cast({N}, math.DType(float, 64))",
+        "math.nan_to_0(math.sqrt({T}))",
+        "math.erf({T})",
+        "math.arcsin(math.clip({T}, -0.9, 0.9))",
+        "math.native_call(torch.relu, {M})",
+        "~({N} > 0)",
     ),
     "reductions": (
         "math.sum({N}, {dims})",
@@ -185,6 +213,11 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "field.vec_squared({V})",
         "field.normalize({C}, {C})",
         "math.softmax({T}, '{dim}')",
+        "math.finite_mean(math.where({T} > 1, math.NAN, {T}), {dims})",
+        "math.squared_norm({T}, '{dim}')",
+        "math.at_min({T}, math.cos({T}), {dims})",
+        "field.l2_loss({F})",
+        "math.histogram({T})[0]",
     ),
     "assembly": (
         "math.stack([{T}, 2 * {T}], batch('stacked'))",
@@ -198,6 +231,9 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "math.pack_dims({N}, spatial, instance('packed'))",
         "math.flatten({N})",
         "math.unstack({T}, '{dim}')",
+        "math.stack({{'p': {F}, 'q': 2 * {F}}}, channel('stacked'))",
+        "math.rename_dims({N}, '{dim}', dual('renamed'))",
+        "math.concat([{T}, math.zeros_like({T})], '{dim}')",
     ),
     "neighbours": (
         "math.shift({M}, (-1, 1), '{axis}', {padding})[0]",
@@ -213,6 +249,12 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "math.neighbor_mean({M}, '{axis}')",
         "math.neighbor_max({M}, '{axis}', {padding})",
         "math.finite_fill(math.where({M} > 1, math.NAN, {M}), padding={padding})",
+        "math.masked_fill({M}, {M} > 0)[0]",
+        "math.neighbor_sum({M})",
+        "math.at_max_neighbor({M}, math.sin({M}))",
+        "math.cumulative_sum({T}, '{dim}', include_0=True)",
+        "math.scatter(math.zeros_like({M}), math.wrap([0, 1, 1], instance('hits')), math.wrap([1.0, 2.0, 3.0], instance('hits')))",
+        "field.finite_fill({C})",
     ),
     "loops": (
         "math.map(lambda t: 0.5 * t + math.sum(t), {T}, dims='{dim}')",
@@ -220,6 +262,8 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "math.iterate(lambda a: 0.5 * a + 0.1, 3, {A})",
         "math.iterate(lambda t: math.sin(t), batch(time=2), {T})",
         "jit_compile(lambda a: 2 * a + 1)({A})",
+        "math.map(lambda f: 2 * f + field.mean(f), {F}, dims=batch)",
+        "math.iterate(lambda f: field.laplace(f), 2, {F})",
     ),
     "chance": (
         "{T} + math.random_normal({T}.shape)",
@@ -232,92 +276,3 @@ OPERATORS: dict[str, tuple[str, ...]] = {
 
 FEWER = ("indexing", "arithmetic", "elementwise", "reductions", "assembly", "neighbours")
 """Families of many short lines, which are drawn less often."""
-
-
-# --- values ---
-
-
-def _is_vector(value: Field) -> bool:
-    return "vector" in value.values.shape.channel and value.values.shape.get_labels("vector") == value.resolution.names
-
-
-def _centred(value: Any) -> bool:
-    return isinstance(value, Field) and value.is_centered
-
-
-def _staggered(value: Any) -> bool:
-    return isinstance(value, Field) and value.is_staggered
-
-
-def _float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype.kind is float
-
-
-KINDS: dict[str, Callable[[Any], bool]] = {
-    "A": lambda value: True,
-    "F": lambda value: isinstance(value, Field),
-    "C": _centred,
-    "S": lambda value: _centred(value) and not value.values.shape.channel,
-    "W": lambda value: _centred(value) and _is_vector(value),
-    "G": _staggered,
-    "V": lambda value: _staggered(value) or _centred(value) and _is_vector(value),
-    "T": _float,
-    "M": lambda value: _float(value) and value.shape.spatial,
-    "N": lambda value: isinstance(value, Tensor),
-    "periodic": lambda value: isinstance(value, Field) and value.boundary == PERIODIC,
-}
-"""Letter → whether a value can fill the hole."""
-
-
-# --- parameters ---
-
-
-def _names(*names: str) -> Text:
-    return st.sampled_from(names) if names else st.nothing()
-
-
-def _shape_of(first: Any) -> Any:
-    return first.shape
-
-
-def _dims(first: Any) -> Text:
-    """A filter of dims as users write it, some of which the tensor lacks."""
-    names = sorted(first.shape.non_dual.names)
-    lists = [f"'{n}'" for n in names] + ([f"'{','.join(names[-2:])}'"] if len(names) > 1 else [])
-    return st.sampled_from(["non_batch", "spatial", "batch", "channel", "instance", "'absent'", *lists])
-
-
-def _geometry(domain: Domain) -> Text:
-    """Spheres and boxes that lie partly in the domain."""
-    middle = ", ".join(f"{n}={lower + 0.45 * size:.3g}" for n, lower, size in domain.sides)
-    half = ", ".join(f"{n}={0.6 * size:.3g}" for n, _, size in domain.sides)
-    corner = ", ".join(f"{n}=({lower:.3g}, {lower + 0.4 * size:.3g})" for n, lower, size in domain.sides)
-    radius = 0.3 * min(size for _, _, size in domain.sides)
-    return _names(f"Sphere({middle}, radius={radius:.3g})", f"Cuboid(vec({middle}), {half})", f"Box({corner})")
-
-
-def fillings(hole: str, first: Any, domain: Domain, scope: Mapping[str, Any]) -> Text:
-    """What may fill a hole, given the first value of the line."""
-    given = [name for name in ("k", "c") if name in scope]
-    shape = first.shape
-    return {
-        "dt": lambda: _names("0.1", "0.03", *given),
-        "nu": lambda: _names("0.02", "0.1", *given),
-        "number": lambda: _names("2", "0.5", "-1.5", *given, *given),
-        "boundary": lambda: boundaries(domain.names, vector=False),
-        "padding": lambda: _names(
-            "PERIODIC", "ZERO_GRADIENT", "extrapolation.SYMMETRIC", "extrapolation.ZERO", "extrapolation.REFLECT"
-        ),
-        "grid": lambda: domain.others(),
-        "geometry": lambda: _geometry(domain),
-        "obstacle": lambda: _geometry(domain),
-        "mask": lambda: _geometry(domain).map(lambda body: f"CenteredGrid(~{body}, 0, {domain.text})"),
-        "dims": lambda: _dims(first),
-        "dim": lambda: _names(*sorted(n for n in shape.non_dual.names if n not in _sizes_differ(shape))),
-        "axis": lambda: _names(*sorted(shape.spatial.names)),
-        "batch": lambda: _names(*sorted(shape.batch.names)),
-    }[hole]()
-
-
-def _sizes_differ(shape: Any) -> tuple[str, ...]:
-    return tuple(n for n in shape.names if not isinstance(shape.get_size(n), int))

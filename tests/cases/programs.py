@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from phi.torch.flow import Box, CenteredGrid, Field, Shape, StaggeredGrid, Tensor, channel, math
 
 from cases.domains import Domain, argument_lists, domains
-from cases.operators import FEWER, KINDS, OPERATORS, fillings
+from cases.holes import KINDS, fillings
+from cases.operators import FEWER, OPERATORS
 from phi_hybrid.linear_solve import linear_solves
 
 LARGEST = 4000
@@ -36,6 +37,7 @@ class Program:
         lines: body of the step.
         result: what it returns.
         nested: whether the arguments come in a dict of lists.
+        closed: names that are no arguments: the step closes over them.
         refused: number of further lines that plain PhiFlow could not compute when the program was drawn.
     """
 
@@ -44,18 +46,18 @@ class Program:
     lines: tuple[str, ...]
     result: str
     nested: bool = False
+    closed: tuple[str, ...] = ()
     refused: int = field(default=0, compare=False)
 
     @property
     def code(self) -> str:
         """Source of the step."""
-        names = ", ".join(name for name, _ in self.arguments)
+        names = ", ".join(name for name, _ in self.arguments if name not in self.closed)
         head = ["def step(state):", f"    {names}, = state['all'][0]"] if self.nested else [f"def step({names}):"]
         return "\n".join([*head, *(f"    {line}" for line in self.lines), f"    return {self.result}", ""])
 
-    @property
-    def step(self) -> Callable:
-        """The step, anew: each has its own globals."""
+    def make_step(self) -> Callable:
+        """The step, with globals of its own."""
         file, scope = f"program_{crc32(self.code.encode())}.py", vars(flow).copy()
         linecache.cache[file] = (len(self.code), None, self.code.splitlines(True), file)  # for messages that cite lines
         exec(compile(self.code, file, "exec"), scope)
@@ -64,18 +66,21 @@ class Program:
     @property
     def solves(self) -> bool:
         """Whether there are linear solves, which pass rounding on to every cell."""
-        return any(word in line for line in self.lines for word in ("implicit(", "make_incompressible"))
+        return any(word in line for line in self.lines for word in ("implicit(", "make_incompressible", "solve_linear"))
 
-    def call_with(
-        self, seed: int, differentiable: bool = False, rounding: float = 0.0
+    def prepare(
+        self, step: Callable, seed: int, differentiable: bool = False, rounding: float = 0.0
     ) -> tuple[tuple, list[torch.Tensor]]:
-        """Arguments of a call, and the float tensors in them."""
+        """Arguments of a call, and the float tensors in them; what the step closes over is set."""
         makers = Makers(seed, self.precision, differentiable, rounding)
-        values = tuple(makers.make(text) for _, text in self.arguments)
+        values = tuple(makers.make(text) for name, text in self.arguments if name not in self.closed)
+        constants = Makers(seed + 1000, self.precision, False, rounding)
+        step.__globals__.update({n: constants.make(text) for n, text in self.arguments if n in self.closed})
         return (({"all": [values]},) if self.nested else values), makers.leaves
 
     def __repr__(self) -> str:
-        arguments = "".join(f"{name} = {text}\n" for name, text in self.arguments)
+        closed = "# the step closes over " + ", ".join(self.closed) + "\n" if self.closed else ""
+        arguments = closed + "".join(f"{name} = {text}\n" for name, text in self.arguments)
         return f"\n# precision {self.precision}\n{arguments}\n{self.code}"
 
 
@@ -111,7 +116,7 @@ class Makers:
         self.leaves: list[torch.Tensor] = []
 
     def make(self, text: str) -> Any:
-        names = ("centred", "faces", "tensor", "positive", "number")
+        names = ("centred", "faces", "tensor", "positive", "number", "ball")
         with math.precision(self.precision):
             return eval(text, {**vars(flow), **{name: getattr(self, name) for name in names}})
 
@@ -126,6 +131,10 @@ class Makers:
 
     def number(self, *choice: float) -> float:
         return choice[self.generator.initial_seed() % len(choice)]
+
+    def ball(self, radius: float, **centre: float) -> flow.Sphere:
+        middle = {n: x + radius * self.positive() for n, x in centre.items()}
+        return flow.Sphere(flow.vec(**middle), radius=radius * (1 + self.positive()))
 
     def centred(self, boundary: Any, bounds: Box, dims: Shape, vector: bool, **cells: int) -> Field:
         components = channel(vector=",".join(cells)) if vector else math.EMPTY_SHAPE
@@ -168,15 +177,24 @@ def programs(draw: st.DrawFn) -> Program:
         if len(draft.lines) < lines:
             draft.add_line()
     names = [line.split(" = ")[0] for line in draft.lines] or ["u"]
-    result, nested = draw(results(names)), draw(st.booleans())
-    return Program(precision, arguments, tuple(draft.lines), result, nested, draft.refused)
+    rest = [name for name in ("o",) if name in dict(arguments)]
+    closed = draw(st.sampled_from([(), (), (), tuple(name for name, _ in arguments[1:])]))
+    return Program(
+        precision,
+        arguments,
+        tuple(draft.lines),
+        draw(results([*rest, *names])),
+        draw(st.booleans()),
+        closed,
+        draft.refused,
+    )
 
 
 def results(names: list[str]) -> st.SearchStrategy[str]:
-    """The last value alone, or with others in a tuple, list or dict."""
+    """The last value alone, or with others in a tuple, list or dict, some of them twice."""
     last, rest = names[-1], ", ".join(names[:-1])
     nested = [f"({last}, [{rest}])", f"{{'last': {last}, 'rest': ({rest},)}}"] if rest else []
-    return st.sampled_from([last, *nested])
+    return st.sampled_from([last, *nested, f"({last}, 2 * {last}, None, u, {last})"])
 
 
 @dataclass
@@ -199,10 +217,11 @@ class Draft:
         try:
             with plain_phiflow(self.precision), torch.no_grad():
                 value = eval(line, {**vars(flow), **self.scope})
+                usable = _usable(value)
         except Exception:
             self.refused += 1
             return
-        if _usable(value):
+        if usable:
             name = f"a{len(self.lines)}"
             self.lines.append(f"{name} = {line}")
             self.scope[name] = value
@@ -210,7 +229,7 @@ class Draft:
     def _values(self) -> dict[str, Any]:
         """What holes can be filled with: fields, tensors, and the values of centred fields."""
         given = {n: v for n, v in self.scope.items() if isinstance(v, (Field, Tensor)) and n != "k"}
-        inner = {f"{n}.values": v.values for n, v in given.items() if isinstance(v, Field) and v.is_centered}
+        inner = {f"{n}.values": v.values for n, v in given.items() if KINDS["C"](v)}
         return inner | given
 
     def _fill(self, text: str, values: dict[str, Any]) -> str | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
-from phi.torch.flow import Field, Tensor, math
+from phi.geom import UniformGrid
+from phi.torch.flow import Box, Field, Geometry, Tensor, math
 
 import phi_hybrid as ph
 from cases.programs import Program, in_precision, moved, plain_phiflow
@@ -40,26 +42,35 @@ class Outcome:
     gradients: list[torch.Tensor]
 
 
-def judge(program: Program) -> Verdict:
-    """Compares on arguments that were not captured with."""
-    step, precision = program.step, program.precision
+def judge(program: Program, capture: Callable = ph.capture) -> Verdict:
+    """Compares a captured step with plain PhiFlow on arguments that were not captured with."""
+    step = program.make_step()
+    plain = Side(step, step, program, plain_phiflow)
     try:
-        expected = outcome(step, program, NEW, context=plain_phiflow)
+        expected, differentiable = plain_outcome(plain)
     except Exception as error:
         return Verdict("invalid", f"{type(error).__name__}: {error}")
     try:
-        with in_precision(precision):
-            block = ph.capture(step, *program.call_with(EXAMPLE)[0])
+        with in_precision(program.precision):
+            captured = Side(capture(step, *program.prepare(step, EXAMPLE)[0]), step, program, in_precision)
     except (ph.CaptureError, ph.StateError) as error:
         return Verdict("refused", str(error))
     except Exception as error:
         return Verdict(f"bare {type(error).__name__} of capture", str(error))
     try:
-        scribble(outcome(block, program, EXAMPLE))
-        found = outcome(block, program, NEW)
+        scribble(captured.outcome(EXAMPLE, False))
+        found = captured.outcome(NEW, differentiable)
     except Exception as error:
         return Verdict(f"bare {type(error).__name__} of the block", str(error))
-    return compare(found, expected, lambda: outcome(step, program, NEW, 1.0, plain_phiflow), program.solves)
+    return compare(found, expected, lambda: plain.outcome(NEW, differentiable, rounding=1.0), program.solves)
+
+
+def plain_outcome(plain: Side) -> tuple[Outcome, bool]:
+    """With gradients, or without where torch has none."""
+    try:
+        return plain.outcome(NEW), True
+    except Exception:
+        return plain.outcome(NEW, differentiable=False), False
 
 
 def scribble(result: Outcome) -> None:
@@ -69,24 +80,36 @@ def scribble(result: Outcome) -> None:
             t.fill_(7.0)
 
 
-def outcome(
-    step: Callable, program: Program, seed: int, rounding: float = 0.0, context: Callable = in_precision
-) -> Outcome:
-    """Result and vector–Jacobian product; `rounding` moves inputs and cotangents by so many units in the last place."""
-    arguments, leaves = program.call_with(seed, differentiable=True, rounding=rounding)
-    with context(program.precision):
-        parts = list(take_apart(step(*arguments)))
-    values = [t for _, t in parts if t is not None]
+@dataclass(frozen=True)
+class Side:
+    """Plain PhiFlow, or the captured step, called with the arguments of a program."""
+
+    call: Callable
+    step: Callable
+    program: Program
+    context: Callable
+
+    def outcome(self, seed: int, differentiable: bool = True, rounding: float = 0.0) -> Outcome:
+        """Result for the arguments of a seed; `rounding` moves inputs and cotangents by units in the last place."""
+        arguments, leaves = self.program.prepare(self.step, seed, differentiable, rounding)
+        with self.context(self.program.precision):
+            parts = list(take_apart(self.call(*arguments)))
+            values = [t for _, t in parts if t is not None]
+            gradients = vector_jacobian_product(values, leaves, rounding) if differentiable else []
+        return Outcome([s for s, _ in parts], [t.detach() for t in values], gradients)
+
+
+def vector_jacobian_product(
+    values: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor], rounding: float
+) -> list[torch.Tensor]:
+    """Gradient of Re Σ w·value with random weights w."""
     generator = torch.Generator().manual_seed(5)
-    weights = [
-        moved(torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype), rounding) for t in values
-    ]
-    pairs = [(t, w) for t, w in zip(values, weights) if t.requires_grad]
-    gradients = [torch.zeros_like(leaf) for leaf in leaves]
-    if pairs and leaves:
-        found = torch.autograd.grad([t for t, _ in pairs], leaves, [w for _, w in pairs], allow_unused=True)
-        gradients = [z if g is None else g for g, z in zip(found, gradients)]
-    return Outcome([s for s, _ in parts], [t.detach() for t in values], gradients)
+    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in values]
+    pairs = [(t, moved(w, rounding)) for t, w in zip(values, weights) if t.requires_grad]
+    if not pairs or not leaves:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    found = torch.autograd.grad([t for t, _ in pairs], leaves, [w for _, w in pairs], allow_unused=True)
+    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves)]
 
 
 def take_apart(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor | None]]:
@@ -99,16 +122,23 @@ def take_apart(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor |
         for number, entry in enumerate(value):
             yield from take_apart(entry, f"{path}.{number}")
     elif isinstance(value, Field):
-        bounds = [
-            f"{n}={value.resolution.get_size(n)} {float(value.bounds.lower[n]):.9g} {float(value.bounds.upper[n]):.9g}"
-            for n in value.resolution.names
-        ]
-        yield f"{path} field at {value.sampled_at} on {bounds}, {value.boundary}", None
-        yield from _tensor(value.values, path + ".values", value.resolution.names)
+        yield f"{path} field at {value.sampled_at}, {value.boundary}", None
+        yield from take_apart(value.geometry, path + ".geometry")
+        yield from _tensor(value.values, path + ".values", value.geometry.shape.spatial.names)
+    elif isinstance(value, UniformGrid):
+        sides = [(n, value.resolution.get_size(n), *ends(value.bounds, n)) for n in value.resolution.names]
+        yield f"{path} grid {sides}", None
+    elif isinstance(value, Geometry):
+        yield f"{path} {type(value).__name__}", None
+        yield from take_apart([value.center, value.bounding_radius()], path)
     elif isinstance(value, Tensor):
         yield from _tensor(value, path)
     else:
         yield f"{path} {value!r}", None
+
+
+def ends(box: Box, name: str) -> tuple[float, float]:
+    return float(box.lower.vector[name]), float(box.upper.vector[name])
 
 
 def _tensor(
@@ -128,31 +158,27 @@ def _tensor(
     yield f"{path} {native.dtype} {dict(zip(order, native.shape))} {types} {labels}", native
 
 
-def compare(found: Outcome, expected: Outcome, jittered: Callable[[], Outcome], solves: bool) -> Verdict:
+def compare(found: Outcome, expected: Outcome, rounded: Callable[[], Outcome], solves: bool) -> Verdict:
+    """Structure, values to the last bit unless there are solves, gradients to rounding.
+
+    Args:
+        rounded: what plain PhiFlow gives for inputs and cotangents with one more rounding, as a measure.
+    """
     if found.structure != expected.structure:
-        differing = next(
-            (p for p in zip(found.structure, expected.structure) if p[0] != p[1]),
-            (len(found.structure), len(expected.structure)),
-        )
-        return Verdict("wrong structure", f"{differing[0]}  but eager  {differing[1]}")
+        pairs = zip_longest(found.structure, expected.structure)
+        return Verdict("wrong structure", " but eager ".join(map(str, next(p for p in pairs if p[0] != p[1]))))
     if all(map(same, found.values + found.gradients, expected.values + expected.gradients)):
         return Verdict("equal")
-    moved = jittered()
-    kinds = [
-        ("value", found.values, expected.values, moved.values),
-        ("gradient", found.gradients, expected.gradients, moved.gradients),
-    ]
-    for kind, own, its, other in kinds:
-        for number, (a, b, c) in enumerate(zip(own, its, other)):
-            if same(a, b):
-                continue
-            exact = kind == "value" and not solves
+    measure = rounded()
+    for kind in ("values", "gradients"):
+        exact = kind == "values" and not solves
+        for number, (a, b, c) in enumerate(zip(*(getattr(outcome, kind) for outcome in (found, expected, measure)))):
             difference, allowed = distance(a, b), FACTOR * distance(c, b) + 4 * precision_of(b) * largest(b)
-            if exact or not difference <= allowed:
-                within = ", within rounding" if difference <= allowed else ""
+            if not same(a, b) and (exact or not difference <= allowed):
+                small = ", within rounding" if difference <= allowed else ""
                 return Verdict(
-                    f"wrong {kind}{within}",
-                    f"{kind} {number}: {difference:.2e} of {largest(b):.2e}, allowed {allowed:.2e}",
+                    f"wrong {kind}{small}",
+                    f"number {number} differs by {difference:.2e}, allowed {allowed:.2e}, largest {largest(b):.2e}",
                 )
     return Verdict("equal", "within rounding")
 
