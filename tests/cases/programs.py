@@ -58,7 +58,7 @@ class Program:
 
     def make_step(self) -> Callable:
         """The step, with globals of its own."""
-        file, scope = f"program_{crc32(self.code.encode())}.py", vars(flow).copy()
+        file, scope = f"program_{crc32(self.code.encode())}.py", {**vars(flow), "__name__": "program"}
         linecache.cache[file] = (len(self.code), None, self.code.splitlines(True), file)  # for messages that cite lines
         exec(compile(self.code, file, "exec"), scope)
         return scope["step"]
