@@ -3,6 +3,7 @@
 from phiml.backend.torch import TORCH
 
 from phi_hybrid._compat import defects as defects
+from phi_hybrid._compat.defects import distinct_boundary_values
 from phi_hybrid._compat.objects import (
     assemble_object,
     attributes_of,
@@ -49,6 +50,7 @@ __all__ = [
     "boundary_from_dict",
     "boundary_to_dict",
     "constants_of",
+    "distinct_boundary_values",
     "forward_mode_active",
     "functorch_active",
     "hooked_autograd_functions",
