@@ -122,6 +122,36 @@ def test_padding_with_a_tensor_equals_padding_with_its_value(dtype: torch.dtype)
     assert math.pad(whole, {"x": (1, 1)}, wrap(torch.tensor(0.5))).dtype == whole.dtype  # as upstream
 
 
+# --- sides with equal values ---
+
+
+def _gradients_of_both_sides() -> list[float]:
+    """∂/∂(lower, upper) of the sum of a padded line whose two sides happen to have the same value."""
+    values = torch.tensor([0.5, 0.5], requires_grad=True)
+    sides = extrapolation.combine_sides({"x-": wrap(values[0]), "x+": wrap(values[1])})
+    padded = math.pad(math.wrap(torch.zeros(3), spatial("x")), {"x": (1, 1)}, sides)
+    return torch.autograd.grad(padded.native().sum(), values)[0].tolist()
+
+
+def test_upstream_equal_sides_share_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extrapolation.ConstantExtrapolation, "__eq__", _compat.defects._equal_by_value)
+    assert _gradients_of_both_sides() == [2.0, 0.0]
+
+
+def test_equal_sides_have_gradients_of_their_own() -> None:
+    assert _gradients_of_both_sides() == [1.0, 1.0]
+
+
+def test_boundary_values_are_equal_by_value_unless_they_are_inputs() -> None:
+    first, second = (extrapolation.ConstantExtrapolation(wrap(torch.tensor(0.5))) for _ in range(2))
+    assert first == second == extrapolation.ConstantExtrapolation(0.5)
+    with _compat.distinct_boundary_values():
+        assert first == first and first != second and first != extrapolation.ConstantExtrapolation(0.5)
+        assert extrapolation.ConstantExtrapolation(0.5) == extrapolation.ConstantExtrapolation(0.5)
+    trainable = extrapolation.ConstantExtrapolation(wrap(torch.tensor(0.5, requires_grad=True)))
+    assert trainable == trainable and trainable != first and trainable != PERIODIC and hash(trainable) == hash(first)
+
+
 # --- rotated boxes ---
 
 

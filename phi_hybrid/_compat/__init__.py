@@ -4,6 +4,7 @@ from phiml.backend.torch import TORCH
 
 from phi_hybrid._compat import defects as defects
 from phi_hybrid._compat.decorators import functions_under, undecorated
+from phi_hybrid._compat.defects import distinct_boundary_values
 from phi_hybrid._compat.matrices import MatrixEntries, matrix_dims, matrix_to_scipy, matrix_values
 from phi_hybrid._compat.objects import (
     assemble_object,
@@ -45,6 +46,7 @@ __all__ = [
     "boundary_from_dict",
     "boundary_to_dict",
     "constants_of",
+    "distinct_boundary_values",
     "forward_mode_active",
     "functions_under",
     "functorch_active",

@@ -7,6 +7,7 @@
 * advection on staggered grids in 1D returns values with a surplus `vector` dim;
 * `diffuse.implicit` fails on staggered grids that are not periodic;
 * boxes look at the values of their rotation to see that there is one;
+* sides whose values are equal are taken for one, which then gets all gradients;
 * padding with a 0-dimensional torch tensor takes its value out of it, and its tangent is lost in forward mode;
 * linear functions on meshes cannot be traced, since the check of their indices waits for values that are there, and
   their coefficients become NumPy arrays, which have no gradients;
@@ -18,8 +19,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -42,6 +45,7 @@ _pad_tracer_with_constant_type = LinTracer._pad
 _when_available_outside = _functional.when_available
 _bins_of_default_backend = _ops.bins
 _compare_rotation = Box.is_axis_aligned.fget
+_equal_by_value = extrapolation.ConstantExtrapolation.__eq__
 _pad_with_number = TorchBackend.pad
 
 
@@ -125,9 +129,33 @@ def _is_axis_aligned(self: Box) -> PhiTensor:
     return _compare_rotation(self) if self.rot.dtype.kind is object else math.wrap(False)
 
 
+_values_are_inputs: ContextVar[bool] = ContextVar("values_are_inputs", default=False)
+
+
+@contextlib.contextmanager
+def distinct_boundary_values() -> Iterator[None]:
+    """Inside, boundary values on torch are equal only if they are the same tensor, as for PhiFlow while it traces."""
+    token = _values_are_inputs.set(True)
+    try:
+        yield
+    finally:
+        _values_are_inputs.reset(token)
+
+
+def _equal_boundaries(self: extrapolation.ConstantExtrapolation, other: Any) -> bool:
+    if not isinstance(other, extrapolation.ConstantExtrapolation):
+        return False
+    own, its = self.value._natives(), other.value._natives()
+    inputs = [n for n in (*own, *its) if isinstance(n, torch.Tensor) and (n.requires_grad or _values_are_inputs.get())]
+    if not inputs:
+        return _equal_by_value(self, other)
+    return self.value.shape == other.value.shape and len(own) == len(its) and all(a is b for a, b in zip(own, its))
+
+
 LinTracer._pad = _pad_tracer
 _functional.when_available = _when_available
 _ops.bins = _bins
+extrapolation.ConstantExtrapolation.__eq__ = _equal_boundaries
 Box.is_axis_aligned = property(_is_axis_aligned)
 TorchBackend.pad = _pad
 TorchBackend.grid_sample = _grid_sample

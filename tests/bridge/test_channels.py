@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases.bodies import BODIES, FIELDS
 from cases.small import equal, same
 from cases.states import (
     MORE_BOUNDARIES,
@@ -150,3 +151,6 @@ def test_unfit_states_are_refused() -> None:
         to_channels(math.wrap(torch.zeros(())))
     with pytest.raises(StateError, match="points"):
         to_channels(fine, math.wrap(torch.zeros(3), instance("points")))
+    for strange in (BODIES["sphere"](), FIELDS["number at a side"](), FIELDS["particles"]()):
+        with pytest.raises(StateError, match="cannot be network channels.*sees="):
+            to_channels(fine, strange)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cases.bodies import BODIES, FIELDS
+from cases.small import same
 from cases.states import BOUNDARIES, component_values, faces, line, names, noise, stored_faces
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, batch, channel, field, math, spatial
 
@@ -94,3 +96,11 @@ def test_factor_that_does_not_divide(factor: int) -> None:
 def test_integers_have_no_cell_means() -> None:
     with pytest.raises(ph.StateError, match="int64"):
         coarsen(math.wrap(torch.arange(8), spatial("x")), 2)
+
+
+def test_bodies_stay_and_fields_beside_tensors_are_refused() -> None:
+    u, body = line(0), BODIES["moving obstacle"]()
+    coarse = coarsen({"u": u, "body": body}, 2)
+    assert same(coarse["body"], body) and same(coarse["u"], coarsen(u, 2))
+    with pytest.raises(ph.StateError, match="no cell means.*constant boundaries"):
+        coarsen(FIELDS["number at all sides"](), 2)

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from cases.bodies import BODIES
 from cases.small import equal, faces, forced_step, line, noise, same, scalar
 from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, StaggeredGrid, batch, extrapolation, math, vec
 
@@ -225,6 +226,20 @@ def test_saved_files_can_be_read_by_others(data: ph.Trajectories, tmp_path: Path
 def test_metadata_that_is_no_json(data: ph.Trajectories, tmp_path: Path) -> None:
     with pytest.raises(ph.DataError, match="metadata"):
         generate(forced_step, line(0), 1, (line(1),), metadata={"a": object()}, path=tmp_path / "data.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_states_that_files_do_not_hold(tmp_path: Path) -> None:
+    """Bodies, and constants other than numbers and strings, are kept in memory alone."""
+
+    def step(state: dict) -> dict:
+        return {**state, "u": state["u"] * 0.9}
+
+    for kind in ("sphere", "mesh"):
+        data = generate(step, {"u": scalar(1, b=2), "more": BODIES[kind]()}, 2)
+        assert len(data) == 2
+        with pytest.raises(ph.StateError, match="cannot be written to a file.*parts of the state"):
+            data.save(tmp_path / "data.h5")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,14 +15,12 @@ from cases.states import random_field
 from cases.steps import viscous
 from phi.torch.flow import (
     PERIODIC,
-    CenteredGrid,
     Field,
     Solve,
     StaggeredGrid,
     Tensor,
     batch,
     diffuse,
-    extrapolation,
     math,
     spatial,
 )
@@ -262,13 +260,6 @@ def test_error_while_tracing_leaves_nothing_behind() -> None:
     assert not HOOKS & set(vars(TORCH)) and math.get_precision() == 32
     u = StaggeredGrid(1.0, PERIODIC, x=4, y=4)
     diffuse.explicit(u, 0.1, 0.1)
-
-
-def test_boundary_from_an_input_is_refused() -> None:
-    def step(u: Field, wall: Tensor) -> Field:
-        return u.with_boundary(extrapolation.ConstantExtrapolation(wall))
-
-    refusal(step, CenteredGrid(math.wrap(torch.ones(4), spatial("x")), 0), math.wrap(torch.tensor(2.0)))
 
 
 def test_random_numbers_of_torch_stay_random() -> None:
