@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from phi import math
 from phi.field import Field
 from phi.geom import UniformGrid
@@ -93,8 +94,8 @@ def _pad_tracer(
 ) -> LinTracer:
     if isinstance(boundary, extrapolation._AntiSymmetricExtrapolation):  # which negates indices, too
         padded = _pad_tracer_with_constant_type(self, extrapolation.SYMMETRIC, widths, *args, **kwargs)
-        with NUMPY:
-            sign = boundary.pad(math.ones(self.shape.only(tuple(widths))), widths, *args, **kwargs)
+        dims = self.shape.only(tuple(widths))
+        sign = boundary.pad(math.wrap(np.ones(dims.sizes), dims), widths, *args, **kwargs)  # constants stay constant
         return dataclasses.replace(
             padded, _fac=padded._fac * sign, _bias=boundary.pad(self._bias, widths, *args, **kwargs)
         )

@@ -18,13 +18,11 @@ from phi.torch.flow import (
     CenteredGrid,
     Field,
     Solve,
-    Sphere,
     StaggeredGrid,
     Tensor,
     batch,
     diffuse,
     extrapolation,
-    fluid,
     math,
     spatial,
 )
@@ -209,20 +207,12 @@ def test_writing_to_an_argument_is_refused() -> None:
     assert "writes into one of its arguments" in refusal(step, math.wrap(x, spatial("x")))
 
 
-MATRICES: dict[str, Callable] = {
-    "viscosity": lambda u, a: diffuse.implicit(u, a, 0.1),
-    "time step": lambda u, a: diffuse.implicit(u, 0.1, a),
-    "obstacle": lambda u, a: fluid.make_incompressible(u, Sphere(x=a, y=0.7, radius=0.4))[0],
-    "coefficient": lambda u, a: math.solve_linear(lambda v: a * v - 0.1 * v.laplace(), u, Solve(x0=u)),
-    "tolerance": lambda u, a: diffuse.implicit(u, 0.1, 0.1, Solve(rel_tol=a)),
-}
+def test_tolerances_that_depend_on_inputs_are_refused() -> None:
+    def step(u: Field, tolerance: Tensor) -> Field:
+        return diffuse.implicit(u, 0.1, 0.1, Solve(rel_tol=tolerance))
 
-
-@pytest.mark.parametrize("name", MATRICES)
-def test_matrices_that_depend_on_inputs_are_refused(name: str) -> None:
-    u, step = random_field("staggered", "closed", 2) if name == "obstacle" else CLOSED, MATRICES[name]
-    message = refusal(step, u, math.wrap(torch.tensor(0.5)))
-    assert place_of(step) in message and "linear solve" in message and "diffuse.explicit" in message, message
+    message = refusal(step, CLOSED, math.wrap(torch.tensor(0.5)))
+    assert "a linear solve whose tolerance depends" in message and "Solve(rel_tol=tolerance)" in message
 
 
 def test_matrices_of_numbers_and_of_what_the_step_closes_over_are_allowed() -> None:
@@ -242,12 +232,6 @@ def test_trainable_tensors_in_linear_solves_are_refused(where: str) -> None:
 
     for kind in ("closed", "periodic"):
         assert "trainable tensor" in refusal(step, random_field("scalar", kind, 2))
-
-
-def test_matrices_that_differ_along_the_batch_are_refused() -> None:
-    nu = math.wrap(torch.tensor([0.1, 0.2]), batch("b"))
-    message = refusal(lambda u: diffuse.implicit(u, nu, 0.1), random_field("scalar", "closed", 2, b=2))
-    assert "same dims" in message
 
 
 def test_custom_gradients_are_refused() -> None:
