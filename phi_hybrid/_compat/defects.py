@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 from phi import math
 from phi.field import Field
@@ -103,8 +104,8 @@ def _pad_tracer(
 ) -> LinTracer:
     if isinstance(boundary, extrapolation._AntiSymmetricExtrapolation):  # which negates indices, too
         padded = _pad_tracer_with_constant_type(self, extrapolation.SYMMETRIC, widths, *args, **kwargs)
-        with NUMPY:
-            sign = boundary.pad(math.ones(self.shape.only(tuple(widths))), widths, *args, **kwargs)
+        dims = self.shape.only(tuple(widths))
+        sign = boundary.pad(math.wrap(np.ones(dims.sizes), dims), widths, *args, **kwargs)  # constants stay constant
         return dataclasses.replace(
             padded, _fac=padded._fac * sign, _bias=boundary.pad(self._bias, widths, *args, **kwargs)
         )

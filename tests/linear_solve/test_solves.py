@@ -362,16 +362,14 @@ def test_gradients_with_respect_to_the_matrix(how: str, placement: str) -> None:
     assert found.item() == pytest.approx(by_differences.item(), rel=1e-7)
 
 
-def test_tangents_with_respect_to_the_matrix_are_not_lost() -> None:
+def test_tangents_with_respect_to_the_matrix() -> None:
     u, nu = scalar("open"), torch.tensor(0.3, dtype=torch.float64)
     with math.precision(64), ph.linear_solve.linear_solves():
         with torch.autograd.forward_ad.dual_level():
-            result = viscous(u, wrap(torch.autograd.forward_ad.make_dual(nu, torch.ones_like(nu)))).values.native(
-                u.values.shape
-            )
-            tangent = torch.autograd.forward_ad.unpack_dual(result).tangent
-        above, below = (viscous(u, wrap(nu + h)).values.native(u.values.shape) for h in (1e-5, -1e-5))
-    torch.testing.assert_close(tangent, (above - below) / 2e-5, rtol=1e-7, atol=1e-9)
+            after = viscous(u, wrap(torch.autograd.forward_ad.make_dual(nu, torch.ones_like(nu))))
+            found = torch.autograd.forward_ad.unpack_dual(components(after)[0]).tangent
+        ends = [components(viscous(u, wrap(nu + h)))[0] for h in (1e-5, -1e-5)]
+    assert relative_error(found, (ends[0] - ends[1]) / 2e-5) < 1e-7
 
 
 def test_backward_after_the_block_and_inside_another() -> None:
@@ -386,7 +384,7 @@ def test_backward_after_the_block_and_inside_another() -> None:
     assert np.array_equal(*gradients) and np.abs(gradients[0]).max() > 0.1
 
 
-def test_matrices_that_differ_along_the_batch_stay_with_phiflow() -> None:
+def test_matrices_that_differ_along_the_batch() -> None:
     u = scalar("open")
     with math.precision(64), ph.linear_solve.linear_solves():
         found = diffuse.implicit(u, wrap(torch.tensor([0.1, 0.3], dtype=torch.float64), batch("b")), 0.7, TIGHT)
