@@ -29,7 +29,7 @@ from phi.torch.flow import (
 from phiml.math import _functional, _ops
 from phiml.math._lin_trace import LinTracer
 
-from phi_hybrid._compat import defects
+from phi_hybrid import _compat
 from phi_hybrid.linear_solve import Solves
 
 ANTISYMMETRIC = extrapolation.ANTISYMMETRIC
@@ -49,7 +49,7 @@ def diffused(u: Field) -> Field:
 
 
 def test_upstream_antisymmetric_padding_negates_indices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LinTracer, "_pad", defects._pad_tracer_with_constant_type)
+    monkeypatch.setattr(LinTracer, "_pad", _compat.defects._pad_tracer_with_constant_type)
     with pytest.raises(ValueError):
         diffused(CenteredGrid(wrap(noise(6), spatial("x")), ANTISYMMETRIC))
 
@@ -79,7 +79,7 @@ def pattern_size(boundary: object) -> int:
 
 
 def test_upstream_matrices_have_entries_for_cells_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LinTracer, "_pad", defects._pad_tracer_with_constant_type)
+    monkeypatch.setattr(LinTracer, "_pad", _compat.defects._pad_tracer_with_constant_type)
     assert pattern_size(extrapolation.ZERO) > 12 + 2 * (3 * 3 + 4 * 2)
 
 
@@ -99,12 +99,12 @@ def heat(values: Tensor, conductivity: Tensor) -> Tensor:
 
 
 def test_upstream_linear_functions_on_meshes_cannot_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_functional, "when_available", defects._when_available_outside)
+    monkeypatch.setattr(_functional, "when_available", _compat.defects._when_available_outside)
     with pytest.raises(RuntimeError, match="when_available"):
         heat(wrap(0.5), wrap(0.3))
 
 
-@pytest.mark.parametrize("bins", [defects._bins_of_default_backend, _ops.bins], ids=["upstream", "mended"])
+@pytest.mark.parametrize("bins", [_compat.defects._bins_of_default_backend, _ops.bins], ids=["upstream", "mended"])
 def test_bins_of_coefficients_with_gradients(bins: Callable) -> None:
     """While linear functions are traced, NumPy is the default."""
     x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
