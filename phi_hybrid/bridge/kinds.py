@@ -173,7 +173,7 @@ class TreeLayout(Parent):
 
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Any:
         values = [child.unflatten(natives) for child in self.children]
-        return dict(zip(self.keys, values)) if self.keys is not None else self.type(values)
+        return self.type(values if self.keys is None else zip(self.keys, values))
 
     def difference(self, other: Layout) -> str:
         if not isinstance(other, TreeLayout):

@@ -213,7 +213,8 @@ def _describe(state: Any, natives: Natives) -> Layout:
     if isinstance(state, Tensor) and not _compat.is_object_tensor(state) and not _compat.is_sparse(state):
         return describe_tensor(state, natives)
     if isinstance(state, dict):
-        return TreeLayout(dict, tuple(state), tuple(_describe(v, natives) for v in state.values()))
+        kind = math.Dict if isinstance(state, math.Dict) else dict  # whose entries are attributes, too
+        return TreeLayout(kind, tuple(state), tuple(_describe(v, natives) for v in state.values()))
     if type(state) in (tuple, list):
         return TreeLayout(type(state), None, tuple(_describe(v, natives) for v in state))
     if state is None or isinstance(state, (Number, str, Shape)):

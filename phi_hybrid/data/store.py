@@ -158,7 +158,8 @@ def to_dict(layout: Layout) -> dict:
     """
     if isinstance(layout, TreeLayout):
         keys = None if layout.keys is None else list(layout.keys)
-        description = {"tree": layout.type.__name__, "keys": keys, "children": [to_dict(c) for c in layout.children]}
+        kind = "dict" if keys is not None else layout.type.__name__
+        description = {"tree": kind, "keys": keys, "children": [to_dict(c) for c in layout.children]}
         return description | ({"keywords": list(layout.keywords)} if layout.keywords else {})
     if isinstance(layout, FieldLayout):
         (*box,), _ = layout.key

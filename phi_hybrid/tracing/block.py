@@ -39,12 +39,14 @@ def capture(
     """Runs a PhiFlow step once under a tracer and keeps its torch graph: same numbers, no PhiFlow overhead.
 
     Values and reverse-mode derivatives are those of eager PhiFlow to the last bit (CPU, `compile=False`).
-    PhiFlow tensors, fields and geometries among the arguments are inputs of the graph. Python numbers are constants of it,
-    and so is everything the step closes over, which is looked at on each call and captured anew where it changed. A new signature (shapes, batch dims, precision, device, boundaries, numbers)
-    is captured by itself when it first occurs.
+    The tensors in the arguments are inputs of the graph: values of fields, boundary values on torch, positions of bodies
+    and particles. Python numbers are constants of it, and so is everything the step closes over, which is looked at on
+    each call and captured anew where it changed. A new signature (shapes, batch dims, precision, device, boundaries,
+    numbers) is captured by itself when it first occurs.
 
     Args:
-        step: `state, *inputs -> state`, ordinary PhiFlow code; states are `Field`, `Tensor` or tuples, lists, dicts.
+        step: `state, *inputs -> state`, ordinary PhiFlow code; states are `Field`, `Tensor`, geometries, obstacles,
+            classes that name their tensors to PhiML, or tuples, lists, dicts of them.
         *example: state and inputs to capture with, e.g. fields of shape `(batch, x, y, vector)`; none to capture later.
         compile: whether to compile the graph with inductor (first call takes 5-30 s; equal to rounding, not to the bit).
         check: whether to compare each new graph with eager PhiFlow on perturbed values.
