@@ -192,7 +192,12 @@ def assert_same(found: Any, expected: Any, rounding: float) -> None:
 
 
 def assert_equal(a: torch.Tensor, b: torch.Tensor, rounding: float) -> None:
-    """‖a − b‖ ≤ rounding ‖b‖ in the largest entry; to the last bit where `rounding` is 0."""
+    """‖a − b‖ ≤ rounding ‖b‖ in the largest entry; to the last bit where `rounding` is 0.
+
+    Python's numbers are of double precision until PhiFlow computes with them, so that eager results may hold some.
+    """
+    assert a.is_floating_point() == b.is_floating_point() and a.is_complex() == b.is_complex()
+    b = b.to(a.dtype)
     if rounding == 0:
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     else:

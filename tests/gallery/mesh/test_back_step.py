@@ -35,7 +35,7 @@ def warm():
     return (Field(MESH, noise, BOUNDARY),)
 
 
-KINDS = {"Flow over a step, mesh": Kind(step, start, {"dt": 0.02}, rounding=1e-6)}
+KINDS = {"Flow over a step, mesh": Kind(step, start, {"dt": 0.02}, captures=2, rounding=1e-6)}  # integers at first
 
 
 def test_values() -> None:

@@ -54,7 +54,7 @@ def warm():
     return (Field(MESH, math.random_normal(instance(MESH), channel(vector="x,y")) * 0.1, BOUNDARY),)
 
 
-KINDS = {"Cylinder, mesh": Kind(step, start, {"dt": 0.01}, rounding=1e-6)}
+KINDS = {"Cylinder, mesh": Kind(step, start, {"dt": 0.01}, captures=2, rounding=1e-6)}  # integers at first
 
 
 def test_values() -> None:

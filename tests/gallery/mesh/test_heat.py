@@ -28,7 +28,7 @@ def warm():
     return (Field(MESH, math.random_uniform(instance(MESH)), BOUNDARY),)
 
 
-KINDS = {"Heat, mesh": Kind(step, start, {"dt": 0.01}, rounding=1e-6)}
+KINDS = {"Heat, mesh": Kind(step, start, {"dt": 0.01}, captures=2, rounding=1e-6)}  # tensor(0) is an integer
 
 
 def test_values() -> None:
