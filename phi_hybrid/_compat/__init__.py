@@ -3,6 +3,8 @@
 from phiml.backend.torch import TORCH
 
 from phi_hybrid._compat import defects as defects
+from phi_hybrid._compat import grid_defects as grid_defects
+from phi_hybrid._compat import tensor_defects as tensor_defects
 from phi_hybrid._compat.decorators import functions_under, undecorated
 from phi_hybrid._compat.defects import distinct_boundary_values
 from phi_hybrid._compat.matrices import MatrixEntries, matrix_dims, matrix_to_scipy, matrix_values

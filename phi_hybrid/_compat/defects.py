@@ -75,7 +75,7 @@ def _with_values(self: Field, values: Any, **kwargs: Any) -> Field:
 
 
 def _implicit(field: Field, diffusivity: Any, dt: Any, *args: Any, **kwargs: Any) -> Field:
-    if not field.is_staggered or field.values.shape.is_uniform:
+    if not field.is_staggered or field.boundary == extrapolation.PERIODIC:
         return _implicit_on_one_grid(field, diffusivity, dt, *args, **kwargs)
     components = {}
     for name in field.vector.item_names:

@@ -1,0 +1,94 @@
+"""Diffusion in Fourier space, staggered beside centered fields, implicit diffusion on faces, against solutions by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from phi.torch.flow import (
+    PERIODIC,
+    ZERO_GRADIENT,
+    Box,
+    CenteredGrid,
+    Field,
+    Noise,
+    Solve,
+    StaggeredGrid,
+    diffuse,
+    math,
+)
+
+from phi_hybrid import _compat
+from phi_hybrid.linear_solve import linear_solves
+
+SIZES = {"y": 2.0, "x": 5.0, "z": 0.7}
+
+
+@pytest.mark.parametrize("grid", [CenteredGrid, StaggeredGrid])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_waves_decay_in_fourier_space(grid: type, dims: int) -> None:
+    """exp(−ν·k²·t) for sines on boxes of unlike cells, y before x."""
+    names, shown = list(SIZES)[:dims], {n: 2 * np.pi / SIZES[n] for n in list(SIZES)[:dims]}
+
+    def wave(points: math.Tensor) -> math.Tensor:
+        return math.prod([math.sin(shown[n] * points.vector[n] + 0.3) for n in names], "0")
+
+    with math.precision(64):
+        u = grid(wave, PERIODIC, bounds=Box(**{n: SIZES[n] for n in names}), **{n: 8 for n in names})
+        rate = 0.05 * sum(k**2 for k in shown.values())
+        expected = u * np.exp(-rate * 0.4)
+        math.assert_close(diffuse.fourier(u, 0.05, 0.4), expected, rel_tolerance=1e-12, abs_tolerance=1e-12)
+        upstream = _compat.grid_defects._fourier_of_unit_cells(u, 0.05, 0.4)
+        assert not math.close(math.real(upstream.values), expected.values, rel_tolerance=1e-3, abs_tolerance=1e-3)
+
+
+def test_centered_values_are_taken_to_the_faces() -> None:
+    v = StaggeredGrid(Noise(), PERIODIC, x=4, y=3)
+    c = CenteredGrid(Noise(), PERIODIC, x=4, y=3)
+    cells = c.values.numpy("x,y")
+    at_faces = {"x": (np.roll(cells, 1, 0) + cells) / 2, "y": (np.roll(cells, 1, 1) + cells) / 2}
+    for product in (v * c, c.at(v) * v):
+        for name, value in at_faces.items():
+            np.testing.assert_allclose(
+                product.vector[name].values.numpy("x,y"), v.vector[name].values.numpy("x,y") * value, rtol=1e-6
+            )
+    by_index = _compat.grid_defects._combine_by_index(v, c, lambda a, b: a * b)
+    assert not math.close(by_index.values, (v * c).values, rel_tolerance=1e-3)
+
+
+def test_faces_that_only_one_field_stores_are_refused() -> None:
+    v, c = StaggeredGrid(Noise(), 0, x=4, y=3), CenteredGrid(Noise(), ZERO_GRADIENT, x=4, y=3)
+    with pytest.raises(ValueError, match=r"centered\.at\(staggered\)"):
+        v + c
+
+
+def test_implicit_diffusion_on_faces_of_equal_shapes() -> None:
+    """Each component by a dense matrix of its own: one side open, one closed, so that both have 4 × 4 faces."""
+
+    def matrix(walls: tuple[bool, bool]) -> np.ndarray:
+        a = 2 * np.eye(4) - np.eye(4, k=1) - np.eye(4, k=-1)
+        for end, wall in zip((0, -1), walls):
+            a[end, end] -= not wall  # a wall keeps the value 0 outside, an open side repeats the last value
+        return a
+
+    with math.precision(64), linear_solves():
+        v = StaggeredGrid(Noise(), {"x-": 0, "x+": ZERO_GRADIENT, "y-": ZERO_GRADIENT, "y+": 0}, x=4, y=4)
+        result = diffuse.implicit(v, 0.3, 0.5, solve=Solve("CG", 1e-12, 1e-12))
+    along_x, along_y = matrix((True, False)), matrix((False, True))
+    for name in "xy":
+        system = np.eye(16) + 0.15 * (np.kron(along_x, np.eye(4)) + np.kron(np.eye(4), along_y))
+        before = v.values[{"~vector": name}].numpy("x,y")
+        after = np.linalg.solve(system, before.ravel()).reshape(4, 4)
+        np.testing.assert_allclose(result.values[{"~vector": name}].numpy("x,y"), after, atol=1e-9)
+
+
+def test_implicit_diffusion_next_to_a_wall_of_a_tensor() -> None:
+    wall = math.tensor(0.7)
+    u = CenteredGrid(Noise(), {"x-": wall, "x+": ZERO_GRADIENT}, x=5)
+    plain: Field = CenteredGrid(u.values, {"x-": 0.7, "x+": ZERO_GRADIENT}, x=5)
+    with linear_solves():
+        found, expected = (diffuse.implicit(f, 0.3, 0.5) for f in (u, plain))
+    math.assert_close(found.values, expected.values, abs_tolerance=1e-6)
+    a = 2 * np.eye(5) - np.eye(5, k=1) - np.eye(5, k=-1)
+    a[-1, -1] = 1
+    rhs = u.values.numpy("x") + 0.15 * 0.7 * np.eye(5)[0]
+    np.testing.assert_allclose(found.values.numpy("x"), np.linalg.solve(np.eye(5) + 0.15 * a, rhs), atol=1e-5)
