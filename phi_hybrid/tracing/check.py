@@ -12,6 +12,7 @@ from phi_hybrid.bridge.layout import Layout
 from phi_hybrid.errors import CaptureError
 from phi_hybrid.linear_solve import Solves
 from phi_hybrid.steps.plain import computing_like, run_eager
+from phi_hybrid.tracing.guard import is_random
 from phi_hybrid.tracing.tracer import in_place_targets
 
 SEEDS = 1_234_567, 7_654_321
@@ -37,7 +38,10 @@ def check_against_eager(
     """
     if plain[1] != graph.output_layout:
         _refuse(f"they return {graph.output_layout.difference(plain[1])}")
-    _compare(graph, lambda f: seeded(f, tensors), plain[0])
+    if not any(
+        map(is_random, graph.module.graph.nodes)
+    ):  # which are drawn in the order of dims, here that of the layout
+        _compare(graph, lambda f: seeded(f, tensors), plain[0])
     for seed in SEEDS:
         generator = torch.Generator(tensors[0].device if tensors else "cpu").manual_seed(seed)
         perturbed = [_perturb(t, generator) for t in tensors]

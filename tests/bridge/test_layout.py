@@ -258,7 +258,6 @@ def test_order_is_the_same_in_every_process() -> None:
 NUMBERS = math.wrap([1.0, 2.0], batch("b"))
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "objects": (lambda: math.layout(["a", object()], spatial("x")), "not object"),
-    "non-uniform": (lambda: math.stack([math.zeros(spatial(x=n)) for n in (3, 4)], batch("b")), "non-uniform"),
     "NumPy array": (lambda: np.zeros(3), r"ndarray.*phi\.math\.wrap"),
     "torch tensor": (lambda: torch.zeros(3), r"Tensor.*phi\.math\.wrap"),
     "set": (lambda: {1, 2}, "set"),
@@ -325,3 +324,12 @@ def test_matches_leaves_only_batch_sizes_open() -> None:
 def test_position_of() -> None:
     found = flatten(random_field("vector", "open", 2, b=2))[1]
     assert [layout.position_of(n, found.leaves[0]) for n in ("b", "x", "y", "vector", "z")] == [0, 1, 2, 3, None]
+
+
+@pytest.mark.parametrize("kind", [batch, channel])
+def test_entries_of_unlike_sizes_are_tensors_of_their_own(kind: Callable) -> None:
+    parts = [math.random_normal(spatial(x=n)) for n in (3, 4)]
+    tensors, layout = flatten(math.stack(parts, kind("parts")))
+    assert [tuple(t.shape) for t in tensors] == [(3,), (4,)]
+    back = unflatten(layout, tensors)
+    assert all(torch.equal(back[{"parts": i}].native("x"), parts[i].native("x")) for i in range(2))

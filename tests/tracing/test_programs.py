@@ -63,6 +63,7 @@ def check(count: int) -> None:
     assert kinds["refused"] <= FEW * len(found), summary
 
 
+@pytest.mark.slow
 def test_fifty_programs() -> None:
     check(50)
 
