@@ -34,7 +34,7 @@ def parameters():
 
 KINDS = {
     "Julia map": Kind(julia, numbers, {"c": tensor(-0.4 + 0.6j)}, captures=2),
-    "Julia set": Kind(members, parameters),
+    "Julia set": Kind(members, parameters, repeats=False),
 }
 
 
@@ -43,7 +43,7 @@ def test_values_of_the_map() -> None:
 
 
 def test_values_of_the_set() -> None:
-    check_values(KINDS["Julia set"], steps=1)
+    check_values(KINDS["Julia set"])
 
 
 def test_derivatives_of_the_map() -> None:

@@ -1,4 +1,7 @@
-"""A bar that turns in an open domain: an obstacle with an angular velocity as argument and result."""
+"""A bar that turns in an open domain: an obstacle with an angular velocity as argument and result.
+
+Three graphs: PhiFlow describes the rotation by nothing at first, then by an angle, then by a matrix.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def start():
     return StaggeredGrid(0, ZERO_GRADIENT, Box(x=40, y=40), x=20, y=20), None, bar
 
 
-KINDS = {"Rotating bar": Kind(step, start, captures=2)}
+KINDS = {"Rotating bar": Kind(step, start, captures=3)}
 
 
 def test_values() -> None:

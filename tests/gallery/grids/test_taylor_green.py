@@ -35,8 +35,9 @@ def start():
 
 
 with math.precision(64):
-    TIME = math.linspace(0, 5.0, batch(time=60))
-KINDS = {"Taylor–Green": Kind(step, start, {"dt": TIME.time[1] - TIME.time[0]})}
+    times = math.linspace(0, 5.0, batch(time=60))
+    DT = times.time[1] - times.time[0]
+KINDS = {"Taylor–Green": Kind(step, start, {"dt": DT})}
 
 
 def test_values() -> None:

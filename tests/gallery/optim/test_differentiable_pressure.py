@@ -36,15 +36,18 @@ def one():
     return start()[:1]
 
 
-KINDS = {"Pressure, loss": Kind(loss, one), "Descent through the pressure": Kind(step, start, captures=2)}
+KINDS = {
+    "Pressure, loss": Kind(loss, one, repeats=False),
+    "Descent through the pressure": Kind(step, start, captures=2),
+}
 
 
 def test_values_of_the_loss() -> None:
-    check_values(KINDS["Pressure, loss"], steps=1)
+    check_values(KINDS["Pressure, loss"])
 
 
 def test_derivatives_of_the_loss() -> None:
-    check_derivatives(KINDS["Pressure, loss"], steps=1)
+    check_derivatives(KINDS["Pressure, loss"])
 
 
 def test_values_of_the_descent() -> None:

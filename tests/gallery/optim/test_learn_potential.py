@@ -21,15 +21,15 @@ def start():
     return labels * 0.5 + 0.1, labels
 
 
-KINDS = {"Loss of a prediction": Kind(loss, start)}
+KINDS = {"Loss of a prediction": Kind(loss, start, repeats=False)}
 
 
 def test_values() -> None:
-    check_values(KINDS["Loss of a prediction"], steps=1)
+    check_values(KINDS["Loss of a prediction"])
 
 
 def test_derivatives() -> None:
-    check_derivatives(KINDS["Loss of a prediction"], steps=1)
+    check_derivatives(KINDS["Loss of a prediction"])
 
 
 def test_training_with_the_captured_loss() -> None:

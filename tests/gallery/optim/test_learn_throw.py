@@ -40,22 +40,22 @@ def throws():
 
 AIM = {"pos": tensor(0.0), "height": tensor(1.0), "angle": tensor(0.2), "target": tensor(6.0)}
 KINDS = {
-    "Throw": Kind(hit, throws),
-    "Throw, path": Kind(trajectory, throws),
+    "Throw": Kind(hit, throws, repeats=False),
+    "Throw, path": Kind(trajectory, throws, repeats=False),
     "Throw, descent": Kind(step, lambda: (tensor(1.0),), AIM),
 }
 
 
 def test_values_of_the_hit() -> None:
-    check_values(KINDS["Throw"], steps=1)
+    check_values(KINDS["Throw"])
 
 
 def test_values_of_the_path() -> None:
-    check_values(KINDS["Throw, path"], steps=1)
+    check_values(KINDS["Throw, path"])
 
 
 def test_derivatives_of_the_hit() -> None:
-    check_derivatives(KINDS["Throw"], steps=1)
+    check_derivatives(KINDS["Throw"])
 
 
 def test_values_of_the_descent() -> None:

@@ -27,16 +27,19 @@ def compared():
     return start()[0] * 0.5, simulate.f(start()[0])
 
 
-KINDS = {"Markers": Kind(simulate, start, rounding=1e-6), "Markers, loss": Kind(loss, compared, rounding=1e-6)}
+KINDS = {
+    "Markers": Kind(simulate, start, repeats=False, rounding=1e-6),
+    "Markers, loss": Kind(loss, compared, repeats=False, rounding=1e-6),
+}
 
 
 def test_values_of_the_markers() -> None:
-    check_values(KINDS["Markers"], steps=1)
+    check_values(KINDS["Markers"])
 
 
 def test_values_of_the_loss() -> None:
-    check_values(KINDS["Markers, loss"], steps=1)
+    check_values(KINDS["Markers, loss"])
 
 
 def test_derivatives_by_the_velocity() -> None:
-    check_derivatives(KINDS["Markers, loss"], steps=1, rounding=1e-6)
+    check_derivatives(KINDS["Markers, loss"], rounding=1e-6)
