@@ -408,6 +408,25 @@ def test_implicit_diffusion_beside_a_wall_with_a_value(kind: str) -> None:
     np.testing.assert_allclose(after, expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("upstream", [True, False])
+def test_tracing_beside_a_field(upstream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream cannot trace beside a boundary that is a field: it looks for cells among indices without all dims."""
+    around = CenteredGrid(lambda x, y: 2 * x - y, 0, Box(x=8, y=6), x=32, y=24)
+    grid = CenteredGrid(Noise(), around, Box(x=(2, 5), y=(1, 4)), x=6, y=5)
+
+    function = math.jit_compile_linear(lambda u: diffuse.explicit(u, 0.1, 0.5))
+    if upstream:
+        monkeypatch.setattr(LinTracer, "_pad", _compat.defects._pad_tracer_with_constant_type)
+        with pytest.raises(AssertionError):
+            function.sparse_matrix_and_bias(grid)
+        return
+    with math.precision(64):
+        matrix, bias = function.sparse_matrix_and_bias(grid)
+        applied = matrix @ grid.values + bias
+        expected = diffuse.explicit(grid, 0.1, 0.5).values
+    np.testing.assert_allclose(applied.numpy("x,y"), expected.numpy("x,y"), atol=1e-6)
+
+
 # --- matrices ---
 
 

@@ -12,7 +12,7 @@
 * linear functions on meshes cannot be traced, since the check of their indices waits for values that are there, and
   their coefficients become NumPy arrays, which have no gradients;
 * linear functions cannot be traced next to a boundary with a floating-point value (walls at 1.0, inflow), nor next to an
-  antisymmetric one, and their matrices keep entries for cells outside of constant ones.
+  antisymmetric one or a field, and their matrices keep entries for cells outside of constant ones.
 
 `tests/test_compat.py` has one test per workaround that fails as soon as upstream has mended the defect.
 """
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from phi import math
 from phi.field import Field
+from phi.field._embed import FieldEmbedding
 from phi.geom import Box, UniformGrid
 from phi.physics import diffuse
 from phiml.backend import NUMPY
@@ -109,14 +110,19 @@ def _pad_tracer(
         return dataclasses.replace(
             padded, _fac=padded._fac * sign, _bias=boundary.pad(self._bias, widths, *args, **kwargs)
         )
-    if not isinstance(boundary, extrapolation.ConstantExtrapolation):
+    if not isinstance(boundary, (extrapolation.ConstantExtrapolation, FieldEmbedding)):
         return _pad_tracer_with_constant_type(self, boundary, widths, *args, **kwargs)
     padded = _pad_tracer_with_constant_type(self, extrapolation.ZERO, widths, *args, **kwargs)  # indices stay integers
     with NUMPY:  # outside, nothing depends on the unknowns, whether coefficients are known or not
         inside = math.ones(self.shape.only(tuple(widths)), dtype=bool)
         inside = extrapolation.ConstantExtrapolation(False).pad(inside, widths, *args, **kwargs)
     nonzero = padded._fac_nz & inside if inside.shape in padded._fac.shape else padded._fac_nz
-    return dataclasses.replace(padded, _fac_nz=nonzero, _bias=boundary.pad(self._bias, widths, *args, **kwargs))
+    if isinstance(boundary, FieldEmbedding):
+        with boundary.field.values.default_backend:  # sampling converts to NumPy, which is chosen while tracing
+            bias = boundary.pad(math.expand(self._bias, self.shape.spatial), widths, *args, **kwargs)
+    else:
+        bias = boundary.pad(self._bias, widths, *args, **kwargs)
+    return dataclasses.replace(padded, _fac_nz=nonzero, _bias=bias)
 
 
 def _pad(self: TorchBackend, value: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0) -> Any:

@@ -52,6 +52,24 @@ def hooked_backend(is_input: Callable[[Any], bool], hooks: dict[str, Callable]) 
         for name, hook in {"is_available": is_available, "jacobian": jacobian, **hooks}.items():
             stack.enter_context(replaced(TORCH, name, hook))
         stack.enter_context(plain_products())
+        stack.enter_context(fresh_gradients())
+        yield
+
+
+@contextlib.contextmanager
+def fresh_gradients() -> Iterator[None]:
+    """Functions of `math.gradient` neither use nor keep what PhiML prepared for arguments of the same shapes."""
+    own = current(_functional.GradientFunction, "__call__")
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        kept = function.traces, function.recorded_mappings
+        function.traces, function.recorded_mappings = {}, {}
+        try:
+            return own(function, *args, **kwargs)
+        finally:
+            function.traces, function.recorded_mappings = kept
+
+    with replaced(_functional.GradientFunction, "__call__", call):
         yield
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from phi import math
 
 from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import (
@@ -159,17 +160,16 @@ class Step(torch.nn.Module):
         """Tensors and layout of the arguments of a call, checked."""
         args, keywords = self.arguments(args, keywords)
         tensors, layout = flatten((*args, *keywords.values()))
+        if math.get_precision() == 64:
+            tensors = promoted(tensors)
         layout = tuple_of(*layout.children, keywords=tuple(keywords))
         check_tensors(tensors, layout)
         return tensors, layout
 
     def native_for(self, layout: TreeLayout, tensors: Sequence[torch.Tensor], call: Call | None = None) -> NativeStep:
         """The native step for this layout and the signature of these tensors, made if need be, see `make`."""
-        signature = signature_of(tensors)
-        for native in self.known:
-            if native.signature == signature and (native.layout is layout or native.layout == layout):
-                if native.is_fresh():
-                    return native
+        if (known := self.known_for(layout, tensors)) is not None:
+            return known
         self.check_call(layout)
         if not matches(layout, tensors):
             raise StateError(
@@ -180,6 +180,15 @@ class Step(torch.nn.Module):
         native = self.make(layout, tuple(tensors), call)
         self.remember([native, *self.known][:MAX_KNOWN])
         return native
+
+    def known_for(self, layout: TreeLayout, tensors: Sequence[torch.Tensor]) -> NativeStep | None:
+        """The native step for this layout and the signature of these tensors, `None` if none was made that still holds."""
+        signature = signature_of(tensors)
+        for native in self.known:
+            if native.signature == signature and (native.layout is layout or native.layout == layout):
+                if native.is_fresh():
+                    return native
+        return None
 
     def remember(self, known: Sequence[NativeStep]) -> None:
         """Keeps these native steps, the latest first, and no others."""
@@ -307,6 +316,14 @@ def arguments_of(step: Callable, args: Sequence[Any], keywords: Mapping[str, Any
             f"the step takes {signature} but got {given}: {error}; pass the state and then every input"
         ) from None
     return bound.args, bound.kwargs
+
+
+def promoted(tensors: Tensors) -> Tensors:
+    """The same tensors, all in double precision if any of them are: PhiFlow does so in `with math.precision(64)`."""
+    bits = {torch.finfo(t.dtype).bits for t in tensors if t.is_floating_point()}
+    if bits != {32, 64}:
+        return tensors
+    return tuple(t.double() if t.dtype == torch.float32 else t for t in tensors)
 
 
 def check_tensors(tensors: Sequence[torch.Tensor], layout: Layout) -> None:

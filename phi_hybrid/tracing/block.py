@@ -17,7 +17,7 @@ import torch
 
 from phi_hybrid import _compat
 from phi_hybrid.bridge.checks import require
-from phi_hybrid.bridge.layout import Layout, TreeLayout, describe_leaves
+from phi_hybrid.bridge.layout import Layout, TreeLayout, describe_leaves, unflatten
 from phi_hybrid.errors import CaptureError, SolveError, StateError
 from phi_hybrid.linear_solve import Method, Solves
 from phi_hybrid.steps.face import MAX_KNOWN, Call, Step, Tensors, arguments_of
@@ -25,6 +25,7 @@ from phi_hybrid.steps.plain import computing_like, flat_result, name_of, require
 from phi_hybrid.tracing.check import check_against_eager, seeded
 from phi_hybrid.tracing.graph import CapturedGraph
 from phi_hybrid.tracing.guard import user_line
+from phi_hybrid.tracing.numbers import NumberInputs, Path, changed_numbers, with_inputs
 
 RENEWALS = 8
 """Captures of one signature, because constants changed, after which a warning says so."""
@@ -88,6 +89,29 @@ class PhysicsBlock(Step):
         self.solves = Solves(solver)
         self.graphs = torch.nn.ModuleList()
         self._captures = self._renewals = 0
+        self._changing: set[Path] = set()
+        self._fixed: set[Path] = set()
+
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        """One step on PhiFlow states: `state, *inputs -> state`.
+
+        Python floats among the arguments are constants of the graph; one that changes is an input from then on.
+        """
+        tensors, layout = self.flatten_call(args, keywords)
+        native = self.known_for(layout, tensors)
+        if native is None and (numbers := self._numbers_in(layout)) is not None:
+            widened = numbers.insert(tensors)
+            try:
+                native, tensors = self.native_for(numbers.layout, widened), widened
+            except (CaptureError, StateError):  # the step needs them as Python numbers
+                self._fixed |= self._changing
+        native = native or self.native_for(layout, tensors, (args, keywords))
+        return unflatten(native.output_layout, native(*tensors))
+
+    def _numbers_in(self, layout: TreeLayout) -> NumberInputs | None:
+        """Floats that changed since other calls, unless the step cannot have them as tensors."""
+        self._changing |= changed_numbers(layout, (native.layout for native in self.known))
+        return with_inputs(layout, self._changing - self._fixed)
 
     def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return arguments_of(self.step, args, keywords)

@@ -91,6 +91,19 @@ def test_gradients_inside_and_outside() -> None:
         assert same(own, plain)
 
 
+def test_a_gradient_that_was_taken_before() -> None:
+    """PhiML keeps what it prepared for arguments of the same shapes, which a graph can neither use nor leave behind."""
+    slope = math.gradient(lambda v, c: math.sum(c * v**3, spatial), "v", get_output=False)
+    coefficient = math.wrap(torch.tensor(2.0))
+
+    def descend(u: Field, c: Tensor) -> Field:
+        return u.with_values(u.values - 0.1 * slope(u.values, c))
+
+    expected, kept = descend(U, coefficient), dict(slope.traces)
+    assert same(ph.capture(descend)(U, coefficient), expected)
+    assert slope.traces == kept
+
+
 def test_phiflow_is_left_as_it_was() -> None:
     """After a refusal PhiFlow's own jit works, and no function of torch or PhiML stays replaced."""
     before = torch.autograd.Function.__dict__["apply"], JitFunction.__dict__["__call__"]
