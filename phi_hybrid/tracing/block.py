@@ -95,7 +95,7 @@ class PhysicsBlock(Step):
     def forward(self, *args: Any, **keywords: Any) -> Any:
         """One step on PhiFlow states: `state, *inputs -> state`.
 
-        Python floats among the arguments are constants of the graph; one that changes is an input from then on.
+        Python floats among the arguments are constants of the graph; one that goes on changing becomes an input.
         """
         tensors, layout = self.flatten_call(args, keywords)
         native = self.known_for(layout, tensors)

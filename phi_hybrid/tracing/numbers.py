@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,8 @@ from phi_hybrid.steps.face import Tensors
 Path = tuple[int, ...]
 """Where a number stands in the arguments: by position among them, then within a tuple, list or dict."""
 _NUMBER = TensorLayout(((),))
+CONSTANTS = 2
+"""Values of a number that get graphs of their own, equal to eager PhiFlow to the last bit; the next one is an input."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,9 @@ class NumberInputs:
 
 
 def changed_numbers(layout: Layout, known: Iterable[Layout]) -> set[Path]:
-    """Floats of `layout` that have other values in a known layout, where these are all that differs."""
-    found: set[Path] = set()
-    for other in known:
-        paths = _differences(other, layout, ())
-        found |= set(paths or ())
-    return found
+    """Floats of `layout` that have other values in several known layouts, where these are all that differs."""
+    found = Counter(path for other in known for path in _differences(other, layout, ()) or ())
+    return {path for path, count in found.items() if count >= CONSTANTS}
 
 
 def with_inputs(layout: TreeLayout, paths: Iterable[Path]) -> NumberInputs | None:

@@ -33,6 +33,7 @@ class Kind:
         captures: how many graphs several steps need; two where an argument is `None` at first, or integers are.
         repeats: whether results replace the arguments; not those of a loss, for example.
         rounding: by how much captured and eager values may differ, relative to the largest; 0 for equality to the bit.
+        precision: bits of values; derivatives are compared with 64.
     """
 
     step: Callable
@@ -41,6 +42,7 @@ class Kind:
     captures: int = 1
     repeats: bool = True
     rounding: float = 0.0
+    precision: int = 32
 
     def arguments(self) -> tuple:
         """The positional arguments, the same at each call."""
@@ -51,12 +53,13 @@ class Kind:
 def check_values(kind: Kind, steps: int = 3) -> None:
     """Captured and eager steps give the same states, each fed with its own results, in few captures."""
     block = ph.capture(kind.step)
-    eager = captured = start = kind.arguments()
-    for _ in range(steps if kind.repeats else 1):
-        with exactly():
-            eager = results(kind.step(*eager[: len(start)], **kind.keywords))
-        captured = results(block(*captured[: len(start)], **kind.keywords))
-        assert_same(captured, eager, kind.rounding)
+    with math.precision(kind.precision):
+        eager = captured = start = kind.arguments()
+        for _ in range(steps if kind.repeats else 1):
+            with exactly():
+                eager = results(kind.step(*eager[: len(start)], **kind.keywords))
+            captured = results(block(*captured[: len(start)], **kind.keywords))
+            assert_same(captured, eager, kind.rounding)
     assert block._captures == kind.captures, f"{block._captures} captures, not {kind.captures}"
 
 
@@ -106,10 +109,11 @@ def second_step(kind: Kind, captured: bool) -> Callable[[], Any]:
     """A call of the step after the first one, eager or captured, to be timed."""
     step = ph.capture(kind.step) if captured else kind.step
     mode = contextlib.nullcontext if captured else exactly
-    state = state_after_one_step(kind)
+    with math.precision(kind.precision):
+        state = state_after_one_step(kind)
 
     def call() -> Any:
-        with torch.no_grad(), mode():
+        with torch.no_grad(), mode(), math.precision(kind.precision):
             return step(*state, **kind.keywords)
 
     return call

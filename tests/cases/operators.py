@@ -266,8 +266,8 @@ OPERATORS: dict[str, tuple[str, ...]] = {
         "math.iterate(lambda f: field.laplace(f), 2, {F})",
     ),
     "chance": (
-        "{T} + math.random_normal({T}.shape)",
-        "{T} * math.random_uniform({T}.shape)",
+        "{T} + math.random_normal({T}.shape.spatial)",
+        "{T} * math.random_uniform({T}.shape.spatial)",
         "{C} + resample(Noise(scale=2.0), to={C})",
         "{T} + math.random_uniform(batch(drawn=2))",
     ),

@@ -39,8 +39,7 @@ def test_values(name: str) -> None:
 
 
 def test_values_in_double_precision() -> None:
-    with math.precision(64):
-        check_values(KINDS["Kolmogorov flow"], steps=2)
+    check_values(Kind(step, start, KEYWORDS, precision=64), steps=2)
 
 
 def test_derivatives_by_force_and_viscosity() -> None:
