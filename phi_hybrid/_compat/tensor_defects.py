@@ -1,6 +1,7 @@
 """Defects of PhiML's tensors on torch, mended on import, for eager code as well as for captured code.
 
-* `math.mean` and `math.std` over dims that a tensor lacks reduce all of its dims instead.
+* `math.mean` and `math.std` over dims that a tensor lacks reduce all of its dims instead;
+* padding beside an antisymmetric side leaves the sign of a value that is constant along the padded dim.
 
 `tests/compat/test_tensor_defects.py` has one test per workaround that fails as soon as upstream has mended the defect.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from phiml.backend.torch._torch_backend import TorchBackend
+from phiml.math import extrapolation
 
 _mean_over_all = TorchBackend.mean
 _std_over_all = TorchBackend.std
@@ -27,5 +29,8 @@ def _std(self: TorchBackend, x: Any, axis: Any = None, keepdims: bool = False) -
     return _std_over_all(self, x, axis, keepdims)
 
 
+_NEGATING = extrapolation._AntiSymmetricExtrapolation, extrapolation._AntiReflectExtrapolation
+for _kind in _NEGATING:
+    _kind._is_dim_separable = property(lambda self: False)  # so that constants are written out before they are padded
 TorchBackend.mean = _mean
 TorchBackend.std = _std
