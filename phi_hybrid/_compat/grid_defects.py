@@ -2,7 +2,8 @@
 
 * `diffuse.fourier` takes every cell for one of size 1;
 * operators on staggered and centered fields of one grid pair values by index: `staggered * centered` is off by half a cell
-  between periodic sides and crashes elsewhere.
+  between periodic sides and crashes elsewhere;
+* grids keep the cell size and the centres of the precision in which they were first asked for.
 
 `tests/compat/test_grid_defects.py` has one test per workaround that fails as soon as upstream has mended the defect.
 """
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from phi import math
 from phi.field import Field
 from phi.field._resample import sample
+from phi.geom import UniformGrid
 from phi.physics import diffuse
 from phiml.math import extrapolation
 from phiml.math._tensors import Tensor as PhiTensor
@@ -54,6 +57,22 @@ def _combine(self: Field, other: Any, operator: Callable) -> Field:
     return Field(self.geometry, operator(self.values, values), boundary)
 
 
+class _CachedPerPrecision(cached_property):
+    """Cached, and computed anew in another precision; PhiML hands cached properties on to slices of an object."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        cached = instance.__dict__.get(self.attrname)
+        if cached is None or cached.dtype.precision != math.get_precision():
+            cached = instance.__dict__[self.attrname] = self.func(instance)
+        return cached
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        """Its presence lets `__get__` come before the entry in the dict of the object."""
+        raise AttributeError(f"{self.attrname} of a grid cannot be set")
+
+
 def _replace_everywhere(original: Callable, replacement: Callable) -> None:
     """Puts a function in the place of one of PhiFlow or PhiML in all of their modules that name it."""
     for module in [m for name, m in sys.modules.items() if name.split(".")[0] in ("phi", "phiml")]:
@@ -64,3 +83,7 @@ def _replace_everywhere(original: Callable, replacement: Callable) -> None:
 
 Field._op2 = _combine
 _replace_everywhere(_fourier_of_unit_cells, _fourier)
+for _name in ("dx", "center"):
+    _cached = _CachedPerPrecision(getattr(UniformGrid, _name).func)
+    _cached.__set_name__(UniformGrid, _name)
+    setattr(UniformGrid, _name, _cached)

@@ -31,9 +31,10 @@ def matrix_values(matrix: PhiTensor) -> tuple[torch.Tensor, ...]:
 def varies(matrix: PhiTensor) -> bool:
     """Tells if a matrix depends on what is traced, carries gradients, or differs along a batch dim.
 
-    Sparse ones keep a batch dim among their rows and columns.
+    Sparse ones keep a batch dim among their rows and columns. One dim of each kind is a square matrix, whatever their names.
     """
-    same_dims = set(math.non_dual(matrix).names) == set(math.dual(matrix).as_channel().names)
+    rows, columns = math.non_dual(matrix).names, math.dual(matrix).as_channel().names
+    same_dims = set(rows) == set(columns) or len(rows) == len(columns) == 1
     return not same_dims or bool(math.batch(matrix)) or is_unknown(matrix)
 
 

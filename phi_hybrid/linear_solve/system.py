@@ -76,6 +76,10 @@ def system_of(stand_in: _compat.MatrixStandIn) -> tuple[System, np.ndarray | Non
     """
     rows, columns = _compat.matrix_dims(stand_in.matrix)
     matrix = _compat.matrix_to_scipy(stand_in.matrix)
+    if len(rows) == len(columns) == 1:
+        columns = [
+            (rows[0][0], size) for _, size in columns
+        ]  # whatever it is called: PhiML counts cells that are not empty
     if matrix.shape[0] != matrix.shape[1] or sorted(rows) != sorted(columns):
         raise CaptureError(
             f"a linear solve with {matrix.shape[0]} equations over {dict(rows)} for {matrix.shape[1]} unknowns over "

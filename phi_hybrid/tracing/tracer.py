@@ -64,6 +64,7 @@ def trace(
         raise CaptureError("the step writes into one of its arguments. Way out: compute a new value instead.")
     _refuse_unsafe(module, guard)
     _replace_operators(module, guard)
+    module.graph.eliminate_dead_code()  # among it operations that failed and for which PhiFlow then did others
     _fold_constants(module)
     _own_memory(module.graph)
     module.graph.eliminate_dead_code()
@@ -74,8 +75,14 @@ def trace(
 
 def _refuse_unsafe(module: torch.fx.GraphModule, guard: Guard) -> None:
     for node in module.graph.nodes:
-        if node.op == "get_attr" and getattr(module, node.target).requires_grad:
-            shape = tuple(getattr(module, node.target).shape)
+        constant = getattr(module, node.target) if node.op == "get_attr" else None
+        if isinstance(constant, torch.Generator):
+            raise CaptureError(
+                "the step draws from a torch.Generator of its own, whose state the graph would share with it. Way out: draw "
+                "from torch's own generator, or pass the random numbers as an argument."
+            )
+        if constant is not None and constant.requires_grad:
+            shape = tuple(constant.shape)
             raise CaptureError(
                 f"the step uses a trainable tensor of shape {shape} that is not among its arguments; as a constant of "
                 "the graph it would not be trained. Way out: keep networks outside of the physics (HybridSolver), or "

@@ -13,6 +13,7 @@ from phi.torch.flow import Box, Field, Geometry, Tensor, math
 
 import phi_hybrid as ph
 from cases.programs import Program, in_precision, moved, plain_phiflow
+from phi_hybrid import _compat
 
 EXAMPLE, NEW = 0, 1
 """Seeds of the arguments that are captured with, and of those that are compared on."""
@@ -122,7 +123,8 @@ def take_apart(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor |
         for number, entry in enumerate(value):
             yield from take_apart(entry, f"{path}.{number}")
     elif isinstance(value, Field):
-        yield f"{path} field at {value.sampled_at}, {value.boundary}", None
+        sides = sorted(_compat.sides_in_order(value.boundary).items()) or value.boundary
+        yield f"{path} field at {value.sampled_at}, {sides}", None
         yield from take_apart(value.geometry, path + ".geometry")
         yield from _tensor(value.values, path + ".values", value.geometry.shape.spatial.names)
     elif isinstance(value, UniformGrid):

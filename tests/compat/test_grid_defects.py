@@ -1,9 +1,13 @@
-"""Diffusion in Fourier space, staggered beside centered fields, implicit diffusion on faces, against solutions by hand."""
+"""Diffusion in Fourier space, staggered beside centered fields, implicit diffusion on faces, cell sizes, against solutions by hand."""
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import pytest
+import torch
+from phi.geom import UniformGrid
 from phi.torch.flow import (
     PERIODIC,
     ZERO_GRADIENT,
@@ -14,9 +18,11 @@ from phi.torch.flow import (
     StaggeredGrid,
     diffuse,
     math,
+    spatial,
+    wrap,
 )
 
-from phi_hybrid import _compat
+from phi_hybrid import _compat, capture
 from phi_hybrid.linear_solve import linear_solves
 
 SIZES = {"y": 2.0, "x": 5.0, "z": 0.7}
@@ -91,3 +97,36 @@ def test_implicit_diffusion_next_to_a_wall_of_a_tensor() -> None:
     a[-1, -1] = 1
     rhs = u.values.numpy("x") + 0.15 * 0.7 * np.eye(5)[0]
     np.testing.assert_allclose(found.values.numpy("x"), np.linalg.solve(np.eye(5) + 0.15 * a, rhs), atol=1e-5)
+
+
+def single_precision_on_an_exact_box() -> Field:
+    with math.precision(64):  # in which alone a box is 0.7 long
+        bounds = Box(x=0.7)
+    return CenteredGrid(Noise(), PERIODIC, bounds, x=7)
+
+
+@pytest.mark.parametrize("upstream", [True, False])
+def test_cell_sizes_have_the_precision_in_which_they_are_asked_for(
+    upstream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if upstream:
+        for name in ("dx", "center"):
+            cached = cached_property(getattr(UniformGrid, name).func)
+            cached.__set_name__(UniformGrid, name)
+            monkeypatch.setattr(UniformGrid, name, cached)
+    single = single_precision_on_an_exact_box()
+    places = 0.1 * (np.arange(7) + 0.5)
+    _ = single.geometry.dx, single.center
+    with math.precision(64):
+        size, centers = single.geometry.dx.numpy("vector").astype(float), single.center.numpy("x,vector")
+    errors = np.abs(size - 0.1).max(), np.abs(centers[:, 0] - places).max()
+    assert all((error > 1e-10) == upstream for error in errors), errors
+
+
+def test_captured_steps_have_the_places_of_their_precision() -> None:
+    single = single_precision_on_an_exact_box()
+    block = capture(lambda u: u.values * u.center.vector["x"], single)
+    values = torch.linspace(0, 1, 7, dtype=torch.float64)
+    found = block(single.with_values(wrap(values, spatial("x"))))
+    with math.precision(64):
+        torch.testing.assert_close(found.native("x"), values * 0.1 * (torch.arange(7) + 0.5), rtol=1e-14, atol=0)

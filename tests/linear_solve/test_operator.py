@@ -265,6 +265,16 @@ def test_imbalance_within_the_tolerance_is_rounding() -> None:
         module(SINGULAR, tolerance=1e-8)(slightly)
 
 
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_cotangents_need_no_balance(method: Method) -> None:
+    """x = A⁺·b has no part in the null space of A, so that b̄ = A⁺ᵀ·x̄ whatever the part of x̄ there."""
+    rhs = noise(2, SIZE)
+    rhs = (rhs - rhs.mean(1, keepdim=True)).requires_grad_()
+    cotangent = noise(2, SIZE) + 3.0
+    (gradient,) = torch.autograd.grad(module(SINGULAR, method)(rhs), rhs, cotangent)
+    assert relative_error(gradient, cotangent @ inverse(SINGULAR)) < 1e-10
+
+
 # --- which method solves which system ---
 
 CLOSED = box_matrix(("walls", "values"), (6, 5))

@@ -611,3 +611,29 @@ def test_reference_solvers_that_fail(every: int, stored: int, tmp_path: Path) ->
         )
     assert isinstance(error.value.__cause__, ph.SolveError)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_and_columns_of_other_names() -> None:
+    """As PhiML calls them where it leaves empty rows out: `(rows, ~cols)`."""
+    dense, b = noise(3, 3) + 3 * torch.eye(3, dtype=torch.float64), noise(2, 3)
+    matrix = wrap(dense, channel("rows"), dual("cols"))
+
+    def solved(b: Tensor) -> Tensor:
+        return math.solve_linear(matrix, b, Solve("CG", 1e-9, 1e-9, x0=math.zeros(channel(cols=3))))
+
+    rhs = wrap(b, batch("b"), channel("rows"))
+    with math.precision(64):
+        found = ph.capture(solved, rhs)(rhs).native("b,cols")
+    torch.testing.assert_close(found, torch.linalg.solve(dense, b.T).T, rtol=1e-9, atol=1e-9)
+
+
+def test_obstacles_on_a_centred_grid_leave_rows_empty() -> None:
+    u = CenteredGrid(wrap(noise(4, 1), spatial("x"), channel(vector="x")), ZERO_GRADIENT, Box(x=(-1, 1)))
+    bodies = [Box(x=(-1, -0.2)), Box(x=(-0.7, 0.5))]
+
+    def projected(u: Field) -> Field:
+        return fluid.make_incompressible(u, bodies, Solve("CG", 1e-5))[0]
+
+    with ph.linear_solve.linear_solves(), math.precision(64):
+        expected, found = (step(u).values.native("x,vector") for step in (projected, ph.capture(projected)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

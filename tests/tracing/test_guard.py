@@ -14,6 +14,7 @@ from cases.small import same
 from cases.states import random_field
 from cases.steps import viscous
 from phi.torch.flow import (
+    NAN,
     PERIODIC,
     Field,
     Solve,
@@ -21,8 +22,10 @@ from phi.torch.flow import (
     Tensor,
     batch,
     diffuse,
+    extrapolation,
     math,
     spatial,
+    wrap,
 )
 from phiml.backend.torch import TORCH
 from phiml.math import _optimize
@@ -280,6 +283,28 @@ def test_random_numbers_of_torch_stay_random() -> None:
         torch.manual_seed(5)
         seeded.append(f(u))
     assert same(seeded[0], seeded[1]) and same(seeded[0], seeded[2])
+
+
+def test_generators_of_ones_own_are_refused() -> None:
+    generator = torch.Generator()
+
+    def step(u: Field) -> Field:
+        return u + math.wrap(torch.randn(u.values.shape.sizes, generator=generator), u.values.shape)
+
+    with pytest.raises(CaptureError, match=r"torch\.Generator of its own"):
+        capture(step, random_field("scalar", "closed", 1))
+
+
+def test_operations_that_failed_are_not_done_again() -> None:
+    """torch does not reflect flags, so PhiML pads the mask by slices; the failed operation stays in the trace."""
+    gaps = wrap(torch.tensor([1.0, NAN, 3.0, 4.0], dtype=torch.float64), spatial("x"))
+
+    def step(u: Tensor) -> Tensor:
+        return u + math.finite_fill(gaps, padding=extrapolation.REFLECT)
+
+    u = wrap(torch.ones(4, dtype=torch.float64), spatial("x"))
+    with math.precision(64):
+        assert capture(step, u)(u).numpy("x") == pytest.approx(step(u).numpy("x"))
 
 
 def test_branch_on_random_numbers_is_refused() -> None:

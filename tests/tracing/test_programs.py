@@ -73,7 +73,6 @@ def check(count: int) -> None:
     assert kinds["refused"] <= FEW * len(found), summary
 
 
-@pytest.mark.slow
 def test_fifty_programs() -> None:
     check(50)
 
