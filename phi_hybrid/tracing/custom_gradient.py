@@ -150,7 +150,11 @@ class _WithGradient(torch.autograd.Function):
         return None, None, None, *[None] * ctx.outputs, *gradients, *[None] * ctx.rest
 
 
-@torch.library.custom_op("phi_hybrid::with_gradient", mutates_args=())
+_SCHEMA = "(Tensor[] outputs, Tensor[] inputs, Tensor[] others, int number) -> Tensor[]"
+"""Written out, since torch before 2.7 does not read it from `list[torch.Tensor]`."""
+
+
+@torch.library.custom_op("phi_hybrid::with_gradient", mutates_args=(), schema=_SCHEMA)
 def with_gradient(outputs: Tensors, inputs: Tensors, others: Tensors, number: int) -> Tensors:
     """Marks a function with its own gradient while tracing; `CustomGradient` takes its place in the graph."""
     return [t.clone() for t in outputs]
