@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from types import ClassMethodDescriptorType
 from typing import Any
 
+_CLASS_METHODS = classmethod, ClassMethodDescriptorType
+"""Written in Python, and in C as `torch.autograd.Function.apply` since torch 2.14."""
 _lock = threading.Lock()
 _standing: dict[tuple[int, str], _Replacement] = {}
 
@@ -25,7 +28,7 @@ class _Replacement:
             stack = self.stack
             return (stack[-1] if stack else self.original)(*args, **kwargs)
 
-        setattr(self.owner, self.name, classmethod(dispatch) if isinstance(self.own, classmethod) else dispatch)
+        setattr(self.owner, self.name, classmethod(dispatch) if isinstance(self.own, _CLASS_METHODS) else dispatch)
 
     def remove(self) -> None:
         if self.own is None:
@@ -50,6 +53,8 @@ def current(owner: Any, name: str) -> Callable:
 
 def _function(owner: Any, name: str) -> Callable:
     own = vars(owner).get(name)
+    if isinstance(own, ClassMethodDescriptorType):
+        return lambda cls, *args, **kwargs: own.__get__(None, cls)(*args, **kwargs)
     return own.__func__ if isinstance(own, classmethod) else getattr(owner, name)
 
 

@@ -17,7 +17,7 @@ from phi_hybrid import _compat
 from phi_hybrid.errors import CaptureError
 from phi_hybrid.linear_solve import LinearSolve, Solves, VaryingSolve, by_parts, in_order, solve_numbered, solve_varying
 from phi_hybrid.tracing.custom_gradient import TracedFunction, forget
-from phi_hybrid.tracing.operators import csr_product, pad_circular
+from phi_hybrid.tracing.operators import csr_product, detached, pad_circular
 
 _TAKES_VALUE = {
     torch.Tensor.item: "item()",
@@ -33,6 +33,7 @@ _TAKES_VALUE = {
     torch.is_nonzero: "is_nonzero()",
 }
 
+_DETACHES = torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__
 _LIBRARIES = tuple(
     os.path.dirname(__import__(name).__file__) + os.sep for name in ("torch", "phi", "phiml", "numpy")
 ) + (
@@ -61,6 +62,9 @@ class Guard(TorchFunctionMode):
                 )
             with _compat.without_tracing():
                 return func(*args, **(kwargs or {}))
+        if func in _DETACHES and self.is_input(args[0]):
+            with torch.no_grad():
+                return detached(args[0])
         if func is torch.nn.functional.pad:
             padded = _pad(*args, **(kwargs or {}))
             return func(*args, **(kwargs or {})) if padded is None else padded

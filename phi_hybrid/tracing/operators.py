@@ -1,4 +1,4 @@
-"""Grid interpolation with a forward-mode rule, which torch's own operator lacks."""
+"""Operators that stand in a graph for those that torch's tracer or its forward mode would lose."""
 
 from __future__ import annotations
 
@@ -65,6 +65,20 @@ def _stride(sizes: torch.Size, axis: int) -> int:
     for size in sizes[axis + 1 :]:
         stride *= size
     return stride
+
+
+# --- values without their gradient ---
+
+
+@torch.library.custom_op("phi_hybrid::detached", mutates_args=())
+def detached(tensor: torch.Tensor) -> torch.Tensor:
+    """Stands for `detach` while tracing, which torch 2.14 records as an alias, through which gradients flow."""
+    return tensor.clone()
+
+
+@detached.register_fake
+def _(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor)
 
 
 # --- products with a constant sparse matrix ---

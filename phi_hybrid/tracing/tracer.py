@@ -123,6 +123,8 @@ def _replace_operators(module: torch.fx.GraphModule, guard: Guard) -> None:
             *arguments, number = node.args
             node.op, node.target, node.args = "call_module", f"custom_gradient{number}", tuple(arguments)
             module.add_submodule(node.target, guard.custom_gradients[number])
+        elif node.target is torch.ops.phi_hybrid.detached.default:
+            node.target = _aten.detach.default
         elif node.target is _aten.view.default:
             node.target = _aten.reshape.default  # a caller's tensors need not have the strides of the example
         if _changes_nothing(node):
