@@ -113,10 +113,16 @@ class HybridSolver(Step):
         """σ_out · C(x / σ_in) of channels `(batch, channel, *spatial)`, in their precision."""
         dtype, shape = channels.dtype, (1, -1, *[1] * (channels.ndim - 2))
         inputs = channels / self.input_scale.to(dtype).view(shape)
-        for parameter in self.network.parameters():
-            inputs = inputs.to(parameter.dtype)
-            break
-        return self.network(inputs).to(dtype) * self.output_scale.to(dtype).view(shape)
+        precisions = {p.dtype for p in self.network.parameters() if p.is_floating_point()}
+        if len(precisions) == 1:  # several are the business of the network
+            inputs = inputs.to(*precisions)
+        outputs = self.network(inputs)
+        if not outputs.is_floating_point():
+            raise StateError(
+                f"the network returns {outputs.dtype}, but a correction is made of real numbers; let it return floats, e.g. "
+                "the real part of what it computes"
+            )
+        return outputs.to(dtype) * self.output_scale.to(dtype).view(shape)
 
     def feature_tensors(self, dtype: torch.dtype) -> list[torch.Tensor]:
         """Native tensors of the features in the precision of the state."""

@@ -147,7 +147,7 @@ class _Survey:
         elif isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
             self.function(value, label)
         elif isinstance(value, (types.ModuleType, type)):
-            if not _is_library(value if isinstance(value, types.ModuleType) else sys.modules.get(value.__module__)):
+            if not _is_library(value if isinstance(value, types.ModuleType) else sys.modules.get(_home_of(value))):
                 self.holders.append((value.__dict__, label))
         else:
             self.object(value, label)
@@ -208,7 +208,7 @@ class _Survey:
             for part in (vars(value).get("step"), *value.children()):
                 self.visit(part, label)
             return
-        kinds = [base.__module__.split(".")[0] for base in type(value).__mro__]
+        kinds = [_home_of(base).split(".")[0] for base in type(value).__mro__]
         if inner := _compat.functions_under(value):
             for part in inner:
                 self.visit(part, label)
@@ -228,6 +228,11 @@ class _Survey:
             for tensors in (vars(part)["_parameters"], vars(part)["_buffers"]):
                 for name in tensors:
                     self.entry(tensors, name, label)
+
+
+def _home_of(kind: type) -> str:
+    """Name of the module of a class; some classes written in C have a descriptor in its place."""
+    return kind.__module__ if isinstance(kind.__module__, str) else "builtins"
 
 
 def _is_library(module: types.ModuleType | None) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from phi_hybrid.data import Batch
+from phi_hybrid.training.gradient import running_buffers, unchanged
 from phi_hybrid.training.objective import Objective, Outputs
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Closure:
     batch: Batch
     rng: torch.Tensor = field(default_factory=torch.get_rng_state)
     """State of torch's generator, the same for all evaluations of an update, as line searches need it."""
+    evaluations: list[None] = field(default_factory=list)
+    """One entry each."""
 
     def __call__(self) -> torch.Tensor:
         trainer = self.trainer
@@ -42,9 +45,13 @@ class Closure:
         return loss.detach()
 
     def outputs(self) -> Outputs:
-        """What the objective looks at."""
+        """What the objective looks at. Running statistics of the network count the first evaluation of an update only."""
         torch.set_rng_state(self.rng)
-        return self.objective.outputs(self.trainer.solver, self.batch)
+        torch.clear_autocast_cache()  # which would hold the weights of an earlier update
+        again = running_buffers(self.trainer.solver) if self.evaluations else []
+        self.evaluations.append(None)
+        with unchanged(again):
+            return self.objective.outputs(self.trainer.solver, self.batch)
 
     def loss(self, outputs: Outputs) -> torch.Tensor:
         """The scalar to minimise.

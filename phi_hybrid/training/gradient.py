@@ -6,8 +6,10 @@ back.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -119,9 +121,11 @@ class Checkpointed(GradientMode):
     def chain(self, step: Step, state: Tensors, steps: int) -> list[Record]:
         segment = self.segment or math.ceil(math.sqrt(steps))
         records: list[Record] = []
+        buffers = running_buffers(_unrolled.get())
         for start in range(0, steps, segment):
             count = min(segment, steps - start)
-            records += checkpoint(self._segment, step, start, count, state, use_reentrant=False)
+            contexts = {"context_fn": lambda: (contextlib.nullcontext(), unchanged(buffers))} if buffers else {}
+            records += checkpoint(self._segment, step, start, count, state, use_reentrant=False, **contexts)
             state = records[-1].state
         return records
 
@@ -205,6 +209,43 @@ class SignConsistent(GradientMode):
                 continue
             kept = torch.where(torch.sign(g) == torch.sign(p), p, torch.zeros_like(p))
             parameter.grad = kept if parameter.grad is None else parameter.grad + kept
+
+
+# --- statistics that a network keeps of what it has seen ---
+
+_unrolled: ContextVar[torch.nn.Module | None] = ContextVar("unrolled", default=None)
+
+
+@contextlib.contextmanager
+def unrolling(solver: torch.nn.Module) -> Iterator[None]:
+    """Inside, modes that compute steps twice know whose running statistics must change once only."""
+    token = _unrolled.set(solver)
+    try:
+        yield
+    finally:
+        _unrolled.reset(token)
+
+
+def running_buffers(solver: torch.nn.Module | None) -> list[torch.Tensor]:
+    """Buffers that a forward pass may write to, such as those of batch normalisation."""
+    live = () if solver is None else solver.state_dict(keep_vars=True).values()
+    return [t for t in live if isinstance(t, torch.Tensor) and not isinstance(t, torch.nn.Parameter)]
+
+
+class unchanged:
+    """What is written into these buffers inside is taken back; may be entered again and again."""
+
+    def __init__(self, buffers: Sequence[torch.Tensor]) -> None:
+        self._buffers = buffers
+
+    def __enter__(self) -> None:
+        self._kept = [(b, b._version, b.detach().clone()) for b in self._buffers]
+
+    def __exit__(self, *error: object) -> None:
+        with torch.no_grad():
+            for buffer, version, value in self._kept:
+                if buffer._version != version:  # others may be wanted by a backward pass, as they are
+                    buffer.copy_(value)
 
 
 def scale_gradient(tensor: torch.Tensor, factor: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from phi_hybrid.data import Batch
 from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid import HybridStep
 from phi_hybrid.steps import Inputs, NativeStep, Repeatable, Step, known_step, require_step
-from phi_hybrid.training.gradient import Full, Gate, GradientMode, Record, require_mode
+from phi_hybrid.training.gradient import Full, Gate, GradientMode, Record, require_mode, unrolling
 from phi_hybrid.training.losses import L2, Losses
 from phi_hybrid.training.noise import Noise
 
@@ -100,13 +100,11 @@ class Unrolled(Objective):
         state = _advance(bound, inputs, self.warm_up) if self.warm_up else bound.state
         counted = self.steps - self.warm_up
         step = _recorded(bound.step, inputs, self.gradient.gate, self.warm_up, self.losses.needs_uncorrected)
-        if self.noise is None or self.noise.sigma == 0:
-            records = self.gradient.chain(step, state, counted)
-        else:
-            noise = self.noise.draw_for(batch, counted)
-            records = self.gradient.chain(_perturbed(step, noise), state, counted)
-            if self.noise.target == "adjusted":
-                records = _shifted_back(records, noise, lambda total: self.noise.shift(total, batch))
+        noise = None if self.noise is None or self.noise.sigma == 0 else self.noise.draw_for(batch, counted)
+        with unrolling(solver):
+            records = self.gradient.chain(step if noise is None else _perturbed(step, noise), state, counted)
+        if noise is not None and self.noise.target == "adjusted":
+            records = _shifted_back(records, noise, lambda total: self.noise.shift(total, batch))
         return _over_time(records)
 
     def contributions(self, outputs: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
@@ -192,7 +190,8 @@ class Diverted(Objective):
                 expected = tuple(t.detach() for t in expected)
             return Record(own(n, state).state, expected)
 
-        return _over_time(self.gradient.chain(step, bound.state, self.steps))
+        with unrolling(solver):
+            return _over_time(self.gradient.chain(step, bound.state, self.steps))
 
     def loss(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
         """Mean squared distance of model and reference in units of the data's standard deviation."""
