@@ -168,7 +168,7 @@ def leading_inputs(
                 f"{steps} steps: give an input these dims, or none"
             )
         order = [list(batch).index(n) for n in (TRAJECTORY, TIME) if n in batch]
-        tensor = tensor.permute(*order, *range(len(batch), tensor.ndim))
+        tensor = tensor.permute([*order, *range(len(batch), tensor.ndim)])
         tensor = tensor if TRAJECTORY in batch else tensor.expand(trajectories, *tensor.shape)
         leading.append(tensor.contiguous())
     return tuple(leading), without(layout, TRAJECTORY)

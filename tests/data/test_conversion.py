@@ -128,6 +128,15 @@ def test_python_numbers_and_arrays_take_the_precision_of_the_states() -> None:
     assert data.inputs[0].dtype == torch.float64
 
 
+def test_a_number_for_all_trajectories() -> None:
+    states = noise(2, 4, 8, 1)
+    for data in (
+        ph.Trajectories.from_tensors(states, line(), (math.wrap(0.5),)),
+        ph.Trajectories.from_tensors(states, line()).with_inputs(math.wrap(0.5)),
+    ):
+        assert torch.equal(data.inputs[0], torch.tensor([0.5, 0.5]))
+
+
 def test_the_data_trains_like_generated_data() -> None:
     f = line(1, b=4, time=STEPS)
     generated = generate(ph.capture(forced_step), line(0, b=4), STEPS, (f,))
