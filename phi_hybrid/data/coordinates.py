@@ -86,7 +86,7 @@ def _rounding(points: np.ndarray) -> float:
 def _tidy(value: float, error: float) -> float:
     """The number of fewest digits within `error`, so that 0.1 in single precision is 0.1, and 2π is 2π."""
     found = _candidate(value, error)
-    return value if found is None else found[1]
+    return float(value if found is None else found[1])
 
 
 def _digits(value: float, error: float) -> int:

@@ -42,7 +42,8 @@ def read_the_well(
     Args:
         path: of the file.
         boundary: boundaries of sides, `{"y": 0}`, `{"y-": 1, "y+": 0}`, which come before those of the file; or such a dict
-            for each field by name; or one boundary for everything. Needed for walls.
+            for each field by name; or one boundary for everything. Needed for walls. A constant holds at the centre of the
+            cell outside of the wall; `extrapolation.ANTISYMMETRIC` is zero at the wall itself.
         fields: names of the fields of the state; by default all that change with time. One field is a state by itself,
             several are a dict. Vectors have a dim `vector`, tensors of second order dims `i` and `j`.
         inputs: names of scalars and constant fields that the step takes as arguments, in this order. Those that change
