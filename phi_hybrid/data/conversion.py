@@ -53,14 +53,23 @@ def states_from_tensors(states: Any, like: Any) -> tuple[Tensors, Layout]:
     for number, (tensor, example, axes) in enumerate(zip(tensors, examples, layout.leaves)):
         _require_like(number, tensor, example, axes, tuple(tensors[0].shape[:2]))
     _require_frames(tensors[0].shape[1] if tensors else 0)
-    _require_one_precision(tensors)
+    _require_alike(tensors)
     return tensors, layout
 
 
 def _native(values: torch.Tensor | np.ndarray) -> torch.Tensor:
     """The values as a torch tensor without gradients; memory is shared where torch can."""
     if isinstance(values, torch.Tensor):
+        if values.layout != torch.strided or values.is_meta:
+            kind = "meta" if values.is_meta else str(values.layout)
+            raise StateError(
+                f"a {kind} tensor among the states; pass one that holds all its values, e.g. tensor.to_dense()"
+            )
         return values.detach()
+    if np.ma.isMaskedArray(values):
+        raise StateError(
+            "a masked array among the states; fill it, values.filled(0.0), if masked values are of no account"
+        )
     if values.dtype.kind not in "fciub":
         raise StateError(f"an array of {values.dtype} among the states; pass numbers")
     native = values.dtype.newbyteorder("=")  # HDF5 files of other machines
@@ -104,7 +113,7 @@ def states_from_fields(states: Any) -> tuple[Tensors, Layout]:
     full = with_batch(layout, TIME, TRAJECTORY)
     sizes = {TRAJECTORY: 1} | batch_sizes(tensors, layout)
     _require_frames(sizes[TIME])
-    _require_one_precision(tensors)
+    _require_alike(tensors)
     tensors = repeat([t.detach() for t in tensors], layout, full, sizes)
     # canonical: 'time' stands before 'trajectory'
     return tuple(t.transpose(0, 1).contiguous() for t in tensors), without(layout, TIME, TRAJECTORY)
@@ -182,7 +191,7 @@ def inputs_beside(states: Tensors, inputs: Any) -> tuple[Tensors, TreeLayout]:
     trajectories, frames = states[0].shape[:2]
     with math.precision(precision_of(states)):
         tensors, layout = leading_inputs(positional, keywords, trajectories, frames - 1)
-    _require_one_precision((*states, *tensors))
+    _require_alike((*states, *tensors))
     return tensors, layout
 
 
@@ -205,11 +214,16 @@ def _has_precision(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _require_one_precision(tensors: Sequence[torch.Tensor]) -> None:
+def _require_alike(tensors: Sequence[torch.Tensor]) -> None:
+    """Raises StateError unless the tensors have one precision and one device."""
     if not any(map(_has_precision, tensors)):
         raise StateError("none of the states holds real numbers; convert them with phi.math.to_float")
     if len(found := {torch.finfo(t.dtype).bits: t.dtype for t in tensors if _has_precision(t)}) > 1:
         raise StateError(
             f"states and inputs hold numbers of {len(found)} precisions, {sorted(map(str, found.values()))}; convert them "
             "to one, e.g. tensor.float(), or make PhiFlow values within math.precision(64)"
+        )
+    if len(devices := {str(t.device) for t in tensors}) > 1:
+        raise StateError(
+            f"states and inputs are on several devices, {sorted(devices)}; move them to one, tensor.to(device)"
         )
