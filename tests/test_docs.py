@@ -39,3 +39,24 @@ def test_the_page_on_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert str(table) in capsys.readouterr().out
     assert list(table.rows) == [f"{s}, ν {g}" for s in ("source", "hybrid") for g in ("inside", "outside")]
     assert {p.name for p in tmp_path.iterdir()} == {"burgers.h5", "comparison.png", "errors.png"}
+
+
+DATA = re.findall(r"## (.*?)\n.*?```python\n(.*?)```", (DOCS / "data.md").read_text(), flags=re.DOTALL)
+ERRORS = {"PhiFlow states": 1e-6, "Tensors and arrays": 0.25, "PDEBench": 0.02, "The Well": 0.001}
+"""Largest nRMSE of the last solver in the table that a program ends with."""
+
+
+@pytest.mark.parametrize(("title", "program"), DATA, ids=[title for title, _ in DATA])
+def test_the_page_on_data(
+    title: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, title, "exec"), {"__name__": "__main__"})
+    lines = capsys.readouterr().out.splitlines()
+    (header,) = (number for number, line in enumerate(lines) if "nrmse" in line)
+    position = lines[header].split().index("nrmse")
+    assert float(lines[-1].split()[1 + position]) <= ERRORS[title]
+
+
+def test_there_is_a_program_for_every_kind_of_data() -> None:
+    assert [title for title, _ in DATA] == list(ERRORS)

@@ -1,8 +1,21 @@
-"""Floor 5: trajectories of a reference solver, coarsened, stored and cut into windows."""
+"""Floor 5: trajectories of a reference solver, coarsened, stored and cut into windows; data of others."""
 
 from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.coarsening import coarsen
+from phi_hybrid.data.pdebench import read_pdebench
 from phi_hybrid.data.store import replacing
-from phi_hybrid.data.trajectories import Trajectories, Windows, require_data
+from phi_hybrid.data.the_well import read_the_well
+from phi_hybrid.data.trajectories import Trajectories, require_data
+from phi_hybrid.data.windows import Windows
 
-__all__ = ["Batch", "DataLayout", "Trajectories", "Windows", "coarsen", "replacing", "require_data"]
+__all__ = [
+    "Batch",
+    "DataLayout",
+    "Trajectories",
+    "Windows",
+    "coarsen",
+    "read_pdebench",
+    "read_the_well",
+    "replacing",
+    "require_data",
+]

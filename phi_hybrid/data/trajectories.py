@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number, require_path
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
@@ -19,24 +18,24 @@ from phi_hybrid.bridge.layout import (
     Layout,
     TreeLayout,
     describe_leaves,
-    flatten,
-    tuple_of,
     unflatten,
     with_batch,
-    without,
 )
 from phi_hybrid.data import store
 from phi_hybrid.data.batch import Batch, DataLayout
+from phi_hybrid.data.conversion import inputs_beside, leading_inputs, states_from_fields, states_from_tensors
 from phi_hybrid.data.generation import generate
 from phi_hybrid.data.store import require_finite, standard_deviation
-from phi_hybrid.errors import DataError, StateError
+from phi_hybrid.data.windows import Windows
+from phi_hybrid.errors import DataError
 
 
 @dataclass(frozen=True, repr=False)
 class Trajectories:
     """States of a reference solver at equally spaced times, with the inputs of its steps.
 
-    Make one with `generate` or `load`. All tensors are native, `(trajectory, time, …)` for states.
+    Make one with `generate`, `from_fields`, `from_tensors` or `load`. All tensors are native, `(trajectory, time, …)` for
+    states.
 
     Raises:
         DataError: if values are not finite.
@@ -93,7 +92,7 @@ class Trajectories:
             DataError: if the reference diverges or a solve in it fails, naming the step.
             StateError: for bad arguments.
         """
-        require_instance("metadata", metadata, (Mapping, type(None)), "names and JSON values, e.g. {'dt': 0.1}")
+        _require_metadata(metadata)
         if path is not None:
             require_path("path", path)
             store.require_json(dict(metadata or {}))
@@ -102,6 +101,49 @@ class Trajectories:
         if path is not None:
             data.save(path)
         return data
+
+    @staticmethod
+    def from_fields(
+        states: Any, inputs: tuple | Mapping[str, Any] = (), *, metadata: Mapping[str, Any] | None = None
+    ) -> Trajectories:
+        """States of your own loop, of `iterate` or of `rollout`, as reference data.
+
+        Args:
+            states: PhiFlow state `(trajectory, time, x, y, vector)`, or a list of states `(trajectory, x, y, vector)`, one
+                for each time. Without the batch dim `trajectory` it is one trajectory. Times are equally spaced.
+            inputs: extra arguments of the steps between the states, as for `with_inputs`, in a tuple or by name.
+            metadata: what should be known later: `dt`, parameters, seed; JSON values.
+
+        Raises:
+            StateError: for other batch dims, states on several grids, with several boundaries or in several precisions.
+            DataError: if values are not finite.
+        """
+        return _assembled(*states_from_fields(states), inputs, metadata)
+
+    @staticmethod
+    def from_tensors(
+        states: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray],
+        like: Any,
+        inputs: tuple | Mapping[str, Any] = (),
+        *,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Trajectories:
+        """Native tensors or arrays as reference data.
+
+        Args:
+            states: one tensor or NumPy array `(trajectory, time, …)` for each tensor of `like`, a single one as it is. They
+                are of the precision in which solvers then compute; memory is shared where that is possible.
+            like: PhiFlow state `(x, y, vector)` whose grid, boundary and dims the data has; its values do not matter. The
+                axes after `(trajectory, time)` are those of `bridge.flatten(like)`: spatial dims as the grid declares
+                them, then channel dims by name; a staggered field is one tensor per component.
+            inputs: extra arguments of the steps, as for `with_inputs`: PhiFlow values in a tuple or by name.
+            metadata: what should be known later: `dt`, parameters, seed; JSON values.
+
+        Raises:
+            StateError: for tensors of other shapes or kinds of numbers than `like`, or of several precisions.
+            DataError: if values are not finite.
+        """
+        return _assembled(*states_from_tensors(states, like), inputs, metadata)
 
     def __len__(self) -> int:
         """Number of trajectories."""
@@ -231,22 +273,8 @@ class Trajectories:
             StateError: for other batch dims, or sizes that do not fit.
             DataError: if values are not finite.
         """
-        tensors, layout = flatten((*inputs, *keywords.values()))
-        layout = tuple_of(*layout.children, keywords=tuple(keywords))
-        expected = {TIME: self.steps, TRAJECTORY: len(self)}
-        leading = []
-        for tensor, axes in zip(tensors, layout.leaves):
-            batch = {a.name: size for a, size in zip(axes, tensor.shape) if a.kind == "batch"}
-            if wrong := {name: size for name, size in batch.items() if expected.get(name) != size}:
-                raise StateError(
-                    f"an input has batch dims {wrong}, but this data has {TRAJECTORY} = {len(self)} and {TIME} = "
-                    f"{self.steps} steps: give an input these dims, or none"
-                )
-            order = [list(batch).index(n) for n in (TRAJECTORY, TIME) if n in batch]
-            tensor = tensor.permute(*order, *range(len(batch), tensor.ndim))
-            tensor = tensor if TRAJECTORY in batch else tensor.expand(len(self), *tensor.shape)
-            leading.append(tensor.contiguous())
-        return Trajectories(self.states, tuple(leading), self.state_layout, without(layout, TRAJECTORY), self.metadata)
+        tensors, layout = leading_inputs(inputs, keywords, len(self), self.steps)
+        return Trajectories(self.states, tensors, self.state_layout, layout, self.metadata)
 
     def __repr__(self) -> str:
         size = sum(t.numel() * t.element_size() for t in (*self.states, *self.inputs)) / 2**20
@@ -256,68 +284,17 @@ class Trajectories:
         )
 
 
+def _require_metadata(metadata: Any) -> None:
+    require_instance("metadata", metadata, (Mapping, type(None)), "names and JSON values, e.g. {'dt': 0.1}")
+
+
+def _assembled(states: tuple[torch.Tensor, ...], layout: Layout, inputs: Any, metadata: Any) -> Trajectories:
+    """A data set of given states, with inputs as users write them."""
+    _require_metadata(metadata)
+    tensors, input_layout = inputs_beside(states, inputs)
+    return Trajectories(states, tensors, layout, input_layout, dict(metadata or {}))
+
+
 def require_data(name: str, data: Any) -> None:
     """Raises StateError for what is no set of trajectories."""
     require_instance(name, data, Trajectories, "Trajectories, e.g. of Trajectories.generate or load")
-
-
-@lru_cache(maxsize=8)
-def _epoch_order(windows: int, seed: int, epoch: int) -> torch.Tensor:
-    """Numbers of the windows, shuffled anew in every epoch."""
-    return torch.randperm(windows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-
-
-class Windows(Dataset):
-    """All windows of `steps` steps in a set of trajectories, for a torch `DataLoader` with `collate_fn=windows.collate`.
-
-    Raises:
-        DataError: if the trajectories are shorter than a window.
-    """
-
-    def __init__(self, data: Trajectories, steps: int) -> None:
-        require_count("steps", steps, None, "e.g. data.windows(16)")
-        if not 1 <= steps <= data.steps:
-            raise DataError(
-                f"windows of {steps} steps do not fit in trajectories of {data.steps}; use 1 … {data.steps}"
-            )
-        self.data = data
-        self.steps = steps
-        self.per_trajectory = data.steps - steps + 1
-        self.count = len(data) * self.per_trajectory
-
-    def __len__(self) -> int:
-        return self.count
-
-    def shuffled(self, number: int, size: int, seed: int) -> Batch:
-        """Batch `number` of `size` windows of an endless sequence that visits every window once an epoch, at random.
-
-        Args:
-            number: of the batch, from 0; it and the seed alone decide which windows it has.
-            size: windows per batch; those left over at the end of an epoch are left out.
-            seed: of the order.
-        """
-        epoch, position = divmod(number, self.count // size)
-        chosen = _epoch_order(self.count, seed, epoch)[position * size : (position + 1) * size]
-        trajectory, start = chosen // self.per_trajectory, chosen % self.per_trajectory
-        times, layouts = start[:, None] + torch.arange(self.steps + 1), self.data.layouts
-        states = [t[trajectory[:, None], times] for t in self.data.states]
-        inputs = [
-            t[trajectory[:, None], times[:, :-1]] if varies else t[trajectory]
-            for t, varies in zip(self.data.inputs, layouts.varies)
-        ]
-        return Batch(tuple(states), tuple(inputs), layouts, self.data.scale)
-
-    def __getitem__(self, index: int) -> Batch:
-        """Window `index` as a batch of one, counted from the end if negative."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        trajectory, start = divmod(index % len(self), self.per_trajectory)
-        return self.data.cut(slice(trajectory, trajectory + 1), start, self.steps)
-
-    def collate(self, windows: Sequence[Batch]) -> Batch:
-        """Joins windows to one batch."""
-        return replace(
-            windows[0],
-            states=tuple(map(torch.cat, zip(*(w.states for w in windows)))),
-            inputs=tuple(map(torch.cat, zip(*(w.inputs for w in windows)))),
-        )
