@@ -9,7 +9,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 import torch
 
-from phi_hybrid.linear_solve.solution import Solution
+from phi_hybrid.linear_solve.solution import Solution, Solver
 from phi_hybrid.linear_solve.system import System, from_columns, to_columns
 
 
@@ -20,13 +20,19 @@ class SparseFactorization:
     Source: X. S. Li, An overview of SuperLU, ACM Trans. Math. Softw. 31 (2005) 302–325.
     """
 
-    def build(self, system: System, device: torch.device, tolerance: float) -> FactoredSolver | None:
-        """The solver, `None` if the matrix has a null space other than constants on uncoupled parts."""
+    def build(self, system: System, device: torch.device, tolerance: float) -> Solver | None:
+        """The solver, `None` if a large matrix has a null space other than constants on uncoupled parts."""
         try:
             solver = FactoredSolver(system)
+            if solver.recovers(np.random.default_rng(0).standard_normal((system.size, 1))):
+                return solver
         except RuntimeError:  # SuperLU: exactly singular
-            return None
-        return solver if solver.recovers(np.random.default_rng(0).standard_normal((system.size, 1))) else None
+            pass
+        return PseudoInverseSolver(system) if system.size <= LARGEST_PSEUDO_INVERSE else None
+
+
+LARGEST_PSEUDO_INVERSE = 1000
+"""Unknowns up to which singular values are computed, in about a second."""
 
 
 class FactoredSolver:
@@ -73,3 +79,22 @@ class FactoredSolver:
             x = self.factors.solve(b, "T" if transposed else "N")
         residual = torch.from_numpy(self.system.residual(x, b, transposed))
         return Solution(from_columns(x, rhs), residual, None if imbalance is None else torch.from_numpy(imbalance))
+
+
+class PseudoInverseSolver:
+    """x = A⁺·b by singular values, for a singular matrix whose null space is not known beforehand."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        u, values, v = np.linalg.svd(system.matrix.toarray())
+        kept = values > 1e-11 * values[0]
+        self.inverse = (v[kept].T / values[kept]) @ u[:, kept].T
+        self.left, self.right = u[:, ~kept], v[~kept].T
+
+    def solve(self, rhs: torch.Tensor, transposed: bool) -> Solution:
+        b, null = to_columns(rhs), self.right if transposed else self.left
+        weights = null.T @ b
+        b = b - null @ weights
+        x = (self.inverse.T if transposed else self.inverse) @ b
+        residual = torch.from_numpy(self.system.residual(x, b, transposed))
+        return Solution(from_columns(x, rhs), residual, torch.from_numpy(np.linalg.norm(weights, axis=0)))

@@ -233,7 +233,7 @@ def running_buffers(solver: torch.nn.Module | None) -> list[torch.Tensor]:
 
 
 class unchanged:
-    """What is written into these buffers inside is taken back; may be entered again and again."""
+    """Context in which writes into buffers are taken back at the end; may be entered again and again."""
 
     def __init__(self, buffers: Sequence[torch.Tensor]) -> None:
         self._buffers = buffers
