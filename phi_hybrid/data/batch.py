@@ -132,6 +132,13 @@ class Batch:
         inputs = tuple(t[:, steps:] if v else t for t, v in zip(self.inputs, self.layouts.varies))
         return replace(self, states=tuple(t[:, steps:] for t in self.states), inputs=inputs)
 
+    def parts(self, count: int) -> list[Batch]:
+        """The windows in `count` batches of the same size, in their order."""
+        if count == 1:
+            return [self]
+        states, inputs = (list(zip(*(t.chunk(count) for t in part))) for part in (self.states, self.inputs))
+        return [replace(self, states=s, inputs=i) for s, i in zip(states, inputs or [()] * count)]
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device.
 

@@ -135,7 +135,7 @@ def _multiply_by_gather(
     for b in range(values.shape[0]):
         counts = row_pointers[b].diff()
         row_of = torch.repeat_interleave(torch.arange(rows, device=dense.device), counts, output_size=values.shape[1])
-        terms = values[b].unsqueeze(-1) * dense[b].index_select(0, columns[b])
+        terms = values[b].unsqueeze(-1) * dense[b].index_select(0, columns[b].long())
         start = torch.zeros_like(terms[:1]).repeat(rows, 1, 1)  # inductor miscompiles index_add to an expanded tensor
         result.append(start.index_add(0, row_of, terms))
     return torch.stack(result)

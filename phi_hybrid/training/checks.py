@@ -10,6 +10,7 @@ from phi_hybrid.bridge.checks import require_count, require_instance, require_nu
 from phi_hybrid.data import Trajectories, require_data
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps import Step
+from phi_hybrid.training.callbacks import Callback
 from phi_hybrid.training.objective import Objective
 
 _SCHEDULER = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
@@ -62,6 +63,23 @@ def check_trainer(
                 f"the validation data has {held} inputs of a step and the training data {own}: give both those that the "
                 "solver's step takes, e.g. with data.with_inputs(…)"
             )
+
+
+def check_accumulation(accumulate: int, optimizer: torch.optim.Optimizer) -> None:
+    """Raises StateError for a number of parts that is none, and for optimizers that look at outputs instead of gradients."""
+    require_count("accumulate", accumulate)
+    if accumulate > 1 and getattr(optimizer, "takes_outputs", False):
+        raise StateError(
+            f"accumulate = {accumulate}: {type(optimizer).__name__} looks at the outputs of all windows at once. Leave it out, "
+            "and take a larger batch_size"
+        )
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raises StateError for what are no callbacks."""
+    require_instance("callbacks", callbacks, (list, tuple), "callbacks in a list, e.g. [BestWeights(), EarlyStop(5)]")
+    for callback in callbacks:
+        require_instance("callback", callback, Callback, "an object of a subclass of training.Callback")
 
 
 def trained_parameters(solver: Step, optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

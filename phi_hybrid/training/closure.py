@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,23 +36,29 @@ class Closure:
     def __call__(self) -> torch.Tensor:
         trainer = self.trainer
         trainer.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.outputs())
-        self.objective.gradient.backward(loss, trainer._parameters)
+        total = self._gradient()
         norm = torch.nn.utils.clip_grad_norm_(trainer._parameters, math.inf if trainer.clip is None else trainer.clip)
         trainer.require_finite("gradient norm", norm)
         if trainer._gradient_norm is None:  # further calls of an update are trials of a line search
             trainer._gradient_norm = float(norm)
             if trainer.norm_average.exceeded_by(trainer._gradient_norm):
-                raise Skipped(float(loss.detach()))
-        return loss.detach()
+                raise Skipped(float(total))
+        return total
+
+    def _gradient(self) -> torch.Tensor:
+        """Leaves the gradient in the parameters; the loss, averaged over the parts of the batch."""
+        trainer, first, losses = self.trainer, not self.evaluations, []
+        parts = self.batch.parts(trainer.accumulate)
+        with self._evaluation():
+            for batch in parts:
+                loss = self._loss(self.objective.outputs(trainer.solver, batch), batch, first) / len(parts)
+                self.objective.gradient.backward(loss, trainer._parameters)
+                losses.append(loss.detach())
+        return sum(losses)
 
     def outputs(self) -> Outputs:
-        """What the objective looks at. Running statistics of the network count the first evaluation of an update only."""
-        torch.set_rng_state(self.rng)
-        torch.clear_autocast_cache()  # which would hold the weights of an earlier update
-        again = running_buffers(self.trainer.solver) if self.evaluations else []
-        self.evaluations.append(None)
-        with unchanged(again):
+        """What the objective looks at."""
+        with self._evaluation():
             return self.objective.outputs(self.trainer.solver, self.batch)
 
     def loss(self, outputs: Outputs) -> torch.Tensor:
@@ -59,12 +67,27 @@ class Closure:
         Raises:
             NonFiniteError: if it is not finite.
         """
-        trainer = self.trainer
-        contributions = self.objective.contributions(outputs, self.batch)
+        return self._loss(outputs, self.batch, not self.trainer._contributions)
+
+    @contextlib.contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """Random numbers are the same in all evaluations of an update; running statistics count the first one only."""
+        torch.set_rng_state(self.rng)
+        torch.clear_autocast_cache()  # which would hold the weights of an earlier update
+        again = running_buffers(self.trainer.solver) if self.evaluations else []
+        self.evaluations.append(None)
+        with unchanged(again):
+            yield
+
+    def _loss(self, outputs: Outputs, batch: Batch, recorded: bool) -> torch.Tensor:
+        contributions = self.objective.contributions(outputs, batch)
         loss = sum(contributions.values())
-        trainer.require_finite("loss", loss)
-        if not trainer._contributions:
-            trainer._contributions = {name: float(value.detach()) for name, value in contributions.items()}
+        self.trainer.require_finite("loss", loss)
+        if recorded:
+            seen, parts = self.trainer._contributions, self.trainer.accumulate
+            seen.update(
+                {name: seen.get(name, 0.0) + float(value.detach()) / parts for name, value in contributions.items()}
+            )
         return loss
 
 

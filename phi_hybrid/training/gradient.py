@@ -239,12 +239,12 @@ class unchanged:
         self._buffers = buffers
 
     def __enter__(self) -> None:
-        self._kept = [(b, b._version, b.detach().clone()) for b in self._buffers]
+        self._kept = [(b, b.detach().clone()) for b in self._buffers]
 
     def __exit__(self, *error: object) -> None:
         with torch.no_grad():
-            for buffer, version, value in self._kept:
-                if buffer._version != version:  # others may be wanted by a backward pass, as they are
+            for buffer, value in self._kept:
+                if not torch.equal(buffer, value):  # others may be wanted by a backward pass, untouched
                     buffer.copy_(value)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -17,10 +19,12 @@ from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluation import trajectory_errors
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.steps import Step
-from phi_hybrid.training.checks import check_trainer, trained_parameters
+from phi_hybrid.training.callbacks import Callback
+from phi_hybrid.training.checks import check_accumulation, check_callbacks, check_trainer, trained_parameters
 from phi_hybrid.training.closure import Closure, Skipped
 from phi_hybrid.training.diagnosis import first_non_finite
 from phi_hybrid.training.gradient_norm import GradientNormAverage
+from phi_hybrid.training.identity import differences, identity_of_data, identity_of_solver
 from phi_hybrid.training.interruption import deferred_signals
 from phi_hybrid.training.objective import Objective
 from phi_hybrid.training.scales import estimate_scales
@@ -38,15 +42,18 @@ class Trainer:
         data: reference trajectories on the solver's grid.
         objective: e.g. `Unrolled(16)`, or a `Curriculum` of several.
         optimizer: any torch optimizer over the solver's parameters; called as `optimizer.step(closure)`.
-        scheduler: torch learning-rate scheduler of this optimizer, stepped after every update (with the loss, if it is
-            `ReduceLROnPlateau`).
-        batch_size: windows per update.
+        scheduler: torch learning-rate scheduler of this optimizer, stepped after every update. `ReduceLROnPlateau` follows
+            the validation error, stepped after every validation, or the loss where nothing is validated.
+        batch_size: windows per update, or per part of one.
+        accumulate: number of parts of an update, one after the other, whose gradients are averaged: the gradient of
+            `accumulate · batch_size` windows in the memory of `batch_size`. `clip` and `skip` look at the average.
         clip: largest norm of the gradient; longer ones are scaled down to it. No limit by default.
         skip: updates whose gradient is more than so many times as long as it has been of late are left out, e.g. 10; the
             weights stay as they are. None is by default.
         seed: of the window order and of torch's generator during training.
         validation: held-out trajectories, rolled out in full every `validate_every` updates.
         checkpoint: file to which everything is saved, atomically, every `checkpoint_every` updates and at the end.
+        callbacks: called around updates, e.g. `BestWeights()`, `EarlyStop(5)`, `AveragedWeights()`, `Log(writer)`.
         progress: whether to show a progress bar with loss and speed.
 
     Attributes:
@@ -54,6 +61,7 @@ class Trainer:
             the numbers of the updates that were clipped and skipped, `{'clipped', 'skipped': [...]}`, and the losses that
             the objective adds up, weighted, `{'contributions': {name: {'update': [...], 'value': [...]}}}`. All are those
             at the weights before the update, also where an optimizer asks for more than one loss.
+        stopped: why a callback has ended the training, `None` if none has.
 
     Raises:
         DataError: if trajectories are shorter than the windows.
@@ -69,6 +77,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         batch_size: int = 8,
+        accumulate: int = 1,
         clip: float | None = None,
         skip: float | None = None,
         seed: int = 0,
@@ -76,9 +85,12 @@ class Trainer:
         validate_every: int = 100,
         checkpoint: str | os.PathLike | None = None,
         checkpoint_every: int = 100,
+        callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
         check_trainer(solver, data, objective, optimizer, scheduler, batch_size, clip, skip, seed, validation)
+        check_accumulation(accumulate, optimizer)
+        check_callbacks(callbacks)
         for name, value in {"validate_every": validate_every, "checkpoint_every": checkpoint_every}.items():
             require_count(name, value)
         if checkpoint is not None:
@@ -101,6 +113,9 @@ class Trainer:
         self._windows = cache(data.windows)
         self.windows = self._windows(objective.steps)
         self.batch_size = min(int(batch_size), len(self.windows))
+        self.accumulate = min(int(accumulate), len(self.windows) // self.batch_size)
+        self.callbacks = tuple(callbacks)
+        self.stopped: str | None = None
         self.update = 0
         self.history: dict[str, Any] = _empty_history()
         with torch.random.fork_rng():
@@ -110,7 +125,7 @@ class Trainer:
         self._contributions: dict[str, float] = {}
         if isinstance(solver, HybridSolver) and not solver.scaled:
             estimate_scales(solver, data)
-        self._snapshot = Snapshot(solver, optimizer, scheduler)
+        self._snapshot, self._trained = (Snapshot(solver, optimizer, scheduler) for _ in range(2))
 
     def fit(self, updates: int = 1000) -> dict[str, Any]:
         """Trains until `updates` updates have been made in all; a resumed trainer makes those that are missing.
@@ -134,6 +149,8 @@ class Trainer:
             torch.set_rng_state(self._rng)
             try:
                 for _ in bar:
+                    if self.stopped is not None:
+                        break
                     loss = self._advance()
                     raise_signals()
                     self._show(bar, loss, self.update == updates)
@@ -148,23 +165,48 @@ class Trainer:
     def _advance(self) -> float:
         """One update, whole or not at all; gives its loss."""
         self._snapshot.take()
-        kept = self.update, lengths_of(self.history), self.norm_average.state(), self._rng
+        kept = self.update, lengths_of(self.history), self.norm_average.state(), self._rng, self.stopped
+        states = [callback.state() for callback in self.callbacks]
         try:
+            for callback in self.callbacks:
+                callback.before_update(self)
             objective = self.objective.at(self.update)
-            batch = self._windows(objective.steps).shuffled(self.update, self.batch_size, self.seed)
+            windows = self._windows(objective.steps)
+            batch = windows.shuffled(self.update, self.batch_size * self.accumulate, self.seed)
             loss = self._update(objective, batch if self._device.type == "cpu" else batch.to(self._device))
             self._record(loss)
-            self._schedule(loss)
-            if self.validation is not None and self.update % self.validate_every == 0:
-                self._validate()
+            for callback in self.callbacks:
+                callback.after_update(self, loss)
+            validates = self.validation is not None and self.update % self.validate_every == 0
+            self._schedule(loss, self._validate() if validates else None)
             self._rng = torch.get_rng_state()
             return loss
         except BaseException:
             self._snapshot.restore()
-            self.update, lengths, average, self._rng = kept
+            self.update, lengths, average, self._rng, self.stopped = kept
             shorten(self.history, lengths)
             self.norm_average.load(average)
+            for callback, state in zip(self.callbacks, states):
+                callback.load(state)
             raise
+
+    def stop(self, reason: str) -> None:
+        """Ends the training after the update under way; for callbacks."""
+        self.stopped = reason
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[Step]:
+        """Gives the solver with the weights to evaluate and ship: averaged ones, those of a schedule-free optimizer; the
+        trained ones where there are no others. They are back afterwards, to the last bit."""
+        self._trained.take()
+        try:
+            if callable(getattr(self.optimizer, "eval", None)):
+                self.optimizer.eval()
+            for callback in self.callbacks:
+                callback.put_weights(self.solver)
+            yield self.solver
+        finally:
+            self._trained.restore()
 
     def _show(self, bar: tqdm, loss: float, last: bool) -> None:
         if self.progress and (self.update % 10 == 0 or last):
@@ -185,10 +227,13 @@ class Trainer:
             "update": self.update,
             "history": self.history,
             "usual_norm": self.norm_average.state(),
+            "callbacks": [callback.state() for callback in self.callbacks],
             "settings": self._settings(),
         }
         with replacing(path) as temporary:
             torch.save(state, temporary)
+        for callback in self.callbacks:
+            callback.after_checkpoint(self, os.fspath(path))
 
     def resume(self, path: str | os.PathLike) -> Trainer:
         """Continues where a checkpoint left off: `trainer.resume(path).fit(updates)`.
@@ -207,8 +252,7 @@ class Trainer:
             raise DataError(
                 f"{path} is no complete checkpoint ({type(error).__name__}: {error}); start anew"
             ) from error
-        if settings != self._settings():
-            changed = {k: (v, settings.get(k)) for k, v in self._settings().items() if v != settings.get(k)}
+        if changed := differences(self._settings(), settings):
             raise StateError(f"the checkpoint {path} is of another training; now and then: {changed}")
         self._snapshot.take()
         try:
@@ -223,6 +267,8 @@ class Trainer:
         self.update = state["update"]
         self.history = state["history"]
         self.norm_average.load(state["usual_norm"])
+        for callback, kept in zip(self.callbacks, state.get("callbacks", ())):
+            callback.load(kept)
         return self
 
     def _update(self, objective: Objective, batch: Batch) -> float:
@@ -265,9 +311,11 @@ class Trainer:
                 self.update,
             )
 
-    def _schedule(self, loss: float) -> None:
+    def _schedule(self, loss: float, error: float | None) -> None:
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self.scheduler.step(loss)
+            followed = loss if self.validation is None else error
+            if followed is not None:
+                self.scheduler.step(followed)
         elif self.scheduler is not None:
             self.scheduler.step()
 
@@ -286,22 +334,36 @@ class Trainer:
         self.norm_average.see(self._gradient_norm)
         self.update += 1
 
-    def _validate(self) -> None:
-        mae, _ = trajectory_errors(self.solver, self.validation, self.validation.steps)
-        self.history["validation"]["update"].append(self.update)
-        self.history["validation"]["mae"].append(float(mae.mean()))
+    def _validate(self) -> float:
+        with self.evaluation_weights() as solver:
+            error = float(trajectory_errors(solver, self.validation, self.validation.steps)[0].mean())
+            self.history["validation"]["update"].append(self.update)
+            self.history["validation"]["mae"].append(error)
+            for callback in self.callbacks:
+                callback.after_validation(self, error)
+        return error
 
     def _settings(self) -> dict[str, Any]:
         return {
             "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(self.objective)),  # functions in it move in memory
             "batch_size": self.batch_size,
+            "accumulate": self.accumulate,
+            "callbacks": [type(callback).__name__ for callback in self.callbacks],
             "seed": self.seed,
             "windows": len(self.windows),
             "clip": self.clip,
             "skip": self.norm_average.skip,
             "optimizer": type(self.optimizer).__name__,
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+            **self._identity,
         }
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """Of data and solver, by the windows of the first update."""
+        objective = self.objective.at(0)
+        batch = self._windows(objective.steps).shuffled(0, self.batch_size, self.seed).to(self._device)
+        return {"data": identity_of_data(self.data), **identity_of_solver(self.solver, batch)}
 
 
 def _empty_history() -> dict[str, Any]:

@@ -294,3 +294,32 @@ def test_resume_is_all_or_nothing(block: ph.PhysicsBlock, data: ph.Trajectories,
     with pytest.raises(ph.StateError, match="another solver or optimizer"):
         trainer.resume(tmp_path / "b.pt")
     assert equal(tensors(trainer), before) and trainer.update == 0
+
+
+@pytest.mark.parametrize("what", ["data", "physics", "coupling"])
+def test_checkpoints_of_other_data_physics_and_couplings_are_refused(
+    what: str, block: ph.PhysicsBlock, data: ph.Trajectories, tmp_path: Path
+) -> None:
+    def make(other: bool) -> ph.Trainer:
+        physics = ph.capture(lambda u, f: forced_step(u, 1.02 * f)) if other and what == "physics" else block
+        coupling = ph.coupling.Multiplicative() if other and what == "coupling" else ph.Additive()
+        solver = ph.HybridSolver(physics, SmallNet(2, 1, 1), coupling)
+        used = data[[1, 0, 2, 3]] if other and what == "data" else data
+        optimizer = torch.optim.Adam(solver.parameters())
+        return ph.Trainer(solver, used, ph.Unrolled(2), optimizer=optimizer, progress=False)
+
+    make(False).save(tmp_path / "a.pt")
+    make(False).resume(tmp_path / "a.pt")
+    with pytest.raises(ph.StateError, match=f"another training; now and then: .*'{what}'"):
+        make(True).resume(tmp_path / "a.pt")
+
+
+def test_older_checkpoints_name_neither_data_nor_physics(
+    block: ph.PhysicsBlock, data: ph.Trajectories, tmp_path: Path
+) -> None:
+    build(block, data, checkpoint=tmp_path / "a.pt").fit(2)
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    for name in ("data", "physics", "coupling"):
+        del state["settings"][name]
+    torch.save(state, tmp_path / "b.pt")
+    assert build(block, data).resume(tmp_path / "b.pt").update == 2

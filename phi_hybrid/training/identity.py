@@ -1,0 +1,62 @@
+"""What a checkpoint belongs to: data, physics, coupling and settings, in a form that can be compared later."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from phi_hybrid.data import Batch, Trajectories
+from phi_hybrid.errors import SolveError
+from phi_hybrid.hybrid import HybridSolver
+from phi_hybrid.steps import Step
+
+BLOCKS, VALUES = 64, 2**14
+"""Pieces of a tensor, evenly spread, and values in each, that stand for all of it."""
+
+
+def identity_of_data(data: Trajectories) -> str:
+    """Sizes, layouts, and a checksum of values spread over all tensors."""
+    checksum = zlib.crc32(repr((data.state_layout, data.input_layout)).encode())
+    for tensor in (*data.states, *data.inputs):
+        flat = tensor.detach().reshape(-1)
+        for start in torch.linspace(0, max(0, len(flat) - VALUES), BLOCKS).long().unique().tolist():
+            checksum = zlib.crc32(flat[start : start + VALUES].contiguous().numpy().tobytes(), checksum)
+    return f"{len(data)} trajectories of {data.steps} steps, checksum {checksum:08x}"
+
+
+def identity_of_solver(solver: Step, batch: Batch) -> dict[str, Any]:
+    """How network and physics are put together, and what the physics makes of some states: `(mean, rms)` of the change.
+
+    Args:
+        solver: whose weights play no part.
+        batch: some windows of the data.
+    """
+    if not isinstance(solver, HybridSolver):
+        return {}
+    coupling = f"{solver.coupling}, sees {solver.sees}, corrects {solver.corrects}"
+    try:
+        with torch.no_grad():
+            bound = batch.bind(solver)
+            after = bound.step.respond((*bound.state, *batch.step_inputs.at(0)), bound.step.no_output()).state
+    except SolveError:  # which must not keep a checkpoint from being written
+        return {"coupling": coupling}
+    changes = [a.double() - b.double() for a, b in zip(after, bound.state) if a.shape == b.shape]
+    return {"coupling": coupling, "physics": [[float(c.mean()), float(c.square().mean().sqrt())] for c in changes]}
+
+
+def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs, by name, now and then. Names that older files lack are passed over."""
+    return {name: (value, then[name]) for name, value in now.items() if name in then and not _same(value, then[name])}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal; numbers of the physics up to rounding, which differs between devices and versions."""
+    if isinstance(a, list) and isinstance(b, list):
+        if len(a) == len(b) == 2 and all(isinstance(x, float) for x in (*a, *b)):
+            return all(math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-5 * abs(a[1]) + 1e-12) for x, y in zip(a, b))
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b
