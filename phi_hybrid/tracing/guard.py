@@ -62,6 +62,11 @@ class Guard(TorchFunctionMode):
                 )
             with _compat.without_tracing():
                 return func(*args, **(kwargs or {}))
+        if isinstance((kwargs or {}).get("generator"), torch.Generator):
+            self.refuse(
+                "the step draws from a torch.Generator of its own, whose state the graph would share with it",
+                "draw from torch's own generator, or pass the random numbers as an argument",
+            )
         if func in _DETACHES and self.is_input(args[0]):
             with torch.no_grad():
                 return detached(args[0])

@@ -76,11 +76,6 @@ def trace(
 def _refuse_unsafe(module: torch.fx.GraphModule, guard: Guard) -> None:
     for node in module.graph.nodes:
         constant = getattr(module, node.target) if node.op == "get_attr" else None
-        if isinstance(constant, torch.Generator):
-            raise CaptureError(
-                "the step draws from a torch.Generator of its own, whose state the graph would share with it. Way out: draw "
-                "from torch's own generator, or pass the random numbers as an argument."
-            )
         if constant is not None and constant.requires_grad:
             shape = tuple(constant.shape)
             raise CaptureError(
@@ -97,11 +92,17 @@ def _refuse_unsafe(module: torch.fx.GraphModule, guard: Guard) -> None:
 
 def _shape_depends_on_values(node: torch.fx.Node, guard: Guard) -> bool:
     if node.target is _aten.index.Tensor:  # harmless with integers and constant masks
-        masks = [n for n in node.args[1] if n is not None and n.meta["val"].dtype == torch.bool]
+        masks = [n for n in node.args[1] if n is not None and _dtype_of(n) == torch.bool]
         return any(guard.depends(n) for n in masks)
     tags = getattr(node.target, "tags", ())
     by_value = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
     return by_value and guard.depends(node)
+
+
+def _dtype_of(node: torch.fx.Node) -> torch.dtype:
+    if node.op == "get_attr":  # whose value torch before 2.7 does not note
+        return getattr(node.graph.owning_module, node.target).dtype
+    return node.meta["val"].dtype
 
 
 def _replace_operators(module: torch.fx.GraphModule, guard: Guard) -> None:
