@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +24,7 @@ from phi_hybrid.bridge.layout import (
     describe_leaves,
     domain_key,
 )
+from phi_hybrid.data.files import replacing
 from phi_hybrid.errors import DataError, StateError
 
 _FORMAT = "phi_hybrid.trajectories"
@@ -60,22 +59,6 @@ def require_json(metadata: Any) -> None:
         json.dumps(metadata)
     except (TypeError, ValueError) as error:
         raise DataError(f"metadata must be JSON values (numbers, strings, lists, dicts): {error}") from None
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[str]:
-    """Gives a temporary name beside `path`; once all is written there, it takes the name `path`: never half a file."""
-    require_path("path", path)
-    path = os.fspath(path)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{secrets.token_hex(4)}.part"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 def read(path: str | os.PathLike, lazy: bool = False) -> Contents:
