@@ -85,7 +85,7 @@ def from_dict(description: dict) -> Layout:
         box, values = description["box"], from_dict(description["field"])
         for name, size, low, up in box:
             _require(_is_name(name) and _is_size(size) and size > 0 and _is_interval(low, up), [name, size, low, up])
-        _require(isinstance(values, TensorLayout), description["field"])
+        _require(isinstance(values, TensorLayout) and _lies_on(values, {n: size for n, size, _, _ in box}), description)
         resolution = spatial(**{name: size for name, size, _, _ in box})
         geometry = UniformGrid(resolution, Box(**{name: (low, up) for name, _, low, up in box}))
         boundary = _compat.boundary_from_dict(description["boundary"])
@@ -142,3 +142,9 @@ def _is_size(value: Any) -> bool:
 
 def _is_interval(low: Any, up: Any) -> bool:
     return all(type(v) in (int, float) and math.isfinite(v) for v in (low, up)) and low < up
+
+
+def _lies_on(values: TensorLayout, resolution: dict[str, int]) -> bool:
+    """Whether values can be those of a grid: one for each cell, or for each face inside or with those of both ends."""
+    spatial_axes = [axis for axes in values.parts for axis in axes if axis.kind == "spatial"]
+    return all(a.name in resolution and abs(a.size - resolution[a.name]) <= 1 for a in spatial_axes)

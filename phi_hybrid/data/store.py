@@ -15,7 +15,7 @@ from phi_hybrid.data.files import new_file
 from phi_hybrid.data.header import make_header, read_header
 from phi_hybrid.data.pieces import WAY_OUT, look_through, write_pieces
 from phi_hybrid.data.skeleton import make_skeleton
-from phi_hybrid.data.suspicion import is_plain, open_data_set, read_attribute
+from phi_hybrid.data.suspicion import holds, is_plain, open_data_set, read_attribute
 from phi_hybrid.errors import DataError, StateError
 
 _FORMAT = "phi_hybrid.trajectories"
@@ -124,6 +124,8 @@ class _Reader:
 
     def _tensors(self, file: Any, kind: str, count: int) -> tuple[torch.Tensor, ...]:
         data_sets = [open_data_set(file, f"{kind}s/{n}", self.size) for n in range(count)]
+        if holds(file, f"{kind}s", str(count)):
+            raise DataError(f"its header describes {count} {kind} tensors, but it holds more; {WAY_OUT}")
         return tuple(self._tensor(d, f"{kind} tensor {n}") for n, d in enumerate(data_sets))
 
     def _tensor(self, data_set: Any, name: str) -> torch.Tensor:

@@ -40,7 +40,7 @@ def open_data_set(file: Any, name: str, size: int) -> Any:
 
     node = file
     for part in name.split("/"):
-        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+        link = _link(node, part)
         if not isinstance(link, h5py.HardLink):
             kind = "missing" if link is None else f"a link ({type(link).__name__}), which is not followed"
             raise DataError(f"{name} in it is {kind}")
@@ -53,6 +53,19 @@ def open_data_set(file: Any, name: str, size: int) -> Any:
         raise DataError(f"{name} in it holds {node.dtype}, expected numbers")
     _require_values(node, name, size)
     return node
+
+
+def holds(file: Any, group: str, name: str) -> bool:
+    """Tells if a group of the file has an entry `name`, of any kind, without following links."""
+    import h5py
+
+    return isinstance(_link(file, group), h5py.HardLink) and _link(file[group], name) is not None
+
+
+def _link(node: Any, name: str) -> Any:
+    import h5py
+
+    return node.get(name, getlink=True) if isinstance(node, h5py.Group) else None
 
 
 def is_plain(data_set: Any) -> bool:
