@@ -14,6 +14,7 @@ from phi_hybrid.data.checksums import Part, block_size, gaps, make_block, verify
 from phi_hybrid.data.files import new_file
 from phi_hybrid.data.header import make_header, read_header
 from phi_hybrid.data.pieces import WAY_OUT, look_through, write_pieces
+from phi_hybrid.data.probe import survives
 from phi_hybrid.data.skeleton import make_skeleton
 from phi_hybrid.data.suspicion import holds, is_plain, open_data_set, read_attribute
 from phi_hybrid.errors import DataError, StateError
@@ -87,7 +88,10 @@ def read(path: str | os.PathLike, lazy: bool = False) -> Contents:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            return _Reader(file, size, verify(file, size), lazy).contents()
+            parts = verify(file, size)
+            if parts is None and not survives(file):
+                raise DataError(f"HDF5 cannot read it: it is damaged or truncated; {WAY_OUT}")
+            return _Reader(file, size, parts, lazy).contents()
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except MemoryError as error:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from phi_hybrid.bridge.checks import require_path
-from phi_hybrid.data.files import new_file
+from phi_hybrid.data import new_file
 from phi_hybrid.errors import DataError, StateError
 
 _COMMENT = b"phi_hybrid.checkpoint 1 crc32 %08x"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from cases.small import equal, faces, scalar
 
 import phi_hybrid as ph
-from phi_hybrid.data import checksums, suspicion
+from phi_hybrid.data import checksums, probe, suspicion
 from phi_hybrid.data.skeleton import SparseMemory
 
 OLD = Path(__file__).parents[1] / "cases" / "files" / "trajectories.h5"
@@ -120,6 +122,27 @@ def test_files_of_version_1_never_crash(tmp_path: Path) -> None:
         except ph.DataError:
             continue
         assert [t.shape for t in found.states] == [t.shape for t in expected.states]
+
+
+def test_crashes_of_hdf5_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it does not survive in a process of its own is not read here; nor what it never ends with."""
+    path = tmp_path / "data.h5"
+    path.write_bytes(OLD.read_bytes())
+    command = probe.__file__
+    for program in ("import os, signal; os.kill(os.getpid(), signal.SIGABRT)", "import time; time.sleep(60)"):
+        (tmp_path / "program.py").write_text(program)
+        monkeypatch.setattr(probe, "__file__", str(tmp_path / "program.py"))
+        monkeypatch.setattr(probe, "TIMEOUT", 2.0)
+        refused(path, "data.h5: HDF5 cannot read it", False)
+    monkeypatch.setattr(probe, "__file__", command)
+    assert len(ph.Trajectories.load(path)) > 0
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert len(ph.Trajectories.load(path)) > 0
+
+
+def test_files_with_checksums_need_no_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    assert len(ph.Trajectories.load(path)) == 2
 
 
 # --- foreign and malicious HDF5 ---

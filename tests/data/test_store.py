@@ -395,3 +395,14 @@ def test_newer_version(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file.attrs["version"] = 99
     refused(path, "version 99")
+
+
+def test_long_headers_and_many_tensors(tmp_path: Path) -> None:
+    """More than HDF5 keeps in one piece, and more rows than the smallest block has room for."""
+    parts = {f"part {n}": math.wrap(noise(2, 3, seed=n), batch("b"), spatial("x")) for n in range(60)}
+    data = generate(lambda state: {k: v * 0.9 for k, v in state.items()}, parts, 2, metadata={"log": "ν" * 300_000})
+    data.save(tmp_path / "data.h5")
+    for lazy in (False, True):
+        loaded = ph.Trajectories.load(tmp_path / "data.h5", lazy=lazy)
+        assert equal(loaded.states, data.states) and loaded.metadata == data.metadata
+        assert loaded.state_layout == data.state_layout

@@ -18,7 +18,6 @@ import torch
 from cases.small import noise
 
 import phi_hybrid as ph
-from phi_hybrid.data import files
 from phi_hybrid.training.checkpoint import plain, read_checkpoint, write_checkpoint
 
 OLD = Path(__file__).parents[1] / "cases" / "files" / "checkpoint.pt"
@@ -219,9 +218,11 @@ class FullDisk:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.97, 0.999])
 def test_full_disk_keeps_the_old_file(share: float, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = int(share * path.stat().st_size)
-    monkeypatch.setattr(
-        files, "open", lambda n, mode: FullDisk(open(n, mode), room) if mode == "wb" else open(n, mode), raising=False
-    )
+
+    def opened(name: str, mode: str) -> Any:
+        return FullDisk(open(name, mode), room) if mode == "wb" else open(name, mode)
+
+    monkeypatch.setattr("phi_hybrid.data.files.open", opened, raising=False)
     with pytest.raises(ph.DataError, match="a.pt could not be written.*No space left"):
         write_checkpoint(path, make_state(seed=1))
     assert same(read_checkpoint(path), make_state()) and [p.name for p in path.parent.iterdir()] == ["a.pt"]
