@@ -2,8 +2,8 @@
 
 from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.coarsening import coarsen
+from phi_hybrid.data.files import new_file, replacing
 from phi_hybrid.data.pdebench import read_pdebench
-from phi_hybrid.data.store import replacing
 from phi_hybrid.data.the_well import read_the_well
 from phi_hybrid.data.trajectories import Trajectories, require_data
 from phi_hybrid.data.windows import Windows
@@ -14,6 +14,7 @@ __all__ = [
     "Trajectories",
     "Windows",
     "coarsen",
+    "new_file",
     "read_pdebench",
     "read_the_well",
     "replacing",

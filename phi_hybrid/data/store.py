@@ -1,35 +1,26 @@
-"""Trajectories ↔ HDF5 file: tensors as data sets, layout and metadata as JSON attributes."""
+"""Trajectories ↔ HDF5 file: tensors as data sets, layouts and metadata as JSON; checksums of both."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import secrets
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from phi.geom import Box, UniformGrid
-from phi.math import spatial
 
-from phi_hybrid import _compat
 from phi_hybrid.bridge.checks import require_path
-from phi_hybrid.bridge.layout import (
-    Axis,
-    ConstantLayout,
-    FieldLayout,
-    Layout,
-    TensorLayout,
-    TreeLayout,
-    describe_leaves,
-    domain_key,
-)
+from phi_hybrid.bridge.layout import Layout, TreeLayout, describe_leaves, unflatten
+from phi_hybrid.data.checksums import Part, block_size, gaps, make_block, verify
+from phi_hybrid.data.files import new_file
+from phi_hybrid.data.header import make_header, read_header
+from phi_hybrid.data.pieces import WAY_OUT, look_through, write_pieces
+from phi_hybrid.data.probe import survives
+from phi_hybrid.data.skeleton import make_skeleton
+from phi_hybrid.data.suspicion import holds, is_plain, open_data_set, read_attribute
 from phi_hybrid.errors import DataError, StateError
 
 _FORMAT = "phi_hybrid.trajectories"
-_VERSION = 1
+_VERSION = 2
 
 Contents = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], Layout, TreeLayout, dict]
 
@@ -42,44 +33,42 @@ def write(
     input_layout: TreeLayout,
     metadata: dict[str, Any],
 ) -> None:
-    """Writes all at once or nothing, see `replacing`."""
-    import h5py
+    """Writes all at once or nothing, see `new_file`; of tensors that do not fit in memory only a piece at a time.
 
-    require_json(metadata)
-    header = json.dumps({"states": to_dict(state_layout), "inputs": to_dict(input_layout), "metadata": metadata})
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update({"format": _FORMAT, "version": _VERSION, "header": header})
-        for group, tensors in (("states", states), ("inputs", inputs)):
-            for number, tensor in enumerate(tensors):
-                file.create_dataset(f"{group}/{number}", data=tensor.detach().cpu().numpy())
+    Raises:
+        DataError: if the disk is full, or the file cannot be written for another reason.
+        StateError: for states that files do not hold.
+    """
+    attributes = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "header": make_header(state_layout, input_layout, metadata),
+    }
+    tensors = {f"{g}/{n}": t for g, group in (("states", states), ("inputs", inputs)) for n, t in enumerate(group)}
+    data_sets = {name: (tuple(t.shape), _numpy_type(t)) for name, t in tensors.items()}
+    start = block_size(sum(t.numel() > 0 for t in tensors.values()))
+    skeleton, places = make_skeleton(attributes, data_sets, start)
+    parts, structure = [], 0
+    with new_file(path) as file:
+        for name in sorted(places, key=places.__getitem__):
+            file.seek(places[name])
+            checksum = write_pieces(file, tensors[name])
+            parts.append(Part(places[name], tensors[name].numel() * tensors[name].element_size(), checksum))
+        for first, end in gaps(parts, start, skeleton.size):
+            structure = skeleton.copy_to(file, first, end, structure)
+        file.seek(0)
+        file.write(make_block(skeleton.size, structure, parts))
 
 
-def require_json(metadata: Any) -> None:
-    """Raises DataError for metadata that a file cannot hold."""
+def _numpy_type(tensor: torch.Tensor) -> np.dtype:
     try:
-        json.dumps(metadata)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"metadata must be JSON values (numbers, strings, lists, dicts): {error}") from None
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[str]:
-    """Gives a temporary name beside `path`; once all is written there, it takes the name `path`: never half a file."""
-    require_path("path", path)
-    path = os.fspath(path)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{secrets.token_hex(4)}.part"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        return torch.empty(0, dtype=tensor.dtype).numpy().dtype
+    except TypeError:
+        raise StateError(f"files do not hold {tensor.dtype}; convert the state to float32") from None
 
 
 def read(path: str | os.PathLike, lazy: bool = False) -> Contents:
-    """Reads what `write` wrote.
+    """Reads what `write` wrote, and compares all of it with its checksums.
 
     Args:
         path: of the file.
@@ -87,51 +76,97 @@ def read(path: str | os.PathLike, lazy: bool = False) -> Contents:
             looked at and go when memory is short. Writing into such a tensor does not change the file.
 
     Raises:
-        DataError: for a missing, damaged or foreign file, naming what is wrong, and for a compressed one that cannot be
-            mapped.
+        DataError: for a missing, damaged or foreign file, naming what is wrong, for values that are not finite, and for a
+            compressed file that cannot be mapped.
     """
-    import h5py
-
     require_path("path", path)
     path = os.fspath(path)
     if not os.path.exists(path):
         raise DataError(f"no trajectories at {path}; write them with Trajectories.generate(..., path=...)")
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != _FORMAT:
-                raise DataError(f"{path} was not written by phi_hybrid (format {file.attrs.get('format')!r})")
-            if file.attrs["version"] > _VERSION:
-                raise DataError(f"{path} has version {file.attrs['version']}, newer than {_VERSION}; update phi_hybrid")
-            header = json.loads(file.attrs["header"])
-            layouts = {group: from_dict(header[group]) for group in ("states", "inputs")}
-            tensors = {group: _read_group(file, group, len(layout.leaves), lazy) for group, layout in layouts.items()}
-            metadata = dict(header["metadata"])
-    except DataError:
-        raise
-    except Exception as error:  # whatever h5py, JSON or a layout make of damaged bytes
-        raise DataError(f"{path} is damaged or truncated ({error}); generate it again") from error
-    _check_shapes(path, tensors, layouts)
-    return tensors["states"], tensors["inputs"], layouts["states"], layouts["inputs"], metadata
+        # Opened once: checked and read is the same file, also if another one takes its name meanwhile.
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            parts = verify(file, size)
+            if parts is None and not survives(file):
+                raise DataError(f"HDF5 cannot read it: it is damaged or truncated; {WAY_OUT}")
+            return _Reader(file, size, parts, lazy).contents()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise DataError(f"{path} does not fit in memory ({error}); load it with lazy=True") from error
+    except Exception as error:  # whatever Python, h5py, JSON or a layout make of damaged bytes
+        raise DataError(f"{path} cannot be read ({error}): it is damaged or truncated; {WAY_OUT}") from error
 
 
-def _read_group(file: Any, group: str, count: int, lazy: bool) -> tuple[torch.Tensor, ...]:
-    get = _mapped if lazy else np.asarray
-    return tuple(torch.from_numpy(get(file[f"{group}/{n}"])) for n in range(count))
+class _Reader:
+    """Reads an open file of `size` bytes, whose tensors have the checksums in `parts`, if there are any."""
+
+    def __init__(self, file: BinaryIO, size: int, parts: dict[int, Part] | None, lazy: bool) -> None:
+        self.file = file
+        self.size = size
+        self.parts = parts
+        self.lazy = lazy
+
+    def contents(self) -> Contents:
+        import h5py
+
+        with h5py.File(self.file, "r") as file:
+            if (found := read_attribute(file, "format", self.size)) != _FORMAT:
+                raise DataError(f"it was not written by phi_hybrid (format {found!r})")
+            version = int(read_attribute(file, "version", self.size))
+            if not 1 <= version <= _VERSION:
+                raise DataError(f"it has version {version}, known are 1 … {_VERSION}; update phi_hybrid")
+            state_layout, input_layout, metadata = read_header(read_attribute(file, "header", self.size))
+            states = self._tensors(file, "state", len(state_layout.leaves))
+            inputs = self._tensors(file, "input", len(input_layout.leaves))
+        layouts = {"states": state_layout, "inputs": input_layout}
+        _check_shapes({"states": states, "inputs": inputs}, layouts)
+        _check_layouts(states, inputs, state_layout, input_layout)
+        return states, inputs, state_layout, input_layout, metadata
+
+    def _tensors(self, file: Any, kind: str, count: int) -> tuple[torch.Tensor, ...]:
+        data_sets = [open_data_set(file, f"{kind}s/{n}", self.size) for n in range(count)]
+        if holds(file, f"{kind}s", str(count)):
+            raise DataError(f"its header describes {count} {kind} tensors, but it holds more; {WAY_OUT}")
+        return tuple(self._tensor(d, f"{kind} tensor {n}") for n, d in enumerate(data_sets))
+
+    def _tensor(self, data_set: Any, name: str) -> torch.Tensor:
+        """A tensor all of whose values were looked at, once."""
+        start, size = data_set.id.get_offset(), data_set.dtype.itemsize * int(np.prod(data_set.shape, dtype=object))
+        if size == 0:
+            return torch.from_numpy(np.empty(data_set.shape, data_set.dtype))
+        if not is_plain(data_set):
+            return self._packed(data_set, name)
+        checksum = None
+        if self.parts is not None:
+            part = self.parts.get(start)
+            if part is None or part.size != size:
+                raise DataError(f"{name} has no checksum: the file is damaged; {WAY_OUT}")
+            checksum = part.checksum
+        if start + size > self.size:
+            raise DataError(f"{name} is truncated; {WAY_OUT}")
+        if self.lazy:
+            values = np.memmap(self.file, data_set.dtype, "c", start, data_set.shape)
+            return look_through(torch.from_numpy(values), name, checksum=checksum)
+        self.file.seek(start)
+        values = np.empty(data_set.shape, data_set.dtype)
+        return look_through(torch.from_numpy(values), name, self.file, checksum)
+
+    def _packed(self, data_set: Any, name: str) -> torch.Tensor:
+        """The values of a data set whose bytes in the file are others; files with checksums have none of these."""
+        if self.parts is not None:
+            raise DataError(f"{name} has no checksum: the file is damaged; {WAY_OUT}")
+        if self.lazy:
+            raise DataError(
+                f"{data_set.name} is compressed or in chunks and cannot be mapped; load the file with "
+                "lazy=False, or save it again with Trajectories.load(path).save(path)"
+            )
+        return look_through(torch.from_numpy(np.asarray(data_set)), name)
 
 
-def _mapped(dataset: Any) -> np.ndarray:
-    """The bytes of an uncompressed data set, which HDF5 keeps in one piece, without a copy."""
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.chunks is not None:
-        name = dataset.file.filename
-        raise DataError(
-            f"{name}{dataset.name} is compressed or in chunks and cannot be mapped; load the file with lazy=False, or "
-            "save it again with Trajectories.load(path).save(path)"
-        )
-    return np.memmap(dataset.file.filename, dataset.dtype, "c", offset, dataset.shape)
-
-
-def _check_shapes(path: str, tensors: dict[str, tuple[torch.Tensor, ...]], layouts: dict[str, Layout]) -> None:
+def _check_shapes(tensors: dict[str, tuple[torch.Tensor, ...]], layouts: dict[str, Layout]) -> None:
     """All tensors have the sizes that the header promises, and the same trajectories and times."""
     count, frames = (*tensors["states"][0].shape, 0, 0)[:2] if tensors["states"] else (0, 0)
     for group, layout in layouts.items():
@@ -145,100 +180,16 @@ def _check_shapes(path: str, tensors: dict[str, tuple[torch.Tensor, ...]], layou
                 fits = shape == (count, *rest)
             if not fits:
                 raise DataError(
-                    f"{path} holds a tensor of shape {shape} among its {group}, but its header promises "
-                    f"{count} trajectories of {frames} states and {describe_leaves(layout)}; generate it again"
+                    f"it holds a tensor of shape {shape} among its {group}, but its header promises "
+                    f"{count} trajectories of {frames} states and {describe_leaves(layout)}; {WAY_OUT}"
                 )
 
 
-def to_dict(layout: Layout) -> dict:
-    """JSON description of a layout.
-
-    Raises:
-        StateError: for kinds of states that files do not hold.
-    """
-    if isinstance(layout, TreeLayout):
-        keys = None if layout.keys is None else list(layout.keys)
-        kind = "dict" if keys is not None else layout.type.__name__
-        description = {"tree": kind, "keys": keys, "children": [to_dict(c) for c in layout.children]}
-        return description | ({"keywords": list(layout.keywords)} if layout.keywords else {})
-    if isinstance(layout, FieldLayout):
-        (*box,), _ = layout.key
-        return {"field": to_dict(layout.values), "box": box, "boundary": _compat.boundary_to_dict(layout.boundary)}
-    if isinstance(layout, TensorLayout):
-        split = None if layout.split is None else _axis_to_list(layout.split)
-        return {"tensor": [[_axis_to_list(a) for a in axes] for axes in layout.parts], "split": split}
-    if isinstance(layout, ConstantLayout) and (layout.value is None or isinstance(layout.value, (int, float, str))):
-        return {"constant": layout.value}
-    raise StateError(
-        f"{layout} cannot be written to a file of trajectories, which holds tensors, numbers, and fields on grids with "
-        "constant boundaries; write the tensors in it, e.g. body.geometry.center, as further parts of the state"
-    )
-
-
-def from_dict(description: dict) -> Layout:
-    """Inverse of `to_dict`."""
-    if "tree" in description:
-        keys = None if description["keys"] is None else tuple(description["keys"])
-        type_ = {"tuple": tuple, "list": list, "dict": dict}[description["tree"]]
-        children = tuple(from_dict(c) for c in description["children"])
-        return TreeLayout(type_, keys, children, tuple(description.get("keywords", ())))
-    if "field" in description:
-        resolution = spatial(**{name: size for name, size, _, _ in description["box"]})
-        geometry = UniformGrid(resolution, Box(**{name: (low, up) for name, _, low, up in description["box"]}))
-        boundary = _compat.boundary_from_dict(description["boundary"])
-        return FieldLayout(from_dict(description["field"]), domain_key(geometry, boundary), geometry, boundary)
-    if "tensor" in description:
-        split = None if description["split"] is None else _axis_from_list(description["split"])
-        return TensorLayout(tuple(tuple(map(_axis_from_list, axes)) for axes in description["tensor"]), split)
-    return ConstantLayout(description["constant"], type(description["constant"]))
-
-
-def _axis_to_list(axis: Axis) -> list:
-    return [axis.kind, axis.name, axis.size, None if axis.labels is None else list(axis.labels)]
-
-
-def _axis_from_list(entries: list) -> Axis:
-    kind, name, size, labels = entries
-    return Axis(kind, name, size, None if labels is None else tuple(labels))
-
-
-# --- tensors larger than memory, a piece at a time ---
-
-PIECE = 2**20
-"""Values looked at in one go."""
-
-
-def pieces(tensor: torch.Tensor, within: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
-    """Slices of at most `PIECE` values, in order; with each the indices of its first entry along the leading axes.
-
-    Entry `[k, …]` of a slice that comes with `(i, j)` is `tensor[i, j + k, …]`.
-    """
-    if tensor.ndim == 0:
-        yield within, tensor
-        return
-    per_row = max(1, tensor[:1].numel())
-    if per_row > PIECE and tensor.ndim > 1:
-        for row, entries in enumerate(tensor):
-            yield from pieces(entries, (*within, row))
-    else:
-        count = max(1, PIECE // per_row)
-        yield from (((*within, count * n), piece) for n, piece in enumerate(tensor.split(count)))
-
-
-def require_finite(tensor: torch.Tensor, name: str) -> None:
-    """Raises DataError with the place of the first NaN or infinity in a tensor `(trajectory, …)`."""
-    for (*outer, first), piece in pieces(tensor):
-        if not torch.isfinite(piece).all():
-            row, *inner = (~torch.isfinite(piece)).nonzero()[0].tolist()
-            trajectory, *rest = (*outer, first + row, *inner)
-            raise DataError(
-                f"{name} holds NaN or infinity, first in trajectory {trajectory} at index {rest} of (time, …); drop this "
-                "trajectory or generate it with a smaller time step"
-            )
-
-
-def standard_deviation(tensor: torch.Tensor) -> float:
-    """√(Σ (u − ⟨u⟩)² / (N − 1)) over all values, in float64; NaN for a single one."""
-    mean = sum(piece.double().sum() for _, piece in pieces(tensor)) / tensor.numel()
-    squares = sum((piece.double() - mean).square().sum() for _, piece in pieces(tensor))
-    return float((squares / (tensor.numel() - 1)).sqrt())
+def _check_layouts(
+    states: tuple[torch.Tensor, ...], inputs: tuple[torch.Tensor, ...], state_layout: Layout, input_layout: Layout
+) -> None:
+    """The first tensors become a state and inputs, or else an error says why not."""
+    if not states or len(states[0]) == 0:
+        raise DataError("it holds no trajectories")
+    unflatten(state_layout, tuple(t[0, 0] for t in states))
+    unflatten(input_layout, tuple(t[0] for t in inputs))

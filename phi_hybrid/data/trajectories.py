@@ -25,7 +25,8 @@ from phi_hybrid.data import store
 from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.conversion import inputs_beside, leading_inputs, states_from_fields, states_from_tensors
 from phi_hybrid.data.generation import generate
-from phi_hybrid.data.store import require_finite, standard_deviation
+from phi_hybrid.data.header import require_json
+from phi_hybrid.data.pieces import look_through, standard_deviation
 from phi_hybrid.data.windows import Windows
 from phi_hybrid.errors import DataError
 
@@ -57,7 +58,7 @@ class Trajectories:
             require(native, name, tensors, "torch tensors (trajectory, time, …) in a tuple; see Trajectories.generate")
         for name, tensors in (("state", self.states), ("input", self.inputs)):
             for number, tensor in enumerate(tensors):
-                require_finite(tensor, f"{name} tensor {number}")
+                look_through(tensor, f"{name} tensor {number}")
         object.__setattr__(self, "checked", True)
 
     @staticmethod
@@ -95,7 +96,7 @@ class Trajectories:
         _require_metadata(metadata)
         if path is not None:
             require_path("path", path)
-            store.require_json(dict(metadata or {}))
+            require_json(dict(metadata or {}))
         data = generate(step, initial_states, steps, inputs, coarsen, every, progress)
         data = Trajectories(*data, dict(metadata or {}))
         if path is not None:
@@ -242,7 +243,12 @@ class Trajectories:
         return unflatten(inputs.layout, inputs.tensors)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes an HDF5 file; an older file of this name stays whole until the new one is complete."""
+        """Writes an HDF5 file with checksums; an older file of this name stays whole until the new one is complete.
+
+        Raises:
+            DataError: if it cannot be written, e.g. on a full disk.
+            StateError: for states that files do not hold.
+        """
         store.write(path, self.states, self.inputs, self.state_layout, self.input_layout, dict(self.metadata))
 
     @staticmethod
@@ -252,13 +258,14 @@ class Trajectories:
         Args:
             path: of the file.
             lazy: whether values stay in the file until they are looked at, for sets that do not fit in memory. All are
-                looked at once here, to be checked. Slices stay lazy, `data[2:4]`; lists of indices copy. The file must
+                looked at once here, to be checked: against their checksums, and for what is not finite. Slices stay lazy, `data[2:4]`; lists of indices copy. The file must
                 not be changed in place meanwhile; replacing it, as `save` does, is harmless.
 
         Raises:
-            DataError: for files that are missing, truncated, foreign, of a newer version, or hold non-finite values.
+            DataError: for files that are missing, damaged, truncated, foreign, of a newer version, or hold non-finite
+                values. Files of version 0.1 have no checksums: of their values, only those that are not finite are found.
         """
-        return Trajectories(*store.read(path, lazy))
+        return Trajectories(*store.read(path, lazy), checked=True)
 
     def with_inputs(self, *inputs: Any, **keywords: Any) -> Trajectories:
         """The same states with other inputs of the steps, e.g. a guess for an unknown coefficient that is then trained.

@@ -14,12 +14,13 @@ import torch
 from tqdm import tqdm
 
 from phi_hybrid.bridge.checks import require_count, require_path
-from phi_hybrid.data import Batch, Trajectories, replacing
+from phi_hybrid.data import Batch, Trajectories
 from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluation import trajectory_errors
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.steps import Step
 from phi_hybrid.training.callbacks import Callback
+from phi_hybrid.training.checkpoint import read_checkpoint, write_checkpoint
 from phi_hybrid.training.checks import check_accumulation, check_callbacks, check_trainer, trained_parameters
 from phi_hybrid.training.closure import Closure, Skipped
 from phi_hybrid.training.diagnosis import first_non_finite
@@ -230,8 +231,7 @@ class Trainer:
             "callbacks": [callback.state() for callback in self.callbacks],
             "settings": self._settings(),
         }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
+        write_checkpoint(path, state)
         for callback in self.callbacks:
             callback.after_checkpoint(self, os.fspath(path))
 
@@ -242,16 +242,10 @@ class Trainer:
             DataError: if the file is missing or damaged.
             StateError: if it belongs to a training with other settings.
         """
-        require_path("path", path)
-        try:
-            state = torch.load(path, map_location=self._device, weights_only=True)
-            settings = state["settings"]
-        except FileNotFoundError:
-            raise DataError(f"no checkpoint at {path}; write one with Trainer(…, checkpoint=…) or save") from None
-        except Exception as error:
-            raise DataError(
-                f"{path} is no complete checkpoint ({type(error).__name__}: {error}); start anew"
-            ) from error
+        state = read_checkpoint(path, self._device)
+        if missing := {"settings", "solver", "optimizer"} - state.keys():
+            raise DataError(f"{path} is no checkpoint of a training: it lacks {sorted(missing)}; start anew")
+        settings = state["settings"]
         if changed := differences(self._settings(), settings):
             raise StateError(f"the checkpoint {path} is of another training; now and then: {changed}")
         self._snapshot.take()
@@ -295,10 +289,8 @@ class Trainer:
         where = first_non_finite(self.solver, batch)
         if self.checkpoint is not None:
             path = f"{os.fspath(self.checkpoint)}.nonfinite"
-            with replacing(path) as temporary:
-                torch.save(
-                    {"states": batch.states, "inputs": batch.inputs, "solver": self.solver.state_dict()}, temporary
-                )
+            windows = {"states": batch.states, "inputs": batch.inputs}
+            write_checkpoint(path, {**windows, "solver": self.solver.state_dict()})
             where += f" Windows and weights are in {path}, for torch.load."
         return NonFiniteError(f"{error}. {where}", error.step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,10 +17,10 @@ import pytest
 import torch
 from cases.bodies import BODIES
 from cases.small import equal, faces, forced_step, line, noise, same, scalar
-from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, StaggeredGrid, batch, extrapolation, math, vec
+from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, StaggeredGrid, batch, extrapolation, math, spatial, vec
 
 import phi_hybrid as ph
-from phi_hybrid.data import store
+from phi_hybrid.data import files, pieces
 
 STEPS = 3
 SCRIPT = Path(__file__).parents[1] / "cases" / "memory.py"
@@ -49,26 +50,26 @@ def path(data: ph.Trajectories, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("size", [1, 7, 25, 1000])
 def test_pieces_are_the_whole(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PIECE", size)
+    monkeypatch.setattr(pieces, "PIECE", size)
     for shape in [(5,), (1, 1), (2, 9, 4), (3, 5, 2, 6), (4, 1, 30)]:
         tensor, seen = noise(*shape, seed=1), torch.zeros(shape)
-        for (*outer, first), piece in store.pieces(tensor):
+        for (*outer, first), piece in pieces.pieces(tensor):
             place = (*outer, slice(first, first + len(piece)))
             assert torch.equal(tensor[place], piece) and (piece.numel() <= max(size, 1) or piece.ndim > 1)
             seen[place] += 1
         assert torch.equal(seen, torch.ones(shape))
         expected = np.std(tensor.double().numpy(), ddof=1) if tensor.numel() > 1 else np.nan
-        assert store.standard_deviation(tensor) == pytest.approx(expected, rel=1e-12, nan_ok=True)
+        assert pieces.standard_deviation(tensor) == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_first_infinity_is_named(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PIECE", size)
+    monkeypatch.setattr(pieces, "PIECE", size)
     tensor = noise(4, 5, 6)
-    store.require_finite(tensor, "state tensor 0")
+    pieces.look_through(tensor, "state tensor 0")
     tensor[2, 3, 4], tensor[3, 0, 0] = float("inf"), float("nan")
     with pytest.raises(ph.DataError, match=r"state tensor 0 .*trajectory 2 at index \[3, 4\]"):
-        store.require_finite(tensor, "state tensor 0")
+        pieces.look_through(tensor, "state tensor 0")
 
 
 # --- round trips ---
@@ -142,11 +143,9 @@ def test_lazy_tensors_and_their_file_are_independent(data: ph.Trajectories, path
 
 
 def test_compressed_files_cannot_be_mapped(data: ph.Trajectories, path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        values = file["states/0"][...]
-        del file["states/0"]
-        file.create_dataset("states/0", data=values, compression="gzip")
-    with pytest.raises(ph.DataError, match="data.h5/states/0 .*lazy=False"):
+    """Other programs may compress files, into copies that have no checksums."""
+    without_checksums(path, compression="gzip", shuffle=True, fletcher32=True)
+    with pytest.raises(ph.DataError, match="data.h5.*/states/0 .*lazy=False"):
         ph.Trajectories.load(path, lazy=True)
     again = ph.Trajectories.load(path)
     assert equal(again.states, data.states)
@@ -155,10 +154,26 @@ def test_compressed_files_cannot_be_mapped(data: ph.Trajectories, path: Path) ->
 
 
 def test_header_is_plain_json(path: Path) -> None:
+    """Other programs see a plain HDF5 file: nothing needs phi_hybrid."""
     with h5py.File(path, "r") as file:
         header = json.loads(file.attrs["header"])
-        assert file.attrs["version"] == 1 and file["states/0"].shape[:2] == (4, STEPS + 1)
+        assert file.attrs["version"] == 2 and file["states/0"].shape[:2] == (4, STEPS + 1)
     assert header["metadata"] == {"dt": 0.1, "names": ["a", "b"]}
+
+
+def test_other_kinds_of_tensors(tmp_path: Path) -> None:
+    """Not contiguous, conjugate, of any type that NumPy knows, and empty."""
+    layouts = ph.bridge.flatten(math.wrap(torch.zeros(3), spatial("x")))[1], ph.bridge.flatten(())[1]
+    path = tmp_path / "data.h5"
+    for kind in (torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.complex64):
+        states = noise(3, 4, 5, dtype=torch.float64).mul(3).to(kind).permute(2, 1, 0)
+        states = states.conj() if kind.is_complex else states
+        ph.Trajectories((states,), (), *layouts).save(path)
+        for lazy in (False, True):
+            (found,) = ph.Trajectories.load(path, lazy=lazy).states
+            assert found.dtype == kind and torch.equal(found, states.resolve_conj())
+    with pytest.raises(ph.StateError, match="bfloat16.*float32"):
+        ph.Trajectories((states.real.to(torch.bfloat16),), (), *layouts).save(path)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
@@ -184,21 +199,68 @@ def test_memory_grows_neither_with_the_data_nor_with_the_rollouts(tmp_path: Path
 # --- writing ---
 
 
-def test_failed_write_leaves_the_old_file(data: ph.Trajectories, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+class FullDisk:
+    """A file that has room for some writes."""
+
+    def __init__(self, file: Any, writes: int) -> None:
+        self.file, self.left = file, writes
+
+    def __enter__(self) -> FullDisk:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.file.close()
+
+    def seek(self, *args: int) -> int:
+        return self.file.seek(*args)
+
+    def write(self, content: Any) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(content)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 4, 8, 12])
+def test_failed_write_leaves_the_old_file(
+    writes: int, data: ph.Trajectories, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = path.read_bytes()
-    original, calls = h5py.Group.create_dataset, []
-
-    def failing(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-        calls.append(name)
-        if len(calls) == 2:
-            raise OSError("no space left on device")
-        return original(self, name, *args, **kwargs)
-
-    monkeypatch.setattr(h5py.Group, "create_dataset", failing)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(pieces, "PIECE", 20)
+    monkeypatch.setattr(
+        files, "open", lambda n, mode: FullDisk(open(n, mode), writes) if mode == "wb" else open(n, mode), raising=False
+    )
+    with pytest.raises(ph.DataError, match="data.h5 could not be written.*No space left"):
         data[:2].save(path)
-    assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == ["data.h5"]
+    assert path.read_bytes() == before and names(path.parent) == ["data.h5"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
+def test_process_survives_a_full_disk(path: Path) -> None:
+    """In a process of its own, since the HDF5 library can end it."""
+    before = path.read_bytes()
+    code = """
+import resource, sys, torch, phi_hybrid as ph
+from phi.torch.flow import math, spatial
+layouts = ph.bridge.flatten(math.wrap(torch.zeros(100), spatial("x")))[1], ph.bridge.flatten(())[1]
+data = ph.Trajectories((torch.ones(50, 50, 100),), (), *layouts)
+for limit in (0, 100, 3000, 20_000, 200_000, 900_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        data.save(sys.argv[1])
+    except ph.DataError as error:
+        print(str(error).count("could not be written"), end=" ")
+"""
+    paths = os.pathsep.join([str(Path(ph.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert run.returncode == 0 and run.stdout == "1 " * 6, run.stderr
+    assert path.read_bytes() == before and names(path.parent) == ["data.h5"]
 
 
 def test_interrupted_write_leaves_nothing(
@@ -270,12 +332,17 @@ def test_truncated_files(keep: float, path: Path) -> None:
     refused(path, "data.h5")
 
 
-def replace_dataset(path: Path, name: str, change: Callable) -> None:
-    with h5py.File(path, "r+") as file:
-        values = change(file[name][...])
-        del file[name]
-        if values is not None:
-            file.create_dataset(name, data=values)
+def without_checksums(path: Path, changes: dict[str, Callable] = {}, header: str | None = None, **packing: Any) -> None:  # noqa: B006
+    """Replaces a file by a copy as other programs would make it, with other values, or `None` for none."""
+    with h5py.File(path, "r") as file:
+        attributes = dict(file.attrs) | ({} if header is None else {"header": header})
+        values = {f"{group}/{n}": file[group][n][...] for group in ("states", "inputs") for n in file[group]}
+    with h5py.File(path, "w") as file:
+        file.attrs.update(attributes)
+        for name, value in values.items():
+            value = changes.get(name, lambda v: v)(value)
+            if value is not None:
+                file.create_dataset(name, data=value, **packing)
 
 
 TAMPERED: list[tuple[str, Callable]] = [
@@ -296,24 +363,46 @@ TAMPERED: list[tuple[str, Callable]] = [
 
 @pytest.mark.parametrize("number", range(len(TAMPERED)))
 def test_tampered_shapes(number: int, path: Path) -> None:
-    replace_dataset(path, *TAMPERED[number])
+    name, change = TAMPERED[number]
+    without_checksums(path, {name: change})
     refused(path, "data.h5")
 
 
-def test_nan_in_a_file(path: Path) -> None:
+def test_files_that_another_program_changed(path: Path) -> None:
     with h5py.File(path, "r+") as file:
-        file["states/0"][1, 2, 3, 0] = np.nan
-    refused(path, r"state tensor 0 .*trajectory 1 at index \[2, 3, 0\]")
+        file.attrs["header"] = file.attrs["header"].replace("0.1", "0.2")
+    refused(path, "data.h5: it is damaged, or another program changed it")
 
 
-@pytest.mark.parametrize("header", ["", "{", "[]", "3", "{}", '{"states": {}, "inputs": {}, "metadata": {}}'])
-def test_damaged_header(header: str, path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        file.attrs["header"] = header
-    refused(path, "data.h5")
+def test_nan_in_a_file(data: ph.Trajectories, path: Path) -> None:
+    def spoil(values: np.ndarray) -> np.ndarray:
+        values[1, 2, 3, 0] = np.nan
+        return values
+
+    without_checksums(path, {"states/0": spoil})
+    refused(path, r"data.h5: state tensor 0 .*trajectory 1 at index \[2, 3, 0\]")
+    states = (torch.from_numpy(spoil(data.states[0].numpy().copy())), *data.states[1:])
+    ph.Trajectories(states, data.inputs, data.state_layout, data.input_layout, checked=True).save(path)
+    refused(path, r"data.h5: state tensor 0 .*trajectory 1 at index \[2, 3, 0\]")
 
 
 def test_newer_version(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"trajectories 2\n", b"trajectories 3\n", 1))
+    refused(path, "version 3, newer")
+    path.write_bytes(content)
+    without_checksums(path)
     with h5py.File(path, "r+") as file:
         file.attrs["version"] = 99
     refused(path, "version 99")
+
+
+def test_long_headers_and_many_tensors(tmp_path: Path) -> None:
+    """More than HDF5 keeps in one piece, and more rows than the smallest block has room for."""
+    parts = {f"part {n}": math.wrap(noise(2, 3, seed=n), batch("b"), spatial("x")) for n in range(60)}
+    data = generate(lambda state: {k: v * 0.9 for k, v in state.items()}, parts, 2, metadata={"log": "ν" * 300_000})
+    data.save(tmp_path / "data.h5")
+    for lazy in (False, True):
+        loaded = ph.Trajectories.load(tmp_path / "data.h5", lazy=lazy)
+        assert equal(loaded.states, data.states) and loaded.metadata == data.metadata
+        assert loaded.state_layout == data.state_layout

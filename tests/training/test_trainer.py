@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -464,12 +466,13 @@ def test_failed_save_leaves_the_old_checkpoint(build: Build, tmp_path: Path, mon
     run.save(path)
     before = path.read_bytes()
 
-    def full_disk(state: Any, file: Any) -> None:
-        Path(file).write_bytes(b"half a file")
-        raise OSError("no space left on device")
+    def full_disk(name: str, mode: str) -> Any:
+        if mode == "wb":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open(name, mode)
 
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr("phi_hybrid.data.files.open", full_disk, raising=False)
+    with pytest.raises(ph.DataError, match="No space left"):
         run.save(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
