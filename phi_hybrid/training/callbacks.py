@@ -138,7 +138,7 @@ class ScalarWriter(Protocol):
 
 
 class Log(Callback):
-    """Writes loss, learning rate, norm of the gradient, contributions and validation errors.
+    """Writes loss, learning rate, norm of the gradient, contributions and validation errors, in the first process.
 
     Args:
         writer: e.g. `torch.utils.tensorboard.SummaryWriter("runs/wake")`; anything with `add_scalar(tag, value, step)`.
@@ -155,7 +155,7 @@ class Log(Callback):
         self.writer, self.every = writer, every
 
     def after_update(self, trainer: Trainer, loss: float) -> None:
-        if (number := trainer.update - 1) % self.every == 0:
+        if (number := trainer.update - 1) % self.every == 0 and trainer.processes.rank == 0:
             entries = {name: trainer.history[name][-1] for name in ("loss", "lr", "gradient_norm")}
             curves = trainer.history["contributions"].items()
             entries |= {f"contributions/{name}": curve["value"][-1] for name, curve in curves if curve["value"]}
@@ -163,4 +163,5 @@ class Log(Callback):
                 self.writer.add_scalar(f"training/{name}", value, number)
 
     def after_validation(self, trainer: Trainer, error: float) -> None:
-        self.writer.add_scalar("validation/mae", error, trainer.update)
+        if trainer.processes.rank == 0:
+            self.writer.add_scalar("validation/mae", error, trainer.update)

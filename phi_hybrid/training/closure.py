@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from phi_hybrid.data import Batch
+from phi_hybrid.errors import NonFiniteError, SolveError
 from phi_hybrid.training.gradient import running_buffers, unchanged
 from phi_hybrid.training.objective import Objective, Outputs
 
@@ -46,7 +47,25 @@ class Closure:
         return total
 
     def _gradient(self) -> torch.Tensor:
-        """Leaves the gradient in the parameters; the loss, averaged over the parts of the batch."""
+        """Leaves the gradient in the parameters; the loss, averaged over the parts of the batch and all processes."""
+        trainer, error = self.trainer, None
+        if trainer.processes.count == 1:
+            return self._own_gradient()
+        try:
+            total = self._own_gradient().double()
+        except (NonFiniteError, SolveError) as own:
+            error = own
+        if trainer.processes.any(error is not None)[0]:  # before any process waits for what will not come
+            raise error or NonFiniteError("another process met NaN, or a solve that failed", trainer.update)
+        names = list(trainer._contributions)
+        numbers = [total, *(torch.tensor(trainer._contributions[name]).to(total) for name in names)]
+        trainer.processes.average(numbers)
+        trainer.processes.average([p.grad for p in trainer._parameters if p.grad is not None])
+        trainer._contributions = dict(zip(names, map(float, numbers[1:])))
+        return numbers[0]
+
+    def _own_gradient(self) -> torch.Tensor:
+        """The same in this process alone."""
         trainer, first, losses = self.trainer, not self.evaluations, []
         parts = self.batch.parts(trainer.accumulate)
         with self._evaluation():

@@ -29,11 +29,11 @@ def identity_of_data(data: Trajectories) -> str:
 
 
 def identity_of_solver(solver: Step, batch: Batch) -> dict[str, Any]:
-    """How network and physics are put together, and what the physics makes of some states: `(mean, rms)` of the change.
+    """How network and physics are put together, and what the physics makes of a state: `(mean, rms)` of the change.
 
     Args:
         solver: whose weights play no part.
-        batch: some windows of the data.
+        batch: windows of the data, of which the first one is looked at.
     """
     if not isinstance(solver, HybridSolver):
         return {}
@@ -44,7 +44,7 @@ def identity_of_solver(solver: Step, batch: Batch) -> dict[str, Any]:
             after = bound.step.respond((*bound.state, *batch.step_inputs.at(0)), bound.step.no_output()).state
     except SolveError:  # which must not keep a checkpoint from being written
         return {"coupling": coupling}
-    changes = [a.double() - b.double() for a, b in zip(after, bound.state) if a.shape == b.shape]
+    changes = [a[0].double() - b[0].double() for a, b in zip(after, bound.state) if a.shape == b.shape]
     return {"coupling": coupling, "physics": [[float(c.mean()), float(c.square().mean().sqrt())] for c in changes]}
 
 

@@ -24,10 +24,12 @@ from phi_hybrid.training.checkpoint import read_checkpoint, write_checkpoint
 from phi_hybrid.training.checks import check_accumulation, check_callbacks, check_trainer, trained_parameters
 from phi_hybrid.training.closure import Closure, Skipped
 from phi_hybrid.training.diagnosis import first_non_finite
+from phi_hybrid.training.gradient import running_buffers
 from phi_hybrid.training.gradient_norm import GradientNormAverage
 from phi_hybrid.training.identity import differences, identity_of_data, identity_of_solver
-from phi_hybrid.training.interruption import deferred_signals
+from phi_hybrid.training.interruption import Signals, deferred_signals
 from phi_hybrid.training.objective import Objective
+from phi_hybrid.training.processes import Processes
 from phi_hybrid.training.scales import estimate_scales
 from phi_hybrid.training.snapshot import Snapshot, lengths_of, shorten
 
@@ -56,6 +58,9 @@ class Trainer:
         checkpoint: file to which everything is saved, atomically, every `checkpoint_every` updates and at the end.
         callbacks: called around updates, e.g. `BestWeights()`, `EarlyStop(5)`, `AveragedWeights()`, `Log(writer)`.
         progress: whether to show a progress bar with loss and speed.
+
+    Under `torchrun`, each process takes its share of the windows of every update, and gradients are averaged: the same
+    training as in one process, but for the random numbers that are drawn in it. The first process writes files.
 
     Attributes:
         history: `{'update', 'loss', 'lr', 'gradient_norm': [...], 'validation': {'update': [...], 'mae': [...]}}`, with
@@ -98,6 +103,7 @@ class Trainer:
             require_path("checkpoint", checkpoint)
         self._parameters = trained_parameters(solver, optimizer)
         self._device = self._parameters[0].device
+        self.processes = Processes(self._device)
         self.solver = solver
         self.data = data
         self.objective = objective
@@ -115,6 +121,7 @@ class Trainer:
         self.windows = self._windows(objective.steps)
         self.batch_size = min(int(batch_size), len(self.windows))
         self.accumulate = min(int(accumulate), len(self.windows) // self.batch_size)
+        self.processes.check(self.batch_size, optimizer)
         self.callbacks = tuple(callbacks)
         self.stopped: str | None = None
         self.update = 0
@@ -126,6 +133,7 @@ class Trainer:
         self._contributions: dict[str, float] = {}
         if isinstance(solver, HybridSolver) and not solver.scaled:
             estimate_scales(solver, data)
+        self.processes.make_same([*self._parameters, *running_buffers(solver)])
         self._snapshot, self._trained = (Snapshot(solver, optimizer, scheduler) for _ in range(2))
 
     def fit(self, updates: int = 1000) -> dict[str, Any]:
@@ -145,15 +153,16 @@ class Trainer:
         if type(updates) is not int or updates < 0:
             require_count("updates", updates, 0)
         name = f"train {type(self.objective).__name__}({self.objective.steps})"
-        bar = tqdm(range(self.update, updates), desc=name, disable=not self.progress, unit="update")
-        with torch.random.fork_rng(), deferred_signals() as raise_signals:
+        shown = self.progress and self.processes.rank == 0
+        bar = tqdm(range(self.update, updates), desc=name, disable=not shown, unit="update")
+        with torch.random.fork_rng(), deferred_signals() as signals:
             torch.set_rng_state(self._rng)
             try:
                 for _ in bar:
                     if self.stopped is not None:
                         break
                     loss = self._advance()
-                    raise_signals()
+                    self._heed(signals)
                     self._show(bar, loss, self.update == updates)
                     if self.checkpoint is not None and self.update % self.checkpoint_every == 0:
                         self.save(self.checkpoint)
@@ -161,7 +170,17 @@ class Trainer:
                 self._save_at_the_end()
                 raise
             self._save_at_the_end()
+            self.processes.wait()  # none goes on to read a file that is being written
         return self.history
+
+    def _heed(self, signals: Signals) -> None:
+        """Raises a signal that waits, and ends the training after the same update in all processes."""
+        pending, stopped = self.processes.any(signals.pending, self.stopped is not None)
+        if pending:
+            signals.raise_pending()
+            raise KeyboardInterrupt("another process was told to stop")
+        if stopped and self.stopped is None:
+            self.stopped = "a callback of another process has ended it"
 
     def _advance(self) -> float:
         """One update, whole or not at all; gives its loss."""
@@ -171,11 +190,14 @@ class Trainer:
         try:
             for callback in self.callbacks:
                 callback.before_update(self)
+            if (seed := self.processes.seed_for(self.seed, self.update)) is not None:
+                torch.manual_seed(seed)
             objective = self.objective.at(self.update)
             windows = self._windows(objective.steps)
-            batch = windows.shuffled(self.update, self.batch_size * self.accumulate, self.seed)
+            batch = self.processes.share(windows.shuffled(self.update, self.batch_size * self.accumulate, self.seed))
             loss = self._update(objective, batch if self._device.type == "cpu" else batch.to(self._device))
             self._record(loss)
+            self.processes.make_same(running_buffers(self.solver) if self.processes.count > 1 else ())
             for callback in self.callbacks:
                 callback.after_update(self, loss)
             validates = self.validation is not None and self.update % self.validate_every == 0
@@ -219,7 +241,12 @@ class Trainer:
             self.save(self.checkpoint)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes solver, optimizer, scheduler, random state and history; an older file stays whole until then."""
+        """Writes solver, optimizer, scheduler, random state and history; an older file stays whole until then.
+
+        In several processes, the first one writes.
+        """
+        if self.processes.rank > 0:
+            return
         state = {
             "solver": self.solver.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -288,7 +315,7 @@ class Trainer:
         """The error with its place, and the batch and the weights in a file beside the checkpoint."""
         where = first_non_finite(self.solver, batch)
         if self.checkpoint is not None:
-            path = f"{os.fspath(self.checkpoint)}.nonfinite"
+            path = f"{os.fspath(self.checkpoint)}.nonfinite{self.processes.rank or ''}"
             windows = {"states": batch.states, "inputs": batch.inputs}
             write_checkpoint(path, {**windows, "solver": self.solver.state_dict()})
             where += f" Windows and weights are in {path}, for torch.load."
@@ -354,7 +381,8 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """Of data and solver, by the windows of the first update."""
         objective = self.objective.at(0)
-        batch = self._windows(objective.steps).shuffled(0, self.batch_size, self.seed).to(self._device)
+        batch = self._windows(objective.steps).shuffled(0, self.batch_size, self.seed)
+        batch = batch.parts(self.processes.count)[0].to(self._device)  # of a shape that the training has, too
         return {"data": identity_of_data(self.data), **identity_of_solver(self.solver, batch)}
 
 

@@ -1,0 +1,165 @@
+"""Training in two processes under torchrun: the training of one process, and files that both can go on from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases.small import SmallNet, forced_step, line, step
+
+import phi_hybrid as ph
+from phi_hybrid.training import Callback
+from phi_hybrid.training.processes import Processes
+
+SCRIPT = """
+import sys, os, signal, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from training import test_processes as t
+torch.manual_seed(int(os.environ["RANK"]))
+getattr(t, {name!r})({folder!r})
+"""
+"""Says nothing of processes."""
+
+
+def build(precision: int = 64, seed: int | None = 0, **settings: Any) -> ph.Trainer:
+    reference = ph.capture(lambda u, f: 0.9 * step(u) + f)
+    data = ph.Trajectories.generate(reference, line(0, b=4), 6, (line(1, b=4, time=6),), progress=False)
+    if precision == 64:
+        states, inputs = (tuple(t.double() for t in part) for part in (data.states, data.inputs))
+        data = replace(data, states=states, inputs=inputs)
+    torch.manual_seed(torch.initial_seed() if seed is None else seed)
+    network = torch.nn.Sequential(SmallNet(2, 1, 1, seed=torch.initial_seed() % 1000), torch.nn.BatchNorm1d(1))
+    network.eval()  # normalises by what it has seen, as nothing else is the same for a batch and its parts
+    solver = ph.HybridSolver(ph.capture(forced_step), network.double() if precision == 64 else network)
+    optimizer = torch.optim.Adam(solver.parameters(), 1e-2)
+    settings = {"batch_size": 4, "clip": 0.5, "validation": data[:1], "validate_every": 4, **settings}
+    return ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, progress=False, **settings)
+
+
+def launch(name: str, folder: Path) -> str:
+    """Output of two processes that call a function of this module."""
+    file, tests = folder / "script.py", str(Path(__file__).parent.parent)
+    file.write_text(SCRIPT.format(tests=tests, name=name, folder=str(folder)))
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    here = os.pathsep.join([tests, str(Path(tests).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
+    run = subprocess.run([*command, str(file)], env=environment, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def trained(trainer: ph.Trainer) -> dict[str, Any]:
+    return {"weights": trainer.solver.state_dict(), "history": trainer.history}
+
+
+def train_in_both(folder: str) -> None:
+    rank = os.environ["RANK"]
+    for precision in (64, 32):
+        trainer = build(precision, seed=None if precision == 64 else 0, checkpoint=f"{folder}/{precision}.pt")
+        torch.save(trainer.solver.state_dict(), f"{folder}/first{precision}_{rank}.pt")
+        trainer.fit(8)
+        torch.save(trained(trainer), f"{folder}/{precision}_{rank}.pt")
+    one = build(32, checkpoint=f"{folder}/one.pt").resume(f"{folder}/one.pt")
+    one.fit(8)
+    torch.save(trained(one), f"{folder}/resumed_{rank}.pt")
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    alone = build(32, checkpoint=tmp_path / "one.pt")
+    alone.fit(5)
+    launch("train_in_both", tmp_path)
+    assert not [p for p in tmp_path.iterdir() if "nonfinite" in p.name or ".part" in p.name]
+
+    def load(name: str) -> Any:
+        return torch.load(tmp_path / name, weights_only=False)
+
+    for precision, tolerance in ((64, 1e-12), (32, 1e-5)):
+        single = build(precision)
+        single.solver.load_state_dict(load(f"first{precision}_0.pt"))
+        single.fit(8)
+        for rank in (0, 1):
+            found = load(f"{precision}_{rank}.pt")
+            for name in ("loss", "gradient_norm"):
+                assert found["history"][name] == pytest.approx(single.history[name], rel=10 * tolerance)
+            for key, value in single.solver.state_dict().items():
+                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                    largest = value.abs().max().clamp_min(1e-3)
+                    assert (found["weights"][key] - value).abs().max() <= 100 * tolerance * largest, key
+    alone.fit(8)
+    for rank in (0, 1):  # one, then two processes
+        assert load(f"resumed_{rank}.pt")["history"]["loss"] == pytest.approx(alone.history["loss"], rel=1e-4)
+    back = build(32, seed=5).resume(tmp_path / "32.pt")  # two, then one
+    back.fit(10)
+    single = build(32)
+    assert back.history["loss"] == pytest.approx(single.fit(10)["loss"], rel=1e-3)
+
+
+class StopInOne(Callback):
+    def after_update(self, trainer: ph.Trainer, loss: float) -> None:
+        if trainer.update == 3 and trainer.processes.rank == 1:
+            trainer.stop("enough")
+
+
+class Bad(Callback):
+    """Makes the windows of one process bad."""
+
+    def before_update(self, trainer: ph.Trainer) -> None:
+        if trainer.update == 2 and trainer.processes.rank == 1:
+            trainer.processes.share = lambda batch: _damaged(Processes.share(trainer.processes, batch))
+
+
+def _damaged(batch: Any) -> Any:
+    batch.states[0].fill_(float("nan"))
+    return batch
+
+
+def stop_in_one(folder: str) -> None:
+    import signal
+
+    rank = int(os.environ["RANK"])
+    trainer = build(callbacks=[StopInOne()])
+    trainer.fit(8)
+    assert trainer.update == 3 and trainer.stopped
+    trainer = build(callbacks=[Bad()])
+    try:
+        trainer.fit(8)
+    except ph.NonFiniteError as error:
+        assert ("another process" in str(error)) == (rank == 0), error
+        assert trainer.update == 2
+        print(f"stopped {rank}", flush=True)
+
+    class Kill(Callback):
+        def before_update(self, trainer: ph.Trainer) -> None:
+            if trainer.update == 4 and rank == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = build(callbacks=[Kill()])
+    try:
+        trainer.fit(8)
+    except KeyboardInterrupt:
+        assert trainer.update == 5
+        print(f"interrupted {rank}", flush=True)
+    try:
+        build(batch_size=3)
+    except ph.StateError as error:
+        assert "multiple of 2, e.g. 4" in str(error)
+        print(f"refused {rank}", flush=True)
+
+
+def test_all_processes_end_together(tmp_path: Path) -> None:
+    output = launch("stop_in_one", tmp_path)
+    for rank in (0, 1):
+        assert all(f"{word} {rank}" in output for word in ("stopped", "interrupted", "refused")), output
+
+
+def test_one_process_is_alone() -> None:
+    alone = Processes(torch.device("cpu"))
+    assert (alone.rank, alone.count, alone.seed_for(3, 4)) == (0, 1, None)
+    assert alone.any(True, False) == [True, False]
