@@ -21,11 +21,23 @@ class Snapshot:
         self._parts = [part for part in (optimizer, scheduler) if part is not None]
         self._solver = solver
         self._weights: dict[str, Any] = {}
+        self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._states: list[Any] = []
 
-    def take(self) -> None:
-        """Keeps what there is now, in place of what was kept."""
-        self._weights = _copy_into(self._weights, self._solver.state_dict())
+    @torch.no_grad()
+    def take(self, again: bool = False) -> None:
+        """Keeps what there is now, in place of what was kept.
+
+        Args:
+            again: the solver holds the same tensors as at the last time, with other values; faster.
+        """
+        if again and self._pairs:
+            for own, live in self._pairs:
+                own.copy_(live)
+        else:
+            live = self._solver.state_dict()
+            self._weights = copied(live)
+            self._pairs = [(own, live[name]) for name, own in self._weights.items() if isinstance(own, torch.Tensor)]
         self._states = [copied(part.state_dict()) for part in self._parts]
 
     def restore(self) -> None:
@@ -43,19 +55,6 @@ class Snapshot:
                 live[name].copy_(value)
         if any(not isinstance(v, torch.Tensor) and v != live[n] for n, v in self._weights.items()):
             self._solver.load_state_dict(self._weights)
-
-
-def _copy_into(kept: dict[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `live` that takes the memory of the copy before, where shapes are the same."""
-    result = {}
-    for name, value in live.items():
-        own = kept.get(name)
-        fits = isinstance(value, torch.Tensor) and isinstance(own, torch.Tensor)
-        if fits and own.shape == value.shape and own.dtype == value.dtype and own.device == value.device:
-            result[name] = own.copy_(value)
-        else:
-            result[name] = copied(value)
-    return result
 
 
 def copied(value: Any) -> Any:

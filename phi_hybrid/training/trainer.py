@@ -157,6 +157,7 @@ class Trainer:
         bar = tqdm(range(self.update, updates), desc=name, disable=not shown, unit="update")
         with torch.random.fork_rng(), deferred_signals() as signals:
             torch.set_rng_state(self._rng)
+            self._snapshot.take()
             try:
                 for _ in bar:
                     if self.stopped is not None:
@@ -184,7 +185,7 @@ class Trainer:
 
     def _advance(self) -> float:
         """One update, whole or not at all; gives its loss."""
-        self._snapshot.take()
+        self._snapshot.take(again=True)
         kept = self.update, lengths_of(self.history), self.norm_average.state(), self._rng, self.stopped
         states = [callback.state() for callback in self.callbacks]
         try:
