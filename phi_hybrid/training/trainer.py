@@ -155,7 +155,7 @@ class Trainer:
         name = f"train {type(self.objective).__name__}({self.objective.steps})"
         shown = self.progress and self.processes.rank == 0
         bar = tqdm(range(self.update, updates), desc=name, disable=not shown, unit="update")
-        with torch.random.fork_rng(), deferred_signals() as signals:
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), deferred_signals() as signals:
             torch.set_rng_state(self._rng)
             self._snapshot.take()
             try:

@@ -1,0 +1,104 @@
+"""Torch modes around a training, and networks of unusual precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases.small import SmallNet, equal, forced_step, line, step
+
+import phi_hybrid as ph
+
+
+@pytest.fixture(scope="module")
+def data() -> ph.Trajectories:
+    reference = ph.capture(lambda u, f: 0.9 * step(u) + f)
+    return ph.Trajectories.generate(reference, line(0, b=4), 6, (line(1, b=4, time=6),), progress=False)
+
+
+@pytest.fixture(scope="module")
+def block() -> ph.PhysicsBlock:
+    return ph.capture(forced_step)
+
+
+class Mixed(torch.nn.Module):
+    """Computes in bfloat16, whatever is around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = SmallNet(2, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.network(x).float()
+
+
+def train(
+    block: ph.PhysicsBlock,
+    data: ph.Trajectories,
+    network: torch.nn.Module,
+    optimizer: Callable = lambda p: torch.optim.SGD(p, 0.1),
+) -> tuple[list[float], list[torch.Tensor]]:
+    solver = ph.HybridSolver(block, network)
+    trainer = ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer(solver.parameters()), progress=False)
+    return trainer.fit(5)["loss"], [p.detach().clone() for p in solver.parameters()]
+
+
+@pytest.mark.parametrize("optimizer", [lambda p: torch.optim.SGD(p, 0.1), lambda p: torch.optim.LBFGS(p, lr=0.1)])
+def test_autocast_around_a_training_sees_new_weights(
+    optimizer: Callable, block: ph.PhysicsBlock, data: ph.Trajectories
+) -> None:
+    """Its cache of rounded weights outlives updates."""
+    losses, _ = train(block, data, Mixed(), optimizer)
+    with torch.autocast("cpu", torch.bfloat16):
+        around, _ = train(block, data, SmallNet(2, 1, 1), optimizer)
+    assert around == pytest.approx(losses, rel=0.05) and len(set(around)) == 5
+
+
+def test_mixed_precision_of_the_network_alone(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
+    mixed, _ = train(block, data, Mixed())
+    single, _ = train(block, data, SmallNet(2, 1, 1))
+    assert mixed == pytest.approx(single, rel=0.02) and mixed != single
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_without_gradients_do_not_matter(mode: Callable, block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
+    expected = train(block, data, SmallNet(2, 1, 1))
+    solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
+    optimizer = torch.optim.SGD(solver.parameters(), 0.1)
+    trainer = ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, progress=False)
+    with mode():
+        losses = trainer.fit(5)["loss"]
+    assert losses == expected[0] and equal([p.detach() for p in solver.parameters()], expected[1])
+
+
+class Table(torch.nn.Module):
+    """An integer parameter comes first, then a complex one, then those that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.arange(4), requires_grad=False)
+        self.modes = torch.nn.Parameter(torch.ones(1, dtype=torch.complex64), requires_grad=False)
+        self.network = SmallNet(2, 1, 1)
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.dtype)
+        return self.network(x)
+
+
+def test_inputs_are_not_rounded_to_the_first_parameter(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
+    network = Table()
+    losses, _ = train(block, data, network, lambda p: torch.optim.SGD([q for q in p if q.requires_grad], 0.1))
+    assert set(network.seen) == {torch.float32} and losses == train(block, data, SmallNet(2, 1, 1))[0]
+
+
+class Complex(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.complex(x[:, :1], x[:, :1])
+
+
+def test_complex_corrections_are_refused(block: ph.PhysicsBlock) -> None:
+    with pytest.raises(ph.StateError, match="complex64.*real numbers"):
+        ph.HybridSolver(block, Complex())(line(0, b=2), line(1, b=2))
