@@ -4,6 +4,7 @@ from phi_hybrid.training import gradient, losses
 from phi_hybrid.training.callbacks import AveragedWeights, BestWeights, Callback, EarlyStop, Log
 from phi_hybrid.training.noise import Noise, Ramp
 from phi_hybrid.training.objective import Curriculum, Diverted, Objective, Pushforward, Unrolled
+from phi_hybrid.training.optimizers import Optimizers
 from phi_hybrid.training.precompute import precompute_corrections
 from phi_hybrid.training.scales import estimate_scales
 from phi_hybrid.training.trainer import Trainer
@@ -18,6 +19,7 @@ __all__ = [
     "Log",
     "Noise",
     "Objective",
+    "Optimizers",
     "Pushforward",
     "Ramp",
     "Trainer",

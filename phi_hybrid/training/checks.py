@@ -95,6 +95,11 @@ def trained_parameters(solver: Step, optimizer: torch.optim.Optimizer) -> list[t
             f"{strangers} of the optimizer's {len(parameters)} parameters are not the solver's, so they would not be "
             "trained; make the optimizer with solver.parameters() of this very solver (a copy has parameters of its own)"
         )
+    if any(isinstance(p, torch.nn.parameter.UninitializedParameter) for p in parameters):
+        raise StateError(
+            "some layers of the network have not seen a state yet, so that they have no weights (torch's Lazy… layers); call "
+            "the solver once before: solver(data.initial_state, *inputs)"
+        )
     if not any(p.requires_grad for p in parameters):
         raise StateError(
             f"all {len(parameters)} parameters are frozen (requires_grad=False), so nothing would be trained; unfreeze "

@@ -44,7 +44,8 @@ class Trainer:
         solver: `HybridSolver`, or another step with trainable parameters.
         data: reference trajectories on the solver's grid.
         objective: e.g. `Unrolled(16)`, or a `Curriculum` of several.
-        optimizer: any torch optimizer over the solver's parameters; called as `optimizer.step(closure)`.
+        optimizer: any torch optimizer over the solver's parameters; called as `optimizer.step(closure)`. Several are one
+            in `training.Optimizers`.
         scheduler: torch learning-rate scheduler of this optimizer, stepped after every update. `ReduceLROnPlateau` follows
             the validation error, stepped after every validation, or the loss where nothing is validated.
         batch_size: windows per update, or per part of one.

@@ -1,8 +1,9 @@
-"""Torch modes around a training, and networks of unusual precision."""
+"""Torch modes around a training, networks of unusual precision, lazy ones, several optimizers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +103,69 @@ class Complex(torch.nn.Module):
 def test_complex_corrections_are_refused(block: ph.PhysicsBlock) -> None:
     with pytest.raises(ph.StateError, match="complex64.*real numbers"):
         ph.HybridSolver(block, Complex())(line(0, b=2), line(1, b=2))
+
+
+def test_lazy_networks_must_have_seen_a_state(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
+    solver = ph.HybridSolver(block, torch.nn.LazyConv1d(1, 3, padding=1))
+    optimizer = torch.optim.SGD(solver.parameters(), 0.1)
+    with pytest.raises(ph.StateError, match="call the solver once before"):
+        ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False)
+    solver(line(0, b=2), line(1, b=2))
+    losses = ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False).fit(5)["loss"]
+    assert len(set(losses)) == 5
+
+
+def halves(parameters: Callable) -> tuple[list, list]:
+    all_of_them = list(parameters)
+    return all_of_them[::2], all_of_them[1::2]
+
+
+def test_two_optimizers_are_two_groups_of_one(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
+    def two(parameters: Callable) -> torch.optim.Optimizer:
+        first, second = halves(parameters)
+        return ph.training.Optimizers(torch.optim.Adam(first, 1e-2), torch.optim.Adam(second, 1e-3))
+
+    def one(parameters: Callable) -> torch.optim.Optimizer:
+        first, second = halves(parameters)
+        return torch.optim.Adam([{"params": first, "lr": 1e-2}, {"params": second, "lr": 1e-3}])
+
+    found, expected = (train(block, data, SmallNet(2, 1, 1), make) for make in (two, one))
+    assert found[0] == expected[0] and equal(found[1], expected[1])
+
+
+def test_two_optimizers_resume_with_a_schedule(block: ph.PhysicsBlock, data: ph.Trajectories, tmp_path: Path) -> None:
+    def make() -> ph.Trainer:
+        solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
+        first, second = halves(solver.parameters())
+        optimizer = ph.training.Optimizers(torch.optim.SGD(first, 0.1, momentum=0.9), torch.optim.Adam(second, 1e-2))
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+        return ph.Trainer(
+            solver,
+            data,
+            ph.Unrolled(1),
+            optimizer=optimizer,
+            scheduler=schedule,
+            progress=False,
+            checkpoint=tmp_path / "a.pt",
+        )
+
+    whole, part = make(), make()
+    whole.fit(7)
+    part.fit(3)
+    resumed = make().resume(tmp_path / "a.pt")
+    resumed.fit(7)
+    assert resumed.history == whole.history
+    assert equal(list(resumed.solver.parameters()), list(whole.solver.parameters()))
+    assert [g["lr"] for g in resumed.optimizer.optimizers[1].param_groups] == [1e-2 / 8]
+
+
+def test_optimizers_that_cannot_be_put_together(block: ph.PhysicsBlock) -> None:
+    solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
+    adam, lbfgs = torch.optim.Adam(solver.parameters()), torch.optim.LBFGS(solver.parameters())
+    with pytest.raises(ph.StateError, match="each parameter to one"):
+        ph.training.Optimizers(adam, torch.optim.SGD(solver.parameters(), 0.1))
+    for other in (lbfgs, ph.optim.HIG(solver)):
+        with pytest.raises(ph.StateError, match="more than one gradient"):
+            ph.training.Optimizers(adam, other)
+    with pytest.raises(ph.StateError):
+        ph.training.Optimizers()
