@@ -64,9 +64,13 @@ class Program:
         return scope["step"]
 
     @property
-    def solves(self) -> bool:
-        """Whether there are linear solves, which pass rounding on to every cell."""
-        return any(word in line for line in self.lines for word in ("implicit(", "make_incompressible", "solve_linear"))
+    def rounds(self) -> bool:
+        """Whether rounding may differ: linear solves pass it on to every cell, and PhiFlow reduces fields of a constant
+        before they are written out."""
+        solving = any(
+            word in line for line in self.lines for word in ("implicit(", "make_incompressible", "solve_linear")
+        )
+        return solving or any("Grid(1.5" in text for _, text in self.arguments)
 
     def prepare(
         self, step: Callable, seed: int, differentiable: bool = False, rounding: float = 0.0

@@ -63,7 +63,7 @@ def judge(program: Program, capture: Callable = ph.capture) -> Verdict:
         found = captured.outcome(NEW, differentiable)
     except Exception as error:
         return Verdict(f"bare {type(error).__name__} of the block", str(error))
-    return compare(found, expected, lambda: plain.outcome(NEW, differentiable, rounding=1.0), program.solves)
+    return compare(found, expected, lambda: plain.outcome(NEW, differentiable, rounding=1.0), program.rounds)
 
 
 def plain_outcome(plain: Side) -> tuple[Outcome, bool]:
@@ -156,12 +156,13 @@ def _tensor(
     order = [*(spatial or shape.spatial.names), *sorted(shape.non_spatial.names)]
     labels = {n: shape.get_item_names(n) for n in order}
     types = {n: shape.only(n).type.__name__ for n in order}
-    native = torch.as_tensor(value.native(order) if order else value.native())
+    with math.precision(value.dtype.precision):  # to which native() casts where it transposes
+        native = torch.as_tensor(value.native(order) if order else value.native())
     yield f"{path} {native.dtype} {dict(zip(order, native.shape))} {types} {labels}", native
 
 
-def compare(found: Outcome, expected: Outcome, rounded: Callable[[], Outcome], solves: bool) -> Verdict:
-    """Structure, values to the last bit unless there are solves, gradients to rounding.
+def compare(found: Outcome, expected: Outcome, rounded: Callable[[], Outcome], rounds: bool) -> Verdict:
+    """Structure, values to the last bit unless they may be rounded otherwise, gradients to rounding.
 
     Args:
         rounded: what plain PhiFlow gives for inputs and cotangents with one more rounding, as a measure.
@@ -173,7 +174,7 @@ def compare(found: Outcome, expected: Outcome, rounded: Callable[[], Outcome], s
         return Verdict("equal")
     measure = rounded()
     for kind in ("values", "gradients"):
-        exact = kind == "values" and not solves
+        exact = kind == "values" and not rounds
         for number, (a, b, c) in enumerate(zip(*(getattr(outcome, kind) for outcome in (found, expected, measure)))):
             difference, allowed = distance(a, b), FACTOR * distance(c, b) + 4 * precision_of(b) * largest(b)
             if not same(a, b) and (exact or not difference <= allowed):

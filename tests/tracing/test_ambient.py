@@ -1,14 +1,16 @@
-"""What surrounds a call: autocast, inference mode, default precision, seeds, threads, memory of results."""
+"""What surrounds a call: autocast, inference mode, default precision, seeds, threads, processes, memory of results."""
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from cases.small import same
-from phi.torch.flow import PERIODIC, CenteredGrid, Field, Noise, Tensor, field, math, spatial, wrap
+from phi.torch.flow import PERIODIC, CenteredGrid, Field, Noise, Tensor, diffuse, field, math, spatial, wrap
 
 import phi_hybrid as ph
 from phi_hybrid.errors import CaptureError
@@ -134,3 +136,28 @@ def test_results_own_their_memory() -> None:
         fresh = block.native(x.clone())
         assert all(torch.equal(results[i], fresh[i]) for i in others)
     assert all(same(a, b) for a, b in zip(block(U), expected))
+
+
+def _in_child(block: Callable, u: Field, queue: Any) -> None:
+    torch.set_num_threads(1)
+    known, new = block(u), block(u, 0.3)  # a graph of the parent, and one captured here
+    queue.put((known.values.numpy("x"), new.values.numpy("x")))
+
+
+def spread(u: Field, amount: float = 0.1) -> Field:
+    return diffuse.explicit(u, amount, 0.1)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_blocks_work_in_forked_processes() -> None:
+    """Those in spawned ones are pickled before, see test_distributed.py."""
+    u = U
+    block = ph.capture(spread, u)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(block, u, queue))
+    child.start()
+    found = queue.get(timeout=100)
+    child.join()
+    for own, expected in zip(found, (spread(u), spread(u, 0.3))):
+        assert (own == expected.values.numpy("x")).all()

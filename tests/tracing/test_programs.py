@@ -146,5 +146,5 @@ def test_programs_print_as_scripts_that_can_be_run() -> None:
 def test_rounding_that_a_step_amplifies_is_allowed_only_behind_solves() -> None:
     values = [torch.tensor([1.0, -0.0]), torch.tensor([1.0, 0.0])]
     exact, other = (verdicts.Outcome([], [v], []) for v in values)
-    assert verdicts.compare(other, exact, lambda: exact, solves=False).kind.startswith("wrong values")
-    assert verdicts.compare(other, exact, lambda: exact, solves=True).kind == "equal"
+    assert verdicts.compare(other, exact, lambda: exact, rounds=False).kind.startswith("wrong values")
+    assert verdicts.compare(other, exact, lambda: exact, rounds=True).kind == "equal"
