@@ -26,6 +26,7 @@ from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.conversion import inputs_beside, leading_inputs, states_from_fields, states_from_tensors
 from phi_hybrid.data.generation import generate
 from phi_hybrid.data.header import require_json
+from phi_hybrid.data.joining import common, in_a_row, require_alike, require_equal_lengths
 from phi_hybrid.data.pieces import look_through, standard_deviation
 from phi_hybrid.data.windows import Windows
 from phi_hybrid.errors import DataError
@@ -145,6 +146,23 @@ class Trajectories:
             DataError: if values are not finite.
         """
         return _assembled(*states_from_tensors(states, like), inputs, metadata)
+
+    @staticmethod
+    def concat(*sets: Trajectories) -> Trajectories:
+        """One set of all trajectories of several, in their order, in memory; of the metadata, what all sets agree in.
+
+        Raises:
+            StateError: unless grids, boundaries, inputs, precisions and lengths are equal; sets of different lengths make a
+                `phi_hybrid.data.Mixture`.
+        """
+        require(len(sets) > 0, "sets", sets, "at least one: Trajectories.concat(data_a, data_b)")
+        for number, data in enumerate(sets):
+            require_data(f"sets[{number}]", data)
+        named = {f"sets[{number}]": data for number, data in enumerate(sets)}
+        require_alike(named)
+        require_equal_lengths(named)
+        states, inputs = (in_a_row([getattr(data, part) for data in sets]) for part in ("states", "inputs"))
+        return replace(sets[0], states=states, inputs=inputs, metadata=common([data.metadata for data in sets]))
 
     def __len__(self) -> int:
         """Number of trajectories."""
