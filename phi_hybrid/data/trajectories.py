@@ -181,8 +181,7 @@ class Trajectories:
     @cached_property
     def scale(self) -> tuple[float, ...]:
         """Standard deviation of each state tensor over all trajectories, times and points (1 where nothing varies)."""
-        deviations = [standard_deviation(t) if t.is_floating_point() else 1.0 for t in self.states]
-        return tuple(d if d > 0 else 1.0 for d in deviations)
+        return scale_of([self.states])
 
     def __getitem__(self, selection: slice | list[int]) -> Trajectories:
         """Some of the trajectories."""
@@ -318,6 +317,12 @@ def _assembled(states: tuple[torch.Tensor, ...], layout: Layout, inputs: Any, me
     _require_metadata(metadata)
     tensors, input_layout = inputs_beside(states, inputs)
     return Trajectories(states, tensors, layout, input_layout, dict(metadata or {}))
+
+
+def scale_of(sets: Sequence[tuple[torch.Tensor, ...]]) -> tuple[float, ...]:
+    """Standard deviation of each state tensor over several sets together (1 where nothing varies)."""
+    deviations = [standard_deviation(*t) if t[0].is_floating_point() else 1.0 for t in zip(*sets)]
+    return tuple(d if d > 0 else 1.0 for d in deviations)
 
 
 def require_data(name: str, data: Any) -> None:

@@ -163,4 +163,6 @@ class Log(Callback):
                 self.writer.add_scalar(f"training/{name}", value, number)
 
     def after_validation(self, trainer: Trainer, error: float) -> None:
-        self.writer.add_scalar("validation/mae", error, trainer.update)
+        errors = {name: curve[-1] for name, curve in trainer.history["validation"].items() if name != "update"}
+        for name, value in errors.items():
+            self.writer.add_scalar(f"validation/{name}", value, trainer.update)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from phi_hybrid.bridge.checks import require_count, require_instance
-from phi_hybrid.data import Trajectories, require_data
+from phi_hybrid.data import Mixture, Trajectories, require_sets, sets_of
 from phi_hybrid.errors import NonFiniteError
 from phi_hybrid.hybrid import HybridSolver, HybridStep
 
 
 @torch.no_grad()
-def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16) -> None:
+def estimate_scales(solver: HybridSolver, data: Trajectories | Mixture, samples: int = 16) -> None:
     """Sets σ_in and σ_out per channel, so that the network sees and returns numbers of order one.
 
     σ_in is the root mean square of what it sees. σ_out is such that an output of ±1 at random changes the state as much
@@ -22,22 +22,32 @@ def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16)
 
     Args:
         solver: whose scales are set.
-        data: reference trajectories `(trajectory, time, …)`.
-        samples: number of times, equally spaced, at which all trajectories are looked at.
+        data: reference trajectories `(trajectory, time, …)`; the sets of a `Mixture` count as often as they are drawn.
+        samples: number of times, equally spaced, at which all trajectories of a set are looked at.
 
     Raises:
         StateError: if the data do not fit the solver.
     """
     require_instance("solver", solver, HybridSolver, "the HybridSolver whose scales are set")
-    require_data("data", data)
+    require_sets("data", data)
     require_count("samples", samples)
     if isinstance(solver.physics, HybridSolver) and not solver.physics.scaled:
         estimate_scales(solver.physics, data, samples)
-    device = solver.output_scale.device
+    shares = data.shares(1) if isinstance(data, Mixture) else {"": 1.0}
+    means = [
+        [share * mean for mean in _means(solver, part, samples, f"set {name!r}" if name else "the data")]
+        for (name, part), share in zip(sets_of(data).items(), shares.values())
+    ]
+    seen, needed = (sum(parts[1:], parts[0]) for parts in zip(*means))
+    solver.set_scales(seen.sqrt(), needed.sqrt(), boundaries=data.state_layout.boundary_kinds)
+
+
+def _means(solver: HybridSolver, data: Trajectories, samples: int, name: str) -> list[torch.Tensor]:
+    """Mean squares of what the network sees, and of what it has to return, each `(channel,)`."""
     starts = torch.linspace(0, data.steps - 1, min(samples, data.steps)).long().unique().tolist()
     sums: list[torch.Tensor] = []
     for start in starts:
-        batch = data.cut(slice(None), start, 1).to(device)
+        batch = data.cut(slice(None), start, 1).to(solver.output_scale.device)
         bound = batch.bind(solver)
         step, arguments = bound.step, (*bound.state, *batch.step_inputs.at(0))
         uncorrected, _, seen = step.respond(arguments, step.no_output())
@@ -46,14 +56,13 @@ def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16)
         error = [t - u for t, u in zip(target, step.to_channels(uncorrected))]
         if not all(torch.isfinite(e).all() for e in error):
             raise NonFiniteError(
-                f"one step of the physics from step {start} of the data is NaN or infinite, so no scales can be estimated: "
+                f"one step of the physics from step {start} of {name} is NaN or infinite, so no scales can be estimated: "
                 "the physics is the cause, not the network. Reduce its time step, or look at its inputs",
                 start,
             )
         squares = [_mean_square(seen), _needed_outputs(step, arguments, torch.cat([*map(_mean_square, error)]))]
         sums = [a + b for a, b in zip(sums, squares)] if sums else squares
-    seen, needed = (s / len(starts) for s in sums)
-    solver.set_scales(seen.sqrt(), needed.sqrt(), boundaries=data.state_layout.boundary_kinds)
+    return [s / len(starts) for s in sums]
 
 
 def _needed_outputs(step: HybridStep, arguments: Sequence[torch.Tensor], error: torch.Tensor) -> torch.Tensor:
