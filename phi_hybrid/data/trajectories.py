@@ -34,7 +34,9 @@ from phi_hybrid.errors import DataError
 
 @dataclass(frozen=True, repr=False)
 class Trajectories:
-    """States of a reference solver at equally spaced times, with the inputs of its steps.
+    """States of a reference solver at successive times, with the inputs of its steps.
+
+    Times are equally spaced, or the distance between them is an input of the step, `dt`, with dims `trajectory`, `time`.
 
     Make one with `generate`, `from_fields`, `from_tensors` or `load`. All tensors are native, `(trajectory, time, …)` for
     states.
@@ -112,7 +114,7 @@ class Trajectories:
 
         Args:
             states: PhiFlow state `(trajectory, time, x, y, vector)`, or a list of states `(trajectory, x, y, vector)`, one
-                for each time. Without the batch dim `trajectory` it is one trajectory. Times are equally spaced.
+                for each time. Without the batch dim `trajectory` it is one trajectory.
             inputs: extra arguments of the steps between the states, as for `with_inputs`, in a tuple or by name.
             metadata: what should be known later: `dt`, parameters, seed; JSON values.
 
