@@ -3,6 +3,8 @@
 from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.coarsening import coarsen
 from phi_hybrid.data.files import new_file, replacing
+from phi_hybrid.data.mixed_windows import MixedWindows
+from phi_hybrid.data.mixture import Mixture, require_sets, sets_of
 from phi_hybrid.data.pdebench import read_pdebench
 from phi_hybrid.data.the_well import read_the_well
 from phi_hybrid.data.trajectories import Trajectories, require_data
@@ -11,6 +13,8 @@ from phi_hybrid.data.windows import Windows
 __all__ = [
     "Batch",
     "DataLayout",
+    "MixedWindows",
+    "Mixture",
     "Trajectories",
     "Windows",
     "coarsen",
@@ -19,4 +23,6 @@ __all__ = [
     "read_the_well",
     "replacing",
     "require_data",
+    "require_sets",
+    "sets_of",
 ]

@@ -92,8 +92,9 @@ def _is_finite(piece: torch.Tensor) -> bool:
     return bool(torch.isfinite(piece.sum())) or bool(torch.isfinite(piece).all())
 
 
-def standard_deviation(tensor: torch.Tensor) -> float:
-    """√(Σ (u − ⟨u⟩)² / (N − 1)) over all values, in float64; NaN for a single one."""
-    mean = sum(piece.double().sum() for _, piece in pieces(tensor)) / tensor.numel()
-    squares = sum((piece.double() - mean).square().sum() for _, piece in pieces(tensor))
-    return float((squares / (tensor.numel() - 1)).sqrt())
+def standard_deviation(*tensors: torch.Tensor) -> float:
+    """√(Σ (u − ⟨u⟩)² / (N − 1)) over all values of all tensors, in float64; NaN for a single one."""
+    count = sum(tensor.numel() for tensor in tensors)
+    mean = sum(piece.double().sum() for tensor in tensors for _, piece in pieces(tensor)) / count
+    squares = sum((piece.double() - mean).square().sum() for tensor in tensors for _, piece in pieces(tensor))
+    return float((squares / (count - 1)).sqrt())

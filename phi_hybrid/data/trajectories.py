@@ -26,6 +26,7 @@ from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.conversion import inputs_beside, leading_inputs, states_from_fields, states_from_tensors
 from phi_hybrid.data.generation import generate
 from phi_hybrid.data.header import require_json
+from phi_hybrid.data.joining import common, in_a_row, require_alike, require_equal_lengths
 from phi_hybrid.data.pieces import look_through, standard_deviation
 from phi_hybrid.data.windows import Windows
 from phi_hybrid.errors import DataError
@@ -33,7 +34,9 @@ from phi_hybrid.errors import DataError
 
 @dataclass(frozen=True, repr=False)
 class Trajectories:
-    """States of a reference solver at equally spaced times, with the inputs of its steps.
+    """States of a reference solver at successive times, with the inputs of its steps.
+
+    Times are equally spaced, or the distance between them is an input of the step, `dt`, with dims `trajectory`, `time`.
 
     Make one with `generate`, `from_fields`, `from_tensors` or `load`. All tensors are native, `(trajectory, time, …)` for
     states.
@@ -111,7 +114,7 @@ class Trajectories:
 
         Args:
             states: PhiFlow state `(trajectory, time, x, y, vector)`, or a list of states `(trajectory, x, y, vector)`, one
-                for each time. Without the batch dim `trajectory` it is one trajectory. Times are equally spaced.
+                for each time. Without the batch dim `trajectory` it is one trajectory.
             inputs: extra arguments of the steps between the states, as for `with_inputs`, in a tuple or by name.
             metadata: what should be known later: `dt`, parameters, seed; JSON values.
 
@@ -146,6 +149,23 @@ class Trajectories:
         """
         return _assembled(*states_from_tensors(states, like), inputs, metadata)
 
+    @staticmethod
+    def concat(*sets: Trajectories) -> Trajectories:
+        """One set of all trajectories of several, in their order, in memory; of the metadata, what all sets agree in.
+
+        Raises:
+            StateError: unless grids, boundaries, inputs, precisions and lengths are equal; sets of different lengths make a
+                `phi_hybrid.data.Mixture`.
+        """
+        require(len(sets) > 0, "sets", sets, "at least one: Trajectories.concat(data_a, data_b)")
+        for number, data in enumerate(sets):
+            require_data(f"sets[{number}]", data)
+        named = {f"sets[{number}]": data for number, data in enumerate(sets)}
+        require_alike(named)
+        require_equal_lengths(named)
+        states, inputs = (in_a_row([getattr(data, part) for data in sets]) for part in ("states", "inputs"))
+        return replace(sets[0], states=states, inputs=inputs, metadata=common([data.metadata for data in sets]))
+
     def __len__(self) -> int:
         """Number of trajectories."""
         return self.states[0].shape[0]
@@ -163,8 +183,7 @@ class Trajectories:
     @cached_property
     def scale(self) -> tuple[float, ...]:
         """Standard deviation of each state tensor over all trajectories, times and points (1 where nothing varies)."""
-        deviations = [standard_deviation(t) if t.is_floating_point() else 1.0 for t in self.states]
-        return tuple(d if d > 0 else 1.0 for d in deviations)
+        return scale_of([self.states])
 
     def __getitem__(self, selection: slice | list[int]) -> Trajectories:
         """Some of the trajectories."""
@@ -300,6 +319,12 @@ def _assembled(states: tuple[torch.Tensor, ...], layout: Layout, inputs: Any, me
     _require_metadata(metadata)
     tensors, input_layout = inputs_beside(states, inputs)
     return Trajectories(states, tensors, layout, input_layout, dict(metadata or {}))
+
+
+def scale_of(sets: Sequence[tuple[torch.Tensor, ...]]) -> tuple[float, ...]:
+    """Standard deviation of each state tensor over several sets together (1 where nothing varies)."""
+    deviations = [standard_deviation(*t) if t[0].is_floating_point() else 1.0 for t in zip(*sets)]
+    return tuple(d if d > 0 else 1.0 for d in deviations)
 
 
 def require_data(name: str, data: Any) -> None:

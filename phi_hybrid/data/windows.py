@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from phi_hybrid.bridge.checks import require_count
 from phi_hybrid.data.batch import Batch
+from phi_hybrid.data.joining import in_a_row
 from phi_hybrid.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=8)
 def _epoch_order(windows: int, seed: int, epoch: int) -> torch.Tensor:
     """Numbers of the windows, shuffled anew in every epoch."""
-    return torch.randperm(windows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return torch.randperm(windows, generator=epoch_generator(seed, epoch))
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Random numbers of one epoch, whatever was drawn before."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
 class Windows(Dataset):
@@ -54,8 +60,11 @@ class Windows(Dataset):
             seed: of the order.
         """
         epoch, position = divmod(number, self.count // size)
-        chosen = _epoch_order(self.count, seed, epoch)[position * size : (position + 1) * size]
-        trajectory, start = chosen // self.per_trajectory, chosen % self.per_trajectory
+        return self.gather(_epoch_order(self.count, seed, epoch)[position * size : (position + 1) * size])
+
+    def gather(self, numbers: torch.Tensor) -> Batch:
+        """The windows of these numbers `(window,)`, in their order, as one batch."""
+        trajectory, start = numbers // self.per_trajectory, numbers % self.per_trajectory
         times, layouts = start[:, None] + torch.arange(self.steps + 1), self.data.layouts
         states = [t[trajectory[:, None], times] for t in self.data.states]
         inputs = [
@@ -73,8 +82,10 @@ class Windows(Dataset):
 
     def collate(self, windows: Sequence[Batch]) -> Batch:
         """Joins windows to one batch."""
-        return replace(
-            windows[0],
-            states=tuple(map(torch.cat, zip(*(w.states for w in windows)))),
-            inputs=tuple(map(torch.cat, zip(*(w.inputs for w in windows)))),
-        )
+        return collate(windows)
+
+
+def collate(windows: Sequence[Batch]) -> Batch:
+    """Joins windows of one data set, or of sets that are alike, to one batch."""
+    states, inputs = (in_a_row([getattr(w, part) for w in windows]) for part in ("states", "inputs"))
+    return replace(windows[0], states=states, inputs=inputs)

@@ -269,7 +269,7 @@ def _owners(solver: HybridSolver) -> dict[str, torch.nn.Module]:
     """Name of every tensor that may differ between solvers that are alike → the module that holds it."""
     network = solver.network
     names = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
-    own = ["input_scale", "output_scale", *(f"feature{n}" for n in range(solver._features))]
+    own = ["input_mean", "input_scale", "output_scale", *(f"feature{n}" for n in range(solver._features))]
     return {f"network.{n}": network.get_submodule(n.rpartition(".")[0]) for n in names} | dict.fromkeys(own, solver)
 
 

@@ -20,12 +20,13 @@ from phi_hybrid.steps.face import Call, Tensors
 
 
 class HybridSolver(Step):
-    """Physics with a network: u⁺ = K(u, P(u, f), σ_out · C([P(u, f), f, features] / σ_in)).
+    """Physics with a network: u⁺ = K(u, P(u, f), σ_out · C(([P(u, f), f, features] − μ_in) / σ_in)).
 
     With additive coupling K, u⁺ = P(u) + σ·C (Um et al. 2020, arXiv 2007.00016). Other couplings place the network
     before or beside the physics, or let it set an input of the step, see `phi_hybrid.coupling`. A solver is a step like
     the one it wraps: call it with PhiFlow states, roll it out, capture nothing again, wrap it in another solver. The
-    scales σ are buffers, one per channel, 1 until `set_scales` or a `Trainer` estimates them from data.
+    scales σ are buffers, one per channel, 1 until `set_scales` or a `Trainer` estimates them from data; μ is 0 unless
+    `estimate_scales(…, centred=True)` estimates it, too.
 
     Args:
         physics: `state, *inputs -> state`; a `PhysicsBlock` from `capture`, or plain PhiFlow code (slow).
@@ -47,6 +48,7 @@ class HybridSolver(Step):
             are of another kind than those of the data that the scales come from.
     """
 
+    input_mean: torch.Tensor
     input_scale: torch.Tensor
     output_scale: torch.Tensor
 
@@ -76,6 +78,7 @@ class HybridSolver(Step):
         self._features = len(tensors)
         for number, tensor in enumerate(tensors):
             self.register_buffer(f"feature{number}", tensor, persistent=False)
+        self.register_buffer("input_mean", torch.zeros(1))
         self.register_buffer("input_scale", torch.ones(1))
         self.register_buffer("output_scale", torch.ones(1))
         self.register_buffer("scaled", torch.tensor(False))
@@ -110,9 +113,9 @@ class HybridSolver(Step):
         return step
 
     def scaled_network(self, channels: torch.Tensor) -> torch.Tensor:
-        """σ_out · C(x / σ_in) of channels `(batch, channel, *spatial)`, in their precision."""
+        """σ_out · C((x − μ_in) / σ_in) of channels `(batch, channel, *spatial)`, in their precision."""
         dtype, shape = channels.dtype, (1, -1, *[1] * (channels.ndim - 2))
-        inputs = channels / self.input_scale.to(dtype).view(shape)
+        inputs = (channels - self.input_mean.to(dtype).view(shape)) / self.input_scale.to(dtype).view(shape)
         precisions = {p.dtype for p in self.network.parameters() if p.is_floating_point()}
         if len(precisions) == 1:  # several are the business of the network
             inputs = inputs.to(*precisions)
@@ -134,25 +137,33 @@ class HybridSolver(Step):
         input_scale: torch.Tensor,
         output_scale: torch.Tensor,
         boundaries: Sequence[tuple[str, str]] = (),
+        input_mean: torch.Tensor | None = None,
     ) -> None:
-        """Sets σ per channel, `(channel,)`; channels that do not vary keep 1.
+        """Sets σ and μ per channel, `(channel,)`; where σ is zero it is taken as 1.
 
         Args:
             input_scale: of state, inputs and features, in this order.
             output_scale: of the correction.
             boundaries: kind of boundary per side of the training states; states of another kind are refused from now
                 on, since the network has never seen any.
+            input_mean: of state, inputs and features, 0 by default.
 
         Raises:
-            StateError: for negative or non-finite scales.
+            StateError: for negative or non-finite scales, and a mean of another number of channels.
         """
         scales = {"input_scale": input_scale, "output_scale": output_scale}
         for name, scale in scales.items():
             require_instance(name, scale, torch.Tensor, "a tensor (channel,), e.g. torch.tensor([1.0, 0.5])")
             if not torch.isfinite(scale).all() or (scale < 0).any():
                 raise StateError(f"{name} = {scale.tolist()}: scales must be finite and not negative")
+        mean = torch.zeros_like(input_scale) if input_mean is None else input_mean
+        fits = isinstance(mean, torch.Tensor) and mean.shape == input_scale.shape and bool(torch.isfinite(mean).all())
+        require(
+            fits, "input_mean", mean, f"finite numbers in a tensor of {input_scale.numel()} channels, as input_scale"
+        )
         for name, scale in scales.items():
             setattr(self, name, torch.where(scale > 0, scale, torch.ones_like(scale)).to(getattr(self, name)))
+        self.input_mean = mean.to(self.input_mean, copy=True)
         self.scaled.fill_(True)
         self.boundaries = tuple((side, kind) for side, kind in boundaries)
         self.remember(())  # steps known so far may have boundaries that are refused from now on
@@ -183,7 +194,9 @@ class HybridSolver(Step):
         self.boundaries = tuple((side, kind) for side, kind in state)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        for name in ("input_scale", "output_scale"):  # of a size not known before the first data
+        if (scale := state_dict.get(prefix + "input_scale")) is not None:  # files of 0.1 have no mean
+            state_dict.setdefault(prefix + "input_mean", torch.zeros_like(scale))
+        for name in ("input_mean", "input_scale", "output_scale"):  # of a size not known before the first data
             if prefix + name in state_dict:
                 setattr(self, name, torch.ones_like(state_dict[prefix + name], device=getattr(self, name).device))
         if (text := state_dict.pop(prefix + "boundaries", None)) is not None:  # JSON in a tensor until version 0.1

@@ -164,4 +164,6 @@ class Log(Callback):
 
     def after_validation(self, trainer: Trainer, error: float) -> None:
         if trainer.processes.rank == 0:
-            self.writer.add_scalar("validation/mae", error, trainer.update)
+            for name, curve in trainer.history["validation"].items():
+                if name != "update":
+                    self.writer.add_scalar(f"validation/{name}", curve[-1], trainer.update)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from phi_hybrid.bridge.checks import require_count, require_instance, require_number
-from phi_hybrid.data import Trajectories, require_data
+from phi_hybrid.data import Mixture, Trajectories, require_sets
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps import Step
 from phi_hybrid.training.callbacks import Callback
@@ -18,7 +18,7 @@ _SCHEDULER = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.Red
 
 def check_trainer(
     solver: Step,
-    data: Trajectories,
+    data: Trajectories | Mixture,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
@@ -26,11 +26,11 @@ def check_trainer(
     clip: float | None,
     skip: float | None,
     seed: int,
-    validation: Trajectories | None,
+    validation: Trajectories | Mixture | None,
 ) -> None:
     """Raises StateError for arguments of the wrong kind or out of range, naming the first of them."""
     require_instance("solver", solver, Step, "a HybridSolver or another step module: HybridSolver(physics, network)")
-    require_data("data", data)
+    require_sets("data", data)
     require_instance("objective", objective, Objective, "an objective, e.g. Unrolled(16)")
     way_out = "a torch optimizer, e.g. torch.optim.Adam(solver.parameters())"
     require_instance("optimizer", optimizer, torch.optim.Optimizer, way_out)
@@ -51,7 +51,7 @@ def check_trainer(
             "out, and take a smaller lr or a larger rcond"
         )
     if validation is not None:
-        require_data("validation", validation)
+        require_sets("validation", validation)
         if validation.state_layout != data.state_layout:
             raise StateError(
                 "the validation data is of another kind than the training data: "

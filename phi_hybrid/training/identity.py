@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.data import Batch, Trajectories
+from phi_hybrid.data import Batch, Mixture, Trajectories
 from phi_hybrid.errors import SolveError
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.steps import Step
@@ -18,8 +18,11 @@ BLOCKS, VALUES = 64, 2**14
 """Pieces of a tensor, evenly spread, and values in each, that stand for all of it."""
 
 
-def identity_of_data(data: Trajectories) -> str:
-    """Sizes, layouts, and a checksum of values spread over all tensors."""
+def identity_of_data(data: Trajectories | Mixture) -> str:
+    """Sizes, layouts, and a checksum of values spread over all tensors; of a mixture, those of all sets and the weights."""
+    if isinstance(data, Mixture):
+        parts = [f"{name}: {identity_of_data(part)}" for name, part in data.sets.items()]
+        return "; ".join(parts if data.weights is None else [*parts, f"weights {data.weights}"])
     checksum = zlib.crc32(repr((data.state_layout, data.input_layout)).encode())
     for tensor in (*data.states, *data.inputs):
         flat = tensor.detach().reshape(-1)

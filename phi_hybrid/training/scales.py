@@ -7,37 +7,63 @@ from collections.abc import Sequence
 import torch
 
 from phi_hybrid.bridge.checks import require_count, require_instance
-from phi_hybrid.data import Trajectories, require_data
+from phi_hybrid.data import Mixture, Trajectories, require_sets, sets_of
 from phi_hybrid.errors import NonFiniteError
 from phi_hybrid.hybrid import HybridSolver, HybridStep
 
+CONSTANT = 1e-6
+"""Deviation, relative to the root mean square, up to which a channel counts as constant; roundings are below it."""
+
 
 @torch.no_grad()
-def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16) -> None:
+def estimate_scales(
+    solver: HybridSolver, data: Trajectories | Mixture, samples: int = 16, *, centred: bool = False
+) -> None:
     """Sets σ_in and σ_out per channel, so that the network sees and returns numbers of order one.
 
-    σ_in is the root mean square of what it sees. σ_out is such that an output of ±1 at random changes the state as much
-    as it is wrong: with additive coupling σ_out² = ⟨(u*ₙ₊₁ − P(u*ₙ))²⟩, the error of one uncorrected step; with others
-    this is divided by the response of the step to its output.
+    Every component of a state or input is a channel, with scales of its own. σ_in is the root mean square of what the
+    network sees. σ_out is such that an output of ±1 at random changes the state as much as it is wrong: with additive
+    coupling σ_out² = ⟨(u*ₙ₊₁ − P(u*ₙ))²⟩, the error of one uncorrected step; with others this is divided by the response
+    of the step to its output.
 
     Args:
         solver: whose scales are set.
-        data: reference trajectories `(trajectory, time, …)`.
-        samples: number of times, equally spaced, at which all trajectories are looked at.
+        data: reference trajectories `(trajectory, time, …)`; the sets of a `Mixture` count as often as they are drawn.
+        samples: number of times, equally spaced, at which all trajectories of a set are looked at.
+        centred: whether the network sees (x − μ_in)/σ_in with the mean μ_in and the standard deviation σ_in of what it sees,
+            for what varies little about a large mean, such as a temperature or a density. What does not vary keeps its root
+            mean square for σ_in. By default μ_in = 0, so that what is zero stays zero, and reflected states stay reflected.
 
     Raises:
         StateError: if the data do not fit the solver.
     """
     require_instance("solver", solver, HybridSolver, "the HybridSolver whose scales are set")
-    require_data("data", data)
+    require_sets("data", data)
     require_count("samples", samples)
+    require_instance("centred", centred, bool, "True or False")
     if isinstance(solver.physics, HybridSolver) and not solver.physics.scaled:
-        estimate_scales(solver.physics, data, samples)
-    device = solver.output_scale.device
+        estimate_scales(solver.physics, data, samples, centred=centred)
+    shares = data.shares(1) if isinstance(data, Mixture) else {"": 1.0}
+    means = [
+        [share * mean for mean in _means(solver, part, samples, f"set {name!r}" if name else "the data")]
+        for (name, part), share in zip(sets_of(data).items(), shares.values())
+    ]
+    seen, needed, mean, variation = (sum(parts[1:], parts[0]) for parts in zip(*means))
+    scale, boundaries = seen.sqrt(), data.state_layout.boundary_kinds
+    if not centred:
+        solver.set_scales(scale, needed.sqrt(), boundaries)
+        return
+    deviation = (variation - mean**2).clamp_min(0).sqrt()
+    varies = deviation > CONSTANT * scale
+    solver.set_scales(torch.where(varies, deviation.to(scale), scale), needed.sqrt(), boundaries, mean)
+
+
+def _means(solver: HybridSolver, data: Trajectories, samples: int, name: str) -> list[torch.Tensor]:
+    """Means `(channel,)`: squares of what the network sees, and of what it has to return; what it sees, and its squares."""
     starts = torch.linspace(0, data.steps - 1, min(samples, data.steps)).long().unique().tolist()
     sums: list[torch.Tensor] = []
     for start in starts:
-        batch = data.cut(slice(None), start, 1).to(device)
+        batch = data.cut(slice(None), start, 1).to(solver.output_scale.device)
         bound = batch.bind(solver)
         step, arguments = bound.step, (*bound.state, *batch.step_inputs.at(0))
         uncorrected, _, seen = step.respond(arguments, step.no_output())
@@ -46,14 +72,14 @@ def estimate_scales(solver: HybridSolver, data: Trajectories, samples: int = 16)
         error = [t - u for t, u in zip(target, step.to_channels(uncorrected))]
         if not all(torch.isfinite(e).all() for e in error):
             raise NonFiniteError(
-                f"one step of the physics from step {start} of the data is NaN or infinite, so no scales can be estimated: "
+                f"one step of the physics from step {start} of {name} is NaN or infinite, so no scales can be estimated: "
                 "the physics is the cause, not the network. Reduce its time step, or look at its inputs",
                 start,
             )
-        squares = [_mean_square(seen), _needed_outputs(step, arguments, torch.cat([*map(_mean_square, error)]))]
-        sums = [a + b for a, b in zip(sums, squares)] if sums else squares
-    seen, needed = (s / len(starts) for s in sums)
-    solver.set_scales(seen.sqrt(), needed.sqrt(), boundaries=data.state_layout.boundary_kinds)
+        needed = _needed_outputs(step, arguments, torch.cat([*map(_mean_square, error)]))
+        found = [_mean_square(seen), needed, *_moments(seen)]
+        sums = [a + b for a, b in zip(sums, found)] if sums else found
+    return [s / len(starts) for s in sums]
 
 
 def _needed_outputs(step: HybridStep, arguments: Sequence[torch.Tensor], error: torch.Tensor) -> torch.Tensor:
@@ -84,3 +110,10 @@ def _needed_outputs(step: HybridStep, arguments: Sequence[torch.Tensor], error: 
 
 def _mean_square(channels: torch.Tensor) -> torch.Tensor:
     return (channels**2).mean([0, *range(2, channels.ndim)])
+
+
+def _moments(channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and mean square `(channel,)` in float64, so that their difference is right where the mean is large."""
+    axes = [0, *range(2, channels.ndim)]
+    mean = channels.mean(axes, keepdim=True, dtype=torch.float64)
+    return mean.flatten(), _mean_square(channels - mean.to(channels)).double() + mean.flatten() ** 2

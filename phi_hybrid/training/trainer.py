@@ -14,9 +14,8 @@ import torch
 from tqdm import tqdm
 
 from phi_hybrid.bridge.checks import require_count, require_path
-from phi_hybrid.data import Batch, Trajectories
+from phi_hybrid.data import Batch, Mixture, Trajectories
 from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
-from phi_hybrid.evaluation import trajectory_errors
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.steps import Step
 from phi_hybrid.training.callbacks import Callback
@@ -32,6 +31,7 @@ from phi_hybrid.training.objective import Objective
 from phi_hybrid.training.processes import Processes
 from phi_hybrid.training.scales import estimate_scales
 from phi_hybrid.training.snapshot import Snapshot, lengths_of, shorten
+from phi_hybrid.training.validation import validation_errors
 
 
 class Trainer:
@@ -42,7 +42,7 @@ class Trainer:
 
     Args:
         solver: `HybridSolver`, or another step with trainable parameters.
-        data: reference trajectories on the solver's grid.
+        data: reference trajectories on the solver's grid, or a `Mixture` of several sets.
         objective: e.g. `Unrolled(16)`, or a `Curriculum` of several.
         optimizer: any torch optimizer over the solver's parameters; called as `optimizer.step(closure)`. Several are one
             in `training.Optimizers`.
@@ -55,7 +55,8 @@ class Trainer:
         skip: updates whose gradient is more than so many times as long as it has been of late are left out, e.g. 10; the
             weights stay as they are. None is by default.
         seed: of the window order and of torch's generator during training.
-        validation: held-out trajectories, rolled out in full every `validate_every` updates.
+        validation: held-out trajectories, rolled out in full every `validate_every` updates; of a `Mixture`, the history has
+            the error of every set, `mae NAME`, and their mean, `mae`, which schedulers and callbacks follow.
         checkpoint: file to which everything is saved, atomically, every `checkpoint_every` updates and at the end.
         callbacks: called around updates, e.g. `BestWeights()`, `EarlyStop(5)`, `AveragedWeights()`, `Log(writer)`.
         progress: whether to show a progress bar with loss and speed.
@@ -78,7 +79,7 @@ class Trainer:
     def __init__(
         self,
         solver: Step,
-        data: Trajectories,
+        data: Trajectories | Mixture,
         objective: Objective,
         *,
         optimizer: torch.optim.Optimizer,
@@ -88,7 +89,7 @@ class Trainer:
         clip: float | None = None,
         skip: float | None = None,
         seed: int = 0,
-        validation: Trajectories | None = None,
+        validation: Trajectories | Mixture | None = None,
         validate_every: int = 100,
         checkpoint: str | os.PathLike | None = None,
         checkpoint_every: int = 100,
@@ -357,12 +358,12 @@ class Trainer:
 
     def _validate(self) -> float:
         with self.evaluation_weights() as solver:
-            error = float(trajectory_errors(solver, self.validation, self.validation.steps)[0].mean())
-            self.history["validation"]["update"].append(self.update)
-            self.history["validation"]["mae"].append(error)
+            errors = validation_errors(solver, self.validation)
+            for name, value in {"update": self.update, **errors}.items():
+                self.history["validation"].setdefault(name, []).append(value)
             for callback in self.callbacks:
-                callback.after_validation(self, error)
-        return error
+                callback.after_validation(self, errors["mae"])
+        return errors["mae"]
 
     def _settings(self) -> dict[str, Any]:
         return {

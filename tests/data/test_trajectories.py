@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cases.small import forced_step, line
+from cases.small import faces, forced_step, line
 from phi.torch.flow import (
     PERIODIC,
     Box,
@@ -63,6 +65,42 @@ def test_between(start: int, stop: int, data: ph.Trajectories) -> None:
 def test_between_out_of_range(start: int, stop: int, data: ph.Trajectories) -> None:
     with pytest.raises(ph.DataError, match=f"0 … {STEPS}"):
         data.between(start, stop)
+
+
+def test_concat_undoes_split(data: ph.Trajectories) -> None:
+    whole = ph.Trajectories.concat(*data.split(1))
+    assert torch.equal(whole.states[0], data.states[0]) and torch.equal(whole.inputs[0], data.inputs[0])
+    assert whole.layouts == data.layouts and whole.scale == data.scale and whole.metadata == data.metadata
+    assert torch.equal(ph.Trajectories.concat(data).states[0], data.states[0])
+    twice = ph.Trajectories.concat(data, replace(data, metadata={"dt": 0.1, "names": ["c"]}))
+    assert len(twice) == 2 * len(data) and twice.metadata == {"dt": 0.1}
+    without_inputs = data.with_inputs()
+    assert ph.Trajectories.concat(without_inputs, without_inputs).inputs == ()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (lambda d: d.between(0, 2), r"'sets\[1\]': 2.*between.*Mixture"),
+        (lambda d: d.with_inputs(), r"sets\[1\] .*inputs: tuple of 0 and tuple of 1"),
+        (lambda d: d.with_inputs(1 * line(1, b=4).b[0]), r"inputs: dims \(x=8.* and \(time=any"),
+        (lambda d: generate(lambda u: u, faces("periodic", 0, b=2), STEPS), "states: "),
+        (lambda d: generate(forced_step, *doubles()[:1], STEPS, doubles()[1:]), r"float64 on cpu where sets\[0\]"),
+        (lambda d: d.states[0], r"sets\[1\] = tensor.*Trajectories"),
+    ],
+)
+def test_sets_that_are_not_alike(other: Callable, named: str, data: ph.Trajectories) -> None:
+    with pytest.raises(ph.StateError, match=named):
+        ph.Trajectories.concat(data, other(data))
+
+
+def doubles() -> tuple[Field, Field]:
+    return line(0, b=2, dtype=torch.float64), line(1, b=2, time=STEPS, dtype=torch.float64)
+
+
+def test_no_sets_at_all() -> None:
+    with pytest.raises(ph.StateError, match="at least one"):
+        ph.Trajectories.concat()
 
 
 def test_selection(data: ph.Trajectories) -> None:

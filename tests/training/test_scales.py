@@ -172,3 +172,131 @@ def test_both_of_a_nested_pair_get_scales(data: ph.Trajectories, block: ph.Physi
         assert bool(found.scaled) and float(found.output_scale) != 1
         assert torch.equal(found.input_scale, expected.input_scale)
         assert torch.equal(found.output_scale, expected.output_scale)
+
+
+# --- with a mean ---
+
+
+def warm(u: Field, f: Field) -> Field:
+    return 300.0 + 0.9 * (u - 300.0) + DT * f
+
+
+@pytest.fixture(scope="module")
+def temperatures() -> ph.Trajectories:
+    """300 ± 0.01, as of a temperature in kelvin, with a force; float32 resolves 0.00003 of it."""
+    f = line(1, b=TRAJECTORIES)
+    return ph.Trajectories.generate(warm, 300.0 + 0.01 * line(0, b=TRAJECTORIES), STEPS, (0.01 * f,), progress=False)
+
+
+def cool(u: Field, f: Field) -> Field:
+    return u + DT * f
+
+
+def seen_values(data: ph.Trajectories) -> list[torch.Tensor]:
+    """What a network after `cool` sees, in float64."""
+    u, f = data.states[0][:, :-1], data.inputs[0][:, None]
+    return [(u + DT * f).double(), f.expand_as(u).double()]
+
+
+def test_mean_and_deviation_by_hand(temperatures: ph.Trajectories) -> None:
+    solver, plain = (ph.HybridSolver(cool, SmallNet(2, 1, 1)) for _ in range(2))
+    estimate_scales(solver, temperatures, centred=True)
+    estimate_scales(plain, temperatures)
+    values = seen_values(temperatures)
+    assert solver.input_mean.tolist() == pytest.approx([float(v.mean()) for v in values], rel=1e-6)
+    assert solver.input_scale.tolist() == pytest.approx([float(v.std(correction=0)) for v in values], rel=1e-3)
+    assert float(plain.input_scale[0]) == pytest.approx(300, rel=1e-3) and plain.input_mean.tolist() == [0, 0]
+    assert torch.equal(solver.output_scale, plain.output_scale)
+    solver(temperatures.initial_state, *temperatures.step_inputs)
+    seen = solver.network.seen
+    expected = [(v[:, 0, :, 0] - v.mean()) / v.std(correction=0) for v in values]
+    torch.testing.assert_close(seen[:, 0].double(), expected[0], rtol=0, atol=0.02)  # the resolution of float32
+    torch.testing.assert_close(seen[:, 1].double(), expected[1], rtol=1e-3, atol=1e-3)
+
+
+def test_components_have_means_of_their_own() -> None:
+    u = faces("periodic", 0, b=3)
+    u = u + vec(x=5.0, y=-2.0)
+    data = ph.Trajectories.generate(lambda v: v, u, 2, progress=False)
+    solver = ph.HybridSolver(lambda v: v, SmallNet(2, 2, 2))
+    estimate_scales(solver, data, centred=True)
+    for number, part in enumerate(component_values(u, "b")):
+        assert float(solver.input_mean[number]) == pytest.approx(float(part.mean()), rel=1e-5)
+        assert float(solver.input_scale[number]) == pytest.approx(float(part.std(correction=0)), rel=1e-5)
+
+
+def test_constants_keep_their_size(block: ph.PhysicsBlock) -> None:
+    """Another value of them may come later; channels that are zero keep 1."""
+
+    def with_number(u: Field, number: math.Tensor, f: Field) -> Field:
+        return u * 0.5 + f
+
+    data = ph.Trajectories.generate(with_number, line(0, b=2), 2, (math.wrap(0.1), 0 * line(1, b=2)), progress=False)
+    solver = ph.HybridSolver(with_number, SmallNet(3, 1, 1))
+    estimate_scales(solver, data, centred=True)
+    assert solver.input_mean.tolist()[1:] == pytest.approx([0.1, 0])
+    assert solver.input_scale.tolist()[1:] == pytest.approx([0.1, 1.0])
+
+
+def test_means_of_a_mixture_are_those_of_all_that_is_drawn(temperatures: ph.Trajectories) -> None:
+    """Half of the drawn windows are 10 warmer, which is nearly all of the deviation."""
+    warmer = ph.Trajectories(
+        (temperatures.states[0] + 10,), temperatures.inputs, temperatures.state_layout, temperatures.input_layout
+    )
+    solver = ph.HybridSolver(cool, SmallNet(2, 1, 1))
+    mixture = ph.data.Mixture({"cool": (1.0, temperatures[:1]), "warm": (1.0, warmer)})
+    estimate_scales(solver, mixture, centred=True)
+    assert float(solver.input_mean[0]) == pytest.approx(305, abs=0.05)
+    assert float(solver.input_scale[0]) == pytest.approx(5, rel=0.01)
+
+
+def test_a_mean_is_kept_by_trainers_copies_and_files(temperatures: ph.Trajectories) -> None:
+    def make(seed: int = 0) -> ph.HybridSolver:
+        return ph.HybridSolver(cool, SmallNet(2, 1, 1, seed=seed))
+
+    solver = make()
+    estimate_scales(solver, temperatures, centred=True)
+    optimizer = torch.optim.SGD(solver.parameters(), 1e-3)
+    mean = solver.input_mean.clone()
+    ph.Trainer(solver, temperatures, ph.Unrolled(2), optimizer=optimizer, progress=False).fit(2)
+    assert torch.equal(solver.input_mean, mean)
+    loaded = make(1)
+    loaded.load_state_dict(solver.state_dict())
+    arguments = (temperatures.initial_state, *temperatures.step_inputs)
+    expected = solver(*arguments).values
+    for twin in (loaded, copy.deepcopy(solver)):
+        assert torch.equal(twin.input_mean, mean)
+        math.assert_close(twin(*arguments).values, expected, rel_tolerance=0, abs_tolerance=0)
+    members = [solver, make(1)]
+    estimate_scales(members[1], temperatures, centred=True)
+    members[1].input_mean += 0.01
+    both = ph.Ensemble(members)(*arguments)
+    for n, member in enumerate(members):
+        math.assert_close(both.member[n].values, member(*arguments).values, rel_tolerance=1e-6, abs_tolerance=1e-6)
+
+
+def test_files_without_a_mean_have_none(temperatures: ph.Trajectories) -> None:
+    """Also for solvers that have one."""
+    solver, old = (ph.HybridSolver(cool, SmallNet(2, 1, 1)) for _ in range(2))
+    estimate_scales(solver, temperatures, centred=True)
+    estimate_scales(old, temperatures)
+    state = old.state_dict()
+    del state["input_mean"]
+    solver.load_state_dict(state)
+    assert solver.input_mean.tolist() == [0, 0] and torch.equal(solver.input_scale, old.input_scale)
+    estimate_scales(solver, temperatures, centred=True)
+    estimate_scales(solver, temperatures)
+    assert solver.input_mean.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("bad", [torch.ones(3), torch.tensor([1.0, float("nan")]), [1.0, 2.0]])
+def test_means_that_do_not_fit(bad: object) -> None:
+    solver = ph.HybridSolver(cool, SmallNet(2, 1, 1))
+    with pytest.raises(ph.StateError, match="input_mean = .*2 channels"):
+        solver.set_scales(torch.ones(2), torch.ones(1), input_mean=bad)
+    assert not solver.scaled
+
+
+def test_centred_is_yes_or_no(temperatures: ph.Trajectories) -> None:
+    with pytest.raises(ph.StateError, match="centred = 1"):
+        estimate_scales(ph.HybridSolver(cool, SmallNet(2, 1, 1)), temperatures, centred=1)
