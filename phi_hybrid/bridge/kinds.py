@@ -71,8 +71,13 @@ class TensorLayout(Layout):
         return self.parts
 
     def unflatten(self, natives: Iterator[torch.Tensor]) -> Tensor:
-        tensors = [_assemble(next(natives), axes) for axes in self.parts]
-        return tensors[0] if self.split is None else math.stack(tensors, self.split.shape(len(tensors)))
+        parts = [next(natives) for _ in self.parts]
+        tensors = [_assemble(native, axes) for native, axes in zip(parts, self.parts)]
+        if self.split is None:
+            return tensors[0]
+        precise = parts[0].is_floating_point() or parts[0].is_complex()
+        with math.precision(torch.finfo(parts[0].dtype).bits if precise else math.get_precision()):  # it would cast
+            return math.stack(tensors, self.split.shape(len(tensors)))
 
     def map_axes(self, f: Callable[[tuple[Axis, ...]], Iterable[Axis]]) -> TensorLayout:
         return replace(self, parts=tuple(tuple(sorted_axes(f(axes))) for axes in self.parts))

@@ -9,7 +9,7 @@ import torch
 
 
 class Snapshot:
-    """Weights, buffers, and states of optimizer and scheduler, kept in memory.
+    """Weights, buffers, modes, and states of optimizer and scheduler, kept in memory.
 
     Args:
         solver: whose `state_dict` is kept.
@@ -23,6 +23,7 @@ class Snapshot:
         self._weights: dict[str, Any] = {}
         self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._states: list[Any] = []
+        self._modes: list[tuple[torch.nn.Module, bool]] = []
 
     @torch.no_grad()
     def take(self, again: bool = False) -> None:
@@ -38,10 +39,13 @@ class Snapshot:
             live = self._solver.state_dict()
             self._weights = copied(live)
             self._pairs = [(own, live[name]) for name, own in self._weights.items() if isinstance(own, torch.Tensor)]
+        self._modes = [(module, module.training) for module in self._solver.modules()]
         self._states = [copied(part.state_dict()) for part in self._parts]
 
     def restore(self) -> None:
         """Puts back what was kept."""
+        for module, training in self._modes:  # a validation may have been interrupted
+            module.training = training
         self.restore_weights()
         for part, state in zip(self._parts, self._states):
             part.load_state_dict(copied(state))

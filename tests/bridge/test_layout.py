@@ -333,3 +333,11 @@ def test_entries_of_unlike_sizes_are_tensors_of_their_own(kind: Callable) -> Non
     assert [tuple(t.shape) for t in tensors] == [(3,), (4,)]
     back = unflatten(layout, tensors)
     assert all(torch.equal(back[{"parts": i}].native("x"), parts[i].native("x")) for i in range(2))
+
+
+def test_each_value_keeps_its_precision() -> None:
+    """Faces would be cast to that of other values in the state when they are put together."""
+    faces = random_field("staggered", "closed", 2, dtype=torch.float32)
+    tensors, layout = flatten((math.wrap(torch.ones(2, dtype=torch.float64), batch("b")), faces))
+    again = unflatten(layout, tensors)
+    assert [t.dtype for t in flatten(again)[0]] == [torch.float64, torch.float32, torch.float32]

@@ -193,6 +193,26 @@ def test_any_error_leaves_the_last_update(block: ph.PhysicsBlock, data: ph.Traje
     assert_same(trainer, expected)
 
 
+def test_a_validation_that_fails_leaves_the_mode(
+    block: ph.PhysicsBlock, data: ph.Trajectories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while some modules are in evaluation mode, even before the validation could put them back."""
+
+    def interrupted(solver: torch.nn.Module, *args: Any) -> None:
+        for module in list(solver.modules())[::2]:
+            module.training = False
+        raise KeyboardInterrupt
+
+    expected, trainer = whole(block, data), build(block, data)
+    with monkeypatch.context() as patch:
+        patch.setattr("phi_hybrid.training.validation.trajectory_errors", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit(UPDATES)
+    assert trainer.update == 4
+    trainer.fit(UPDATES)
+    assert_same(trainer, expected)
+
+
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
