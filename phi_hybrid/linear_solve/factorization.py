@@ -89,12 +89,11 @@ class PseudoInverseSolver:
         u, values, v = np.linalg.svd(system.matrix.toarray())
         kept = values > 1e-11 * values[0]
         self.inverse = (v[kept].T / values[kept]) @ u[:, kept].T
-        self.left, self.right = u[:, ~kept], v[~kept].T
+        self.right = v[~kept].T
 
     def solve(self, rhs: torch.Tensor, transposed: bool) -> Solution:
-        b, null = to_columns(rhs), self.right if transposed else self.left
-        weights = null.T @ b
-        b = b - null @ weights
+        """The residual counts what of b no x can produce; that part of a cotangent is left out."""
+        b = to_columns(rhs)
         x = (self.inverse.T if transposed else self.inverse) @ b
-        residual = torch.from_numpy(self.system.residual(x, b, transposed))
-        return Solution(from_columns(x, rhs), residual, torch.from_numpy(np.linalg.norm(weights, axis=0)))
+        target = b - self.right @ (self.right.T @ b) if transposed else b
+        return Solution(from_columns(x, rhs), torch.from_numpy(self.system.residual(x, target, transposed)))

@@ -109,6 +109,7 @@ def test_files_without_their_block_are_plain_hdf5(data: ph.Trajectories, path: P
     assert equal(ph.Trajectories.load(path).states, data.states)
 
 
+@pytest.mark.slow
 def test_files_of_version_1_never_crash(tmp_path: Path) -> None:
     """They have no checksums: what is found is an error, what is not are values of the same shapes."""
     content, rng, path = OLD.read_bytes(), random.Random(0), tmp_path / "data.h5"

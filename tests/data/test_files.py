@@ -131,6 +131,7 @@ def test_folder_in_the_way(tmp_path: Path) -> None:
     assert names(tmp_path) == ["data.bin", "file"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
 def test_files_that_grow_too_large(tmp_path: Path) -> None:
     path = tmp_path / "data.bin"
@@ -198,6 +199,7 @@ def test_which_parts_are_abandoned(name: str, age: float, goes: bool, tmp_path: 
     assert part.exists() != goes
 
 
+@pytest.mark.slow
 def test_nested_and_simultaneous_writers_of_one_file(tmp_path: Path) -> None:
     """Whoever is last wins; nobody removes what another writes."""
     path = tmp_path / "data.bin"

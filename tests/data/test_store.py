@@ -176,6 +176,7 @@ def test_other_kinds_of_tensors(tmp_path: Path) -> None:
         ph.Trajectories((states.real.to(torch.bfloat16),), (), *layouts).save(path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 def test_memory_grows_neither_with_the_data_nor_with_the_rollouts(tmp_path: Path) -> None:
     """Anonymous memory of loading and evaluating, in a process of its own: four times the rollouts are 32 MB more."""
@@ -239,6 +240,7 @@ def test_failed_write_leaves_the_old_file(
     assert path.read_bytes() == before and names(path.parent) == ["data.h5"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
 def test_process_survives_a_full_disk(path: Path) -> None:
     """In a process of its own, since the HDF5 library can end it."""

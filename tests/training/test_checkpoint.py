@@ -230,6 +230,7 @@ def test_full_disk_keeps_the_old_file(share: float, path: Path, monkeypatch: pyt
     assert same(read_checkpoint(path), make_state()) and [p.name for p in path.parent.iterdir()] == ["a.pt"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
 def test_process_survives_a_full_disk(path: Path) -> None:
     code = """

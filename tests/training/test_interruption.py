@@ -230,7 +230,7 @@ trainer.fit({updates})
 """
 
 
-@pytest.mark.parametrize("moments", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_processes_are_resumed(
     moments: int, block: ph.PhysicsBlock, data: ph.Trajectories, tmp_path: Path
 ) -> None:

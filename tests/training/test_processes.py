@@ -153,6 +153,7 @@ def stop_in_one(folder: str) -> None:
         print(f"refused {rank}", flush=True)
 
 
+@pytest.mark.slow
 def test_all_processes_end_together(tmp_path: Path) -> None:
     output = launch("stop_in_one", tmp_path)
     for rank in (0, 1):
