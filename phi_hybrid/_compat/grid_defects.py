@@ -3,6 +3,8 @@
 * `diffuse.fourier` takes every cell for one of size 1;
 * operators on staggered and centered fields of one grid pair values by index: `staggered * centered` is off by half a cell
   between periodic sides and crashes elsewhere;
+* `field.curl` of centered fields takes every cell for one of size 1, and pads components of staggered fields with the
+  boundary of another component;
 * grids keep the cell size and the centres of the precision in which they were first asked for.
 
 `tests/compat/test_grid_defects.py` has one test per workaround that fails as soon as upstream has mended the defect.
@@ -16,15 +18,16 @@ from functools import cached_property
 from typing import Any
 
 from phi import math
-from phi.field import Field
+from phi.field import Field, curl
 from phi.field._resample import sample
-from phi.geom import UniformGrid
+from phi.geom import Box, UniformGrid
 from phi.physics import diffuse
 from phiml.math import extrapolation
 from phiml.math._tensors import Tensor as PhiTensor
 
 _fourier_of_unit_cells = diffuse.fourier
 _combine_by_index = Field._op2
+_curl_padded_by_others = curl
 
 
 def _fourier(field: Field, diffusivity: Any, dt: Any) -> Field:
@@ -33,6 +36,36 @@ def _fourier(field: Field, diffusivity: Any, dt: Any) -> Field:
     waves = math.fftfreq(field.resolution, field.dx)  # cycles per length
     kernel = math.exp(-((2 * math.PI) ** 2) * math.vec_squared(waves) * (diffusivity * dt))
     return field.with_values(_multiply_spectrum(field.values, kernel))
+
+
+def _curl(field: Field, at: str = "corner") -> Field:
+    """∂ₓv − ∂ᵧu at the corners of cells in 2D, ∇×v in 3D: differences over a cell, means over the cells beside."""
+    known = field.is_grid and at == "corner" and "vector" in field.shape
+    if not known or field.spatial_rank not in (2, 3) or (field.spatial_rank == 3 and field.is_centered):
+        return _curl_padded_by_others(field, at)  # which says what is missing
+    names = field.vector.item_names
+    inner = field.with_boundary(None).values if field.is_staggered else field.values
+    components = {n: inner[{"~vector" if field.is_staggered else "vector": n}] for n in names}
+    for name, values in components.items():
+        widths = {d: (1, 1) for d in names if d != name or field.is_centered}
+        components[name] = math.pad(values, widths, field.boundary[{"vector": name}], bounds=field.bounds)
+
+    def derivative(name: str, dim: str) -> PhiTensor:
+        slope = math.spatial_gradient(
+            components[name], field.dx[dim], "forward", padding=None, dims=dim, stack_dim=None
+        )
+        between = [d for d in names if d != dim and (d != name or field.is_centered)]
+        for other in between:
+            slope = math.neighbor_mean(slope, other)
+        return slope
+
+    pairs = [(names[1], names[0])] if len(names) == 2 else [(names[i - 1], names[i - 2]) for i in range(3)]
+    parts = [derivative(a, b) - derivative(b, a) for a, b in pairs]
+    values = parts[0] if len(names) == 2 else math.stack(parts, field.geometry.shape["vector"])
+    corners = UniformGrid(
+        field.resolution + 1, Box(field.bounds.lower - field.dx / 2, field.bounds.upper + field.dx / 2)
+    )
+    return Field(corners, values, field.boundary.spatial_gradient())
 
 
 def _multiply_spectrum(values: PhiTensor, factor: PhiTensor) -> PhiTensor:
@@ -83,6 +116,7 @@ def _replace_everywhere(original: Callable, replacement: Callable) -> None:
 
 Field._op2 = _combine
 _replace_everywhere(_fourier_of_unit_cells, _fourier)
+_replace_everywhere(_curl_padded_by_others, _curl)
 for _name in ("dx", "center"):
     _cached = _CachedPerPrecision(getattr(UniformGrid, _name).func)
     _cached.__set_name__(UniformGrid, _name)
