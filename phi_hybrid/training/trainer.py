@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from typing import Any
@@ -69,7 +70,8 @@ class Trainer:
             the numbers of the updates that were clipped and skipped, `{'clipped', 'skipped': [...]}`, and the losses that
             the objective adds up, weighted, `{'contributions': {name: {'update': [...], 'value': [...]}}}`. All are those
             at the weights before the update, also where an optimizer asks for more than one loss.
-        stopped: why a callback has ended the training, `None` if none has.
+        stopped: why a callback has ended the training, `None` if none has; set it to `None` to go on nevertheless.
+        processes: that train together; `processes.rank` is the number of this one.
 
     Raises:
         DataError: if trajectories are shorter than the windows.
@@ -170,9 +172,10 @@ class Trainer:
                     if self.checkpoint is not None and self.update % self.checkpoint_every == 0:
                         self.save(self.checkpoint)
             except BaseException:
-                self._save_at_the_end()
+                self._save_after_an_error()
                 raise
-            self._save_at_the_end()
+            if self.checkpoint is not None:
+                self.save(self.checkpoint)
             self.processes.wait()  # none goes on to read a file that is being written
         return self.history
 
@@ -239,9 +242,14 @@ class Trainer:
             skipped = {"skipped": len(self.history["skipped"])} if self.history["skipped"] else {}
             bar.set_postfix(loss=f"{loss:.3e}", **skipped, refresh=False)
 
-    def _save_at_the_end(self) -> None:
-        if self.checkpoint is not None:
+    def _save_after_an_error(self) -> None:
+        """The last complete update, unless that fails, too: the first error is the one to be seen."""
+        if self.checkpoint is None:
+            return
+        try:
             self.save(self.checkpoint)
+        except DataError as error:
+            warnings.warn(f"the last complete update could not be saved: {error}", RuntimeWarning, stacklevel=3)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes solver, optimizer, scheduler, random state and history; an older file stays whole until then.
@@ -316,13 +324,17 @@ class Trainer:
 
     def _explained(self, error: NonFiniteError, batch: Batch) -> NonFiniteError:
         """The error with its place, and the batch and the weights in a file beside the checkpoint."""
-        where = first_non_finite(self.solver, batch)
+        kept = ""
         if self.checkpoint is not None:
             path = f"{os.fspath(self.checkpoint)}.nonfinite{self.processes.rank or ''}"
             windows = {"states": batch.states, "inputs": batch.inputs}
-            write_checkpoint(path, {**windows, "solver": self.solver.state_dict()})
-            where += f" Windows and weights are in {path}, for torch.load."
-        return NonFiniteError(f"{error}. {where}", error.step)
+            try:
+                write_checkpoint(path, {**windows, "solver": self.solver.state_dict()})
+                kept = f" Windows and weights are in {path}, for torch.load."
+            except DataError as second:  # which must not take the place of what went wrong
+                kept = f" Windows and weights could not be kept: {second}"
+        where = first_non_finite(self.solver, batch, self.accumulate)  # writes into running statistics, restored later
+        return NonFiniteError(f"{error}. {where}{kept}", error.step)
 
     def require_finite(self, name: str, value: torch.Tensor) -> None:
         """Raises NonFiniteError unless a number of this update is finite."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -105,3 +105,18 @@ def native_of(step: Step, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     known = [*step.known, *getattr(step, "physics", step).known]
     layout = next(n.layout for n in known if matches(n.layout, tensors))
     return step.native_for(layout, tensors)(*tensors)
+
+
+def trained_on(data: ph.Trajectories, physics: Callable, channels: int) -> list[torch.Tensor]:
+    """Weights of a small network, which sees so many channels, after four updates."""
+    solver = ph.HybridSolver(ph.capture(physics), SmallNet(channels, 1, 1))
+    optimizer = torch.optim.Adam(solver.parameters(), 1e-2)
+    ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, batch_size=3, progress=False).fit(4)
+    return [p.detach().clone() for p in solver.parameters()]
+
+
+def forced_data(trajectories: int = 6) -> ph.Trajectories:
+    """Six steps of a reference whose velocity decays and whose force counts otherwise than in `forced_step`."""
+    reference = ph.capture(lambda u, f: 0.9 * step(u) + f)
+    inputs = (line(1, b=trajectories, time=6),)
+    return ph.Trajectories.generate(reference, line(0, b=trajectories), 6, inputs, progress=False)

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from cases.small import SmallNet, equal, line, noise
+from cases.small import equal, line, noise, trained_on
 from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, advect, channel, math, spatial
 
 import phi_hybrid as ph
@@ -148,19 +148,12 @@ def transport(u: Field) -> Field:
     return advect.semi_lagrangian(u, u, 0.1)
 
 
-def trained(data: ph.Trajectories) -> list[torch.Tensor]:
-    solver = ph.HybridSolver(ph.capture(transport), SmallNet(1, 1, 1))
-    optimizer = torch.optim.Adam(solver.parameters(), 1e-2)
-    ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, batch_size=3, progress=False).fit(4)
-    return [p.detach().clone() for p in solver.parameters()]
-
-
 def test_training_on_a_file_is_training_on_the_same_numbers(tmp_path: Path) -> None:
     generated = ph.Trajectories.generate(lambda u: 0.9 * transport(u), line(0, b=4), FRAMES - 1, progress=False)
     path = write_tensor(tmp_path / "u.hdf5", generated.states[0][..., 0].numpy())
     read = read_pdebench(path, PERIODIC, channels=channel(vector="x"))
     assert read.layouts == generated.layouts
-    assert equal(trained(read), trained(generated))
+    assert equal(trained_on(read, transport, 1), trained_on(generated, transport, 1))
 
 
 # --- what is refused ---

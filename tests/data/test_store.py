@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from cases.bodies import BODIES
+from cases.full_disk import FullDisk
 from cases.small import equal, faces, forced_step, line, noise, same, scalar
 from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, StaggeredGrid, batch, extrapolation, math, spatial, vec
 
@@ -204,28 +204,6 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-class FullDisk:
-    """A file that has room for some writes."""
-
-    def __init__(self, file: Any, writes: int) -> None:
-        self.file, self.left = file, writes
-
-    def __enter__(self) -> FullDisk:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.file.close()
-
-    def seek(self, *args: int) -> int:
-        return self.file.seek(*args)
-
-    def write(self, content: Any) -> int:
-        self.left -= 1
-        if self.left < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return self.file.write(content)
-
-
 @pytest.mark.parametrize("writes", [0, 1, 2, 4, 8, 12])
 def test_failed_write_leaves_the_old_file(
     writes: int, data: ph.Trajectories, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,7 +211,10 @@ def test_failed_write_leaves_the_old_file(
     before = path.read_bytes()
     monkeypatch.setattr(pieces, "PIECE", 20)
     monkeypatch.setattr(
-        files, "open", lambda n, mode: FullDisk(open(n, mode), writes) if mode == "wb" else open(n, mode), raising=False
+        files,
+        "open",
+        lambda n, mode: FullDisk(open(n, mode), writes=writes) if mode == "wb" else open(n, mode),
+        raising=False,
     )
     with pytest.raises(ph.DataError, match="data.h5 could not be written.*No space left"):
         data[:2].save(path)

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from cases.small import SmallNet, equal, line, noise
+from cases.small import equal, line, noise, trained_on
 from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, advect, channel, math
 
 import phi_hybrid as ph
@@ -196,13 +196,6 @@ def transport(u: Field, rate: Any) -> Field:
     return advect.semi_lagrangian(u, u, 0.1) * rate
 
 
-def trained(data: ph.Trajectories) -> list[torch.Tensor]:
-    solver = ph.HybridSolver(ph.capture(transport), SmallNet(2, 1, 1))
-    optimizer = torch.optim.Adam(solver.parameters(), 1e-2)
-    ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, batch_size=3, progress=False).fit(4)
-    return [p.detach().clone() for p in solver.parameters()]
-
-
 def test_training_on_a_file_is_training_on_the_same_numbers(tmp_path: Path) -> None:
     rates = math.wrap(noise(4, seed=1), math.batch("trajectory"))
 
@@ -218,7 +211,7 @@ def test_training_on_a_file_is_training_on_the_same_numbers(tmp_path: Path) -> N
         add_side(file, "PERIODIC", "x", 0, -1)
     read = read_the_well(tmp_path / "line.h5", inputs=["rate"])
     assert read.layouts == generated.layouts and equal(read.inputs, generated.inputs)
-    assert equal(trained(read), trained(generated))
+    assert equal(trained_on(read, transport, 2), trained_on(generated, transport, 2))
 
 
 # --- what is refused ---

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from cases.small import equal, same
@@ -242,10 +244,11 @@ def test_stop_gradient_is_respected() -> None:
     assert torch.equal(gradient, torch.full_like(leaf, 2.0))
 
 
-def test_detached_native_values_are_respected() -> None:
+@pytest.mark.parametrize("detach", [torch.Tensor.detach, torch.detach, lambda t: t.data])
+def test_detached_native_values_are_respected(detach: Callable) -> None:
     def step(x: Tensor) -> Tensor:
         native = x.native("x")
-        return math.wrap(native * native.detach(), spatial("x"))
+        return math.wrap(native * detach(native), spatial("x"))
 
     leaf = noise(5).requires_grad_()
     (found,) = capture(step, math.wrap(leaf.detach(), spatial("x"))).native(leaf)

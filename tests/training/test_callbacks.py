@@ -8,25 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from cases.small import SmallNet, equal, forced_step, line, step
+from cases.small import SmallNet, equal
 
 import phi_hybrid as ph
 from phi_hybrid.evaluation import trajectory_errors
 from phi_hybrid.training import AveragedWeights, BestWeights, Callback, EarlyStop, Log
 from phi_hybrid.training.checks import check_accumulation
-
-
-@pytest.fixture(scope="module")
-def block() -> ph.PhysicsBlock:
-    return ph.capture(forced_step)
-
-
-@pytest.fixture(scope="module")
-def data() -> ph.Trajectories:
-    f = line(1, b=6, time=6)
-    reference = ph.capture(lambda u, f: 0.9 * step(u) + f)
-    return ph.Trajectories.generate(reference, line(0, b=6), 6, (f,), progress=False)
-
 
 Build = Callable[..., ph.Trainer]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases.full_disk import FullDisk
 from cases.small import noise
 
 import phi_hybrid as ph
@@ -195,34 +195,12 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
 # --- full disks ---
 
 
-class FullDisk:
-    """A file that has room for some bytes."""
-
-    def __init__(self, file: Any, room: int) -> None:
-        self.file, self.room = file, room
-
-    def __enter__(self) -> FullDisk:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.file.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-    def write(self, content: Any) -> int:
-        self.room -= len(content)
-        if self.room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return self.file.write(content)
-
-
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.97, 0.999])
 def test_full_disk_keeps_the_old_file(share: float, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = int(share * path.stat().st_size)
 
     def opened(name: str, mode: str) -> Any:
-        return FullDisk(open(name, mode), room) if mode == "wb" else open(name, mode)
+        return FullDisk(open(name, mode), room=room) if mode == "wb" else open(name, mode)
 
     monkeypatch.setattr("phi_hybrid.data.files.open", opened, raising=False)
     with pytest.raises(ph.DataError, match="a.pt could not be written.*No space left"):

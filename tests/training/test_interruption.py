@@ -14,26 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from cases.small import SmallNet, equal, forced_step, line, step
+from cases.full_disk import FullDisk
+from cases.small import SmallNet, equal, forced_step, step
 from phi.torch.flow import Field, math
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
 from phi_hybrid.training import Objective
+from phi_hybrid.training.diagnosis import first_non_finite
 
 UPDATES = 24
-
-
-@pytest.fixture(scope="module")
-def block() -> ph.PhysicsBlock:
-    return ph.capture(forced_step)
-
-
-@pytest.fixture(scope="module")
-def data() -> ph.Trajectories:
-    f = line(1, b=4, time=6)
-    reference = ph.capture(lambda u, f: 0.9 * step(u) + f)
-    return ph.Trajectories.generate(reference, line(0, b=4), 6, (f,), progress=False)
 
 
 class Normalised(torch.nn.Module):
@@ -218,11 +208,11 @@ import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from pathlib import Path
+from cases.small import forced_data, forced_step
 from training import test_interruption as t
 import phi_hybrid as ph
-reference = ph.capture(lambda u, f: 0.9 * t.step(u) + f)
-data = ph.Trajectories.generate(reference, t.line(0, b=4), 6, (t.line(1, b=4, time=6),), progress=False)
-trainer = t.build(ph.capture(t.forced_step), data, checkpoint={path!r}, checkpoint_every=1)
+data = forced_data()
+trainer = t.build(ph.capture(forced_step), data, checkpoint={path!r}, checkpoint_every=1)
 if Path({path!r}).exists():
     trainer.resume({path!r})
 print("ready", flush=True)
@@ -299,6 +289,31 @@ def test_messages_name_who_made_it(culprit: str, block: ph.PhysicsBlock, data: p
     assert e.value.step == 0
     saved = torch.load(tmp_path / "a.pt.nonfinite", weights_only=True)
     assert saved["states"][0].shape[1] == 4 and set(saved["solver"]) == set(solver.state_dict())
+
+
+def test_a_full_disk_does_not_hide_what_went_wrong(
+    block: ph.PhysicsBlock, data: ph.Trajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solver = ph.HybridSolver(block, BrokenNetwork())
+    optimizer = torch.optim.Adam(solver.parameters())
+    trainer = ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, batch_size=2, accumulate=2, progress=False)
+    trainer.checkpoint = tmp_path / "missing" / "a.pt"
+    monkeypatch.setattr(
+        "phi_hybrid.data.files.open",
+        lambda name, mode: FullDisk(open(name, mode), room=10) if mode == "wb" else open(name, mode),
+        raising=False,
+    )
+    with pytest.warns(RuntimeWarning, match="could not be saved.*No space left"):
+        with pytest.raises(ph.NonFiniteError, match="the network made it.*could not be kept.*No space left"):
+            trainer.fit(1)
+
+
+def test_windows_are_counted_over_the_parts_of_an_update(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
+    solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
+    batch = data.windows(2).shuffled(0, 4, 0)
+    batch.states[0][3, 0, 2] = 3e38  # grows beyond all bounds in the first step
+    assert "window 3, tensor 0" in first_non_finite(solver, batch, parts=2)
+    assert first_non_finite(solver, batch, parts=2) == first_non_finite(solver, batch)
 
 
 # --- resume ---

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases.small import SmallNet, forced_step, line, step
+from cases.small import SmallNet, forced_data, forced_step
 
 import phi_hybrid as ph
 from phi_hybrid.training import Callback
@@ -29,8 +29,7 @@ getattr(t, {name!r})({folder!r})
 
 
 def build(precision: int = 64, seed: int | None = 0, **settings: Any) -> ph.Trainer:
-    reference = ph.capture(lambda u, f: 0.9 * step(u) + f)
-    data = ph.Trajectories.generate(reference, line(0, b=4), 6, (line(1, b=4, time=6),), progress=False)
+    data = forced_data(4)
     if precision == 64:
         states, inputs = (tuple(t.double() for t in part) for part in (data.states, data.inputs))
         data = replace(data, states=states, inputs=inputs)

@@ -7,20 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases.small import SmallNet, equal, forced_step, line, step
+from cases.small import SmallNet, equal, line
 
 import phi_hybrid as ph
-
-
-@pytest.fixture(scope="module")
-def data() -> ph.Trajectories:
-    reference = ph.capture(lambda u, f: 0.9 * step(u) + f)
-    return ph.Trajectories.generate(reference, line(0, b=4), 6, (line(1, b=4, time=6),), progress=False)
-
-
-@pytest.fixture(scope="module")
-def block() -> ph.PhysicsBlock:
-    return ph.capture(forced_step)
 
 
 class Mixed(torch.nn.Module):
@@ -50,11 +39,20 @@ def train(
 def test_autocast_around_a_training_sees_new_weights(
     optimizer: Callable, block: ph.PhysicsBlock, data: ph.Trajectories
 ) -> None:
-    """Its cache of rounded weights outlives updates."""
-    losses, _ = train(block, data, Mixed(), optimizer)
+    """Its cache of rounded weights outlives updates; one that is entered anew for each has none."""
+
+    def make() -> ph.Trainer:
+        solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
+        return ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer(solver.parameters()), progress=False)
+
+    around, anew = make(), make()
     with torch.autocast("cpu", torch.bfloat16):
-        around, _ = train(block, data, SmallNet(2, 1, 1), optimizer)
-    assert around == pytest.approx(losses, rel=0.05) and len(set(around)) == 5
+        losses = around.fit(5)["loss"]
+    for update in range(5):
+        with torch.autocast("cpu", torch.bfloat16):
+            anew.fit(update + 1)
+    assert losses == anew.history["loss"] and len(set(losses)) == 5
+    assert equal(list(around.solver.parameters()), list(anew.solver.parameters()))
 
 
 def test_mixed_precision_of_the_network_alone(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
