@@ -5,7 +5,8 @@
   between periodic sides and crashes elsewhere;
 * `field.curl` of centered fields takes every cell for one of size 1, and pads components of staggered fields with the
   boundary of another component;
-* grids keep the cell size and the centres of the precision in which they were first asked for.
+* grids keep the cell size and the centres of the precision in which they were first asked for;
+* which of two constant sides fills a corner depends on addresses in memory, another in each process.
 
 `tests/compat/test_grid_defects.py` has one test per workaround that fails as soon as upstream has mended the defect.
 """
@@ -28,6 +29,7 @@ from phiml.math._tensors import Tensor as PhiTensor
 _fourier_of_unit_cells = diffuse.fourier
 _combine_by_index = Field._op2
 _curl_padded_by_others = curl
+_pad_in_any_order = extrapolation._MixedExtrapolation.pad
 
 
 def _fourier(field: Field, diffusivity: Any, dt: Any) -> Field:
@@ -106,6 +108,21 @@ class _CachedPerPrecision(cached_property):
         raise AttributeError(f"{self.attrname} of a grid cannot be set")
 
 
+def _pad(
+    self: extrapolation._MixedExtrapolation, value: PhiTensor, widths: dict, already_padded: Any = None, **kwargs: Any
+) -> PhiTensor:
+    """Pads side by side, those of one rank in the order in which the boundary names them."""
+    done = dict(already_padded or {})
+    for side in sorted(dict.fromkeys(self.ext.values()), key=lambda side: side.pad_rank):
+        own = {
+            dim: tuple(w if self._at_boundary(dim + end) == side else 0 for w, end in zip(both, "-+"))
+            for dim, both in widths.items()
+        }
+        value = side.pad(value, own, already_padded=done, **kwargs)
+        done.update(own)
+    return value
+
+
 def _replace_everywhere(original: Callable, replacement: Callable) -> None:
     """Puts a function in the place of one of PhiFlow or PhiML in all of their modules that name it."""
     for module in [m for name, m in sys.modules.items() if name.split(".")[0] in ("phi", "phiml")]:
@@ -115,6 +132,7 @@ def _replace_everywhere(original: Callable, replacement: Callable) -> None:
 
 
 Field._op2 = _combine
+extrapolation._MixedExtrapolation.pad = _pad
 _replace_everywhere(_fourier_of_unit_cells, _fourier)
 _replace_everywhere(_curl_padded_by_others, _curl)
 for _name in ("dx", "center"):

@@ -18,6 +18,7 @@ from phi.torch.flow import (
     Noise,
     StaggeredGrid,
     diffuse,
+    extrapolation,
     field,
     math,
     spatial,
@@ -187,3 +188,18 @@ def test_curl_at_a_moving_lid() -> None:
 def test_curl_is_captured(grid: type) -> None:
     u = grid(Noise(vector="x,y"), {"x": PERIODIC, "y": 0}, Box(x=2.0, y=3.0), x=5, y=4)
     assert (capture(field.curl, u)(u).values.numpy("x,y") == field.curl(u).values.numpy("x,y")).all()
+
+
+def test_the_last_of_two_constant_sides_fills_the_corners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the sides' hashes are, which are addresses, as PhiML numbers them by the order of a set."""
+    orders = [("x", "y"), ("y", "x")]
+    sides = {"x": extrapolation.ConstantExtrapolation(1.0), "y": extrapolation.ConstantExtrapolation(2.0)}
+    ones = math.ones(spatial(x=2, y=2))
+
+    def corners(pad: Callable, salt: int) -> list[float]:
+        monkeypatch.setattr(extrapolation.ConstantExtrapolation, "__hash__", lambda side: int(side.value) ^ salt)
+        mixed = [extrapolation.combine_sides(**{dim: sides[dim] for dim in order}) for order in orders]
+        return [float(pad(m, ones, {"x": (1, 1), "y": (1, 1)})[{"x": 0, "y": 0}]) for m in mixed]
+
+    assert corners(_compat.grid_defects._pad_in_any_order, 0) != corners(_compat.grid_defects._pad_in_any_order, 3)
+    assert corners(_compat.grid_defects._pad, 0) == corners(_compat.grid_defects._pad, 3) == [2.0, 1.0]
