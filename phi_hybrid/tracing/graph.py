@@ -58,3 +58,10 @@ class CapturedGraph(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_inductor"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, deep or unpickled, in which torch has made persistent buffers of the constants."""
+        super().__setstate__(state)
+        for part in self.module.modules():
+            for name, constant in list(part.named_buffers(recurse=False)):
+                part.register_buffer(name, constant, persistent=False)

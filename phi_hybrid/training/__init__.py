@@ -5,6 +5,7 @@ from phi_hybrid.training.callbacks import AveragedWeights, BestWeights, Callback
 from phi_hybrid.training.noise import Noise, Ramp
 from phi_hybrid.training.objective import Curriculum, Diverted, Objective, Pushforward, Unrolled
 from phi_hybrid.training.optimizers import Optimizers
+from phi_hybrid.training.parallel import TaskError, parallel_map
 from phi_hybrid.training.precompute import precompute_corrections
 from phi_hybrid.training.scales import estimate_scales
 from phi_hybrid.training.trainer import Trainer
@@ -22,10 +23,12 @@ __all__ = [
     "Optimizers",
     "Pushforward",
     "Ramp",
+    "TaskError",
     "Trainer",
     "Unrolled",
     "estimate_scales",
     "gradient",
     "losses",
+    "parallel_map",
     "precompute_corrections",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import distributed
@@ -10,11 +12,34 @@ from torch import distributed
 from phi_hybrid.data import Batch
 from phi_hybrid.errors import StateError
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def each_alone() -> Iterator[None]:
+    """Trainings that are begun within are those of one process, whichever others there are."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def join_group(device: torch.device) -> tuple[int, int]:
+    """Rank of this process and number of all. Under `torchrun`, the process group is made here unless there is one."""
+    if _alone.get():
+        return 0, 1
+    launched = distributed.is_available() and distributed.is_torchelastic_launched()
+    if launched and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    together = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+
 
 class Processes:
     """The processes that train together: those of `torch.distributed`, or this one alone.
 
-    Under `torchrun`, the process group is made here unless the script has made one, with gloo on the CPU, nccl on GPUs.
+    Under `torchrun`, they talk through gloo on the CPU and nccl on GPUs, unless the script has made a process group.
 
     Args:
         device: of the weights.
@@ -25,11 +50,7 @@ class Processes:
     """
 
     def __init__(self, device: torch.device) -> None:
-        launched = distributed.is_available() and distributed.is_torchelastic_launched()
-        if launched and not distributed.is_initialized():
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        together = distributed.is_available() and distributed.is_initialized()
-        self.rank, self.count = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+        self.rank, self.count = join_group(device)
         self._device = device
 
     def check(self, size: int, optimizer: torch.optim.Optimizer) -> None:
@@ -43,6 +64,14 @@ class Processes:
             raise StateError(
                 f"{type(optimizer).__name__} looks at the outputs of all windows at once, which {self.count} processes do not "
                 "have; train in one process, or with an optimizer that takes gradients"
+            )
+
+    def check_together(self) -> None:
+        """Raises StateError if these processes train together, but now is the time for each to train alone."""
+        if self.count > 1 and _alone.get():
+            raise StateError(
+                f"this trainer was made for {self.count} processes together, but fits within `parallel_map`, where each trains "
+                "alone: make solver and trainer in the function that is mapped"
             )
 
     def share(self, batch: Batch) -> Batch:

@@ -156,6 +156,7 @@ class Trainer:
         """
         if type(updates) is not int or updates < 0:
             require_count("updates", updates, 0)
+        self.processes.check_together()
         name = f"train {type(self.objective).__name__}({self.objective.steps})"
         shown = self.progress and self.processes.rank == 0
         bar = tqdm(range(self.update, updates), desc=name, disable=not shown, unit="update")

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -217,6 +218,16 @@ def test_fourth_order_stencils_travel_too() -> None:
     block = capture(step, u, check=False)
     for copied in (pickle.loads(pickle.dumps(block)), copy.deepcopy(block)):
         assert same(copied(u), step(u))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["deep", "pickled"])
+def test_constants_of_copies_are_in_no_state_dict(copied: Callable) -> None:
+    """A solver that was copied, then trained, gives its weights to one that was not."""
+    block = capture(burgers, velocity(), check=False)
+    clone = copied(copied(block))
+    assert list(block.buffers()) and len(list(clone.buffers())) == len(list(block.buffers()))
+    assert not block.state_dict() and not clone.state_dict()
+    block.load_state_dict(clone.state_dict())
 
 
 def test_deep_copies_are_independent() -> None:

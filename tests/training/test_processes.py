@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases.small import SmallNet, forced_data, forced_step
+from cases.small import SmallNet, equal, forced_data, forced_step
 
 import phi_hybrid as ph
 from phi_hybrid.training import Callback
@@ -58,13 +58,49 @@ def trained(trainer: ph.Trainer) -> dict[str, Any]:
     return {"weights": trainer.solver.state_dict(), "history": trainer.history}
 
 
+class FirstGradient(Callback):
+    def after_update(self, trainer: ph.Trainer, loss: float) -> None:
+        if trainer.update == 1:
+            self.gradient = [p.grad.clone() for p in trainer.solver.parameters()]
+
+
+def member(seed: int) -> ph.HybridSolver:
+    """Trained alone."""
+    trainer = build(32, seed, batch_size=3)  # which two processes could not share
+    trainer.fit(2)
+    return trainer.solver
+
+
+def half_failing(item: int) -> Any:
+    if item == 1:
+        raise ValueError("bad luck")
+    return (lambda: None) if item == 2 else ph.training.parallel_map(abs, [-item, item])
+
+
+def map_in_both(folder: str) -> None:
+    rank = os.environ["RANK"]
+    solvers = ph.training.parallel_map(member, range(3))
+    torch.save([s.state_dict() for s in solvers], f"{folder}/members_{rank}.pt")
+    together = build(32)
+    try:
+        ph.training.parallel_map(half_failing, range(4))
+    except ph.training.TaskError as error:
+        torch.save((error.results, error.failed, str(error)), f"{folder}/failed_{rank}.pt")
+    try:
+        ph.training.parallel_map(lambda _: together.fit(2), range(2))
+    except ph.training.TaskError as error:
+        assert "make solver and trainer in the function" in str(error)
+
+
 def train_in_both(folder: str) -> None:
     rank = os.environ["RANK"]
     for precision in (64, 32):
-        trainer = build(precision, seed=None if precision == 64 else 0, checkpoint=f"{folder}/{precision}.pt")
+        first, seed = FirstGradient(), None if precision == 64 else 0
+        trainer = build(precision, seed, checkpoint=f"{folder}/{precision}.pt", callbacks=[first], clip=None)
         torch.save(trainer.solver.state_dict(), f"{folder}/first{precision}_{rank}.pt")
         trainer.fit(8)
-        torch.save(trained(trainer), f"{folder}/{precision}_{rank}.pt")
+        torch.save(trained(trainer) | {"gradient": first.gradient}, f"{folder}/{precision}_{rank}.pt")
+    map_in_both(folder)
     one = build(32, checkpoint=f"{folder}/one.pt").resume(f"{folder}/one.pt")
     one.fit(8)
     torch.save(trained(one), f"{folder}/resumed_{rank}.pt")
@@ -80,11 +116,14 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         return torch.load(tmp_path / name, weights_only=False)
 
     for precision, tolerance in ((64, 1e-12), (32, 1e-5)):
-        single = build(precision)
+        first = FirstGradient()
+        single = build(precision, callbacks=[first], clip=None)
         single.solver.load_state_dict(load(f"first{precision}_0.pt"))
         single.fit(8)
         for rank in (0, 1):
             found = load(f"{precision}_{rank}.pt")
+            for own, expected in zip(found["gradient"], first.gradient, strict=True):
+                assert (own - expected).abs().max() <= tolerance * expected.abs().max()
             for name in ("loss", "gradient_norm"):
                 assert found["history"][name] == pytest.approx(single.history[name], rel=10 * tolerance)
             for key, value in single.solver.state_dict().items():
@@ -94,10 +133,46 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     alone.fit(8)
     for rank in (0, 1):  # one, then two processes
         assert load(f"resumed_{rank}.pt")["history"]["loss"] == pytest.approx(alone.history["loss"], rel=1e-4)
-    back = build(32, seed=5).resume(tmp_path / "32.pt")  # two, then one
+    back = build(32, seed=5, callbacks=[FirstGradient()], clip=None).resume(tmp_path / "32.pt")  # two, then one
     back.fit(10)
-    single = build(32)
+    single = build(32, clip=None)
     assert back.history["loss"] == pytest.approx(single.fit(10)["loss"], rel=1e-3)
+
+    assert_mapped(tmp_path)
+
+
+def assert_mapped(folder: Path) -> None:
+    expected = [member(seed).state_dict() for seed in range(3)]
+    for rank in (0, 1):
+        found = torch.load(folder / f"members_{rank}.pt", weights_only=False)
+        assert all(equal(tensors(a), tensors(b)) for a, b in zip(found, expected, strict=True))
+        results, failed, message = torch.load(folder / f"failed_{rank}.pt", weights_only=False)
+        assert results == [[0, 0], None, None, [3, 3]] and set(failed) == {1, 2}
+        assert "items[1] = 1: ValueError: bad luck" in message and "solver.state_dict()" in failed[2]
+
+
+def tensors(state: dict[str, Any]) -> list[torch.Tensor]:
+    return [value for value in state.values() if isinstance(value, torch.Tensor)]
+
+
+def test_one_process_maps_all_items() -> None:
+    assert ph.training.parallel_map(abs, [-1, 2]) == [1, 2]
+    assert ph.training.parallel_map(abs, []) == []
+    with pytest.raises(
+        ph.training.TaskError, match=r"1 of 3 calls failed, the first with items\[1\] = 0: ZeroDiv"
+    ) as e:
+        ph.training.parallel_map(lambda x: 1 / x, [1, 0, 2])
+    assert e.value.results == [1.0, None, 0.5] and list(e.value.failed) == [1]
+    with pytest.raises(KeyboardInterrupt):
+        ph.training.parallel_map(interrupt, [1])
+    with pytest.raises(ph.StateError, match="function = 3"):
+        ph.training.parallel_map(3, [1])
+    with pytest.raises(ph.StateError, match="items = 8"):
+        ph.training.parallel_map(abs, 8)
+
+
+def interrupt(item: int) -> None:
+    raise KeyboardInterrupt
 
 
 class StopInOne(Callback):
