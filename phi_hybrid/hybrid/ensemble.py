@@ -37,7 +37,7 @@ class Ensemble(Step):
     spread, and tells whether the spread can be trusted; `evaluate` measures the mean of the members.
 
     Hybrid solvers with the same physics and networks that differ in their weights alone are computed in one call,
-    vmapped over the stacked weights; others one after the other. Both are differentiable in the weights.
+    vmapped over the stacked weights; others, and networks that `torch.vmap` does not take, one after the other. Both are differentiable in the weights.
 
     Args:
         members: steps `state, *inputs -> state` for one kind of state: `HybridSolver`, `PhysicsBlock`, PhiFlow code.
@@ -124,6 +124,10 @@ class EnsembleStep:
             return self._at_once(tensors)
         except SolveError:
             return self._one_by_one(tensors)  # tells which member fails
+        except RuntimeError:  # networks that torch.vmap cannot take, or another error, which shows again
+            found = self._one_by_one(tensors)
+            self._stacked = None
+            return found
 
     def _at_once(self, tensors: Tensors) -> Tensors:
         out = tuple(position_of(MEMBER, axes) for axes in self.output_layout.leaves)

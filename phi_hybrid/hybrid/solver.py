@@ -193,6 +193,19 @@ class HybridSolver(Step):
     def set_extra_state(self, state: Sequence[Sequence[str]]) -> None:
         self.boundaries = tuple((side, kind) for side, kind in state)
 
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """As of every module, but without what a network puts beside its own entries.
+
+        Neural operators of libraries put their settings there, which no `load_state_dict` of a larger module takes back.
+        """
+        before = set(destination or ())
+        found = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        own = {"_extra_state", *dict(self.named_children()), *dict(self.named_buffers(recurse=False))}
+        for name in set(found) - before:
+            if not name.startswith(prefix) or name.removeprefix(prefix).partition(".")[0] not in own:
+                del found[name]
+        return found
+
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         if (scale := state_dict.get(prefix + "input_scale")) is not None:  # files of 0.1 have no mean
             state_dict.setdefault(prefix + "input_mean", torch.zeros_like(scale))

@@ -6,6 +6,7 @@ import copy
 import pickle
 from functools import partial
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -415,3 +416,20 @@ def test_features_of_another_grid(captured: ph.PhysicsBlock) -> None:
     solver = ph.HybridSolver(captured, SmallNet(3, 1, 1), features=(line(9, cells=4),))
     with pytest.raises(ph.StateError, match="one grid resolution"):
         solver(line(0, b=2), line(1, b=2))
+
+
+class Annotated(torch.nn.Conv1d):
+    """Puts its settings beside all entries of a state dict, as networks of the library `neuraloperator` do."""
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        found = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        found["_metadata"] = {"class": torch.nn.Conv1d}
+        return found
+
+
+def test_settings_of_a_network_stay_out_of_the_state_dict() -> None:
+    solver = ph.HybridSolver(ph.capture(lambda u: 0.9 * u), torch.nn.Sequential(Annotated(1, 1, 1)))
+    assert "network.0.weight" in solver.state_dict() and "_metadata" not in solver.state_dict()
+    both = torch.nn.ModuleDict({"a": solver, "b": torch.nn.Linear(1, 1)})
+    assert "_metadata" not in both.state_dict() and "b.weight" in both.state_dict()
+    both.load_state_dict(both.state_dict())
