@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -135,7 +136,7 @@ def test_signals_wait_for_the_end_of_the_update(
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     expected = whole(block, data)
-    for moment in range(0, 20, 3):
+    for moment in range(20):
         path = tmp_path / f"{moment}.pt"
         trainer = build(block, data, checkpoint=path, objective=Watched(moment, lambda: os.kill(os.getpid(), number)))
         with pytest.raises(error):
@@ -146,7 +147,7 @@ def test_signals_wait_for_the_end_of_the_update(
             run.fit(UPDATES)
             assert_same(run, expected)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{m}.pt" for m in range(0, 20, 3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{m}.pt" for m in range(20))
 
 
 def test_a_second_signal_does_not_wait(block: ph.PhysicsBlock, data: ph.Trajectories) -> None:
@@ -170,6 +171,36 @@ def test_handlers_of_the_program_stay(block: ph.PhysicsBlock, data: ph.Trajector
     finally:
         signal.signal(signal.SIGTERM, before)
     assert calls == [1]
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_full_disks_at_five_moments(
+    moment: int, block: ph.PhysicsBlock, data: ph.Trajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of update 5, 10, 15, 20 or 24 meets a full disk; later there is room again."""
+    saved, path = 0, tmp_path / "a.pt"
+
+    def opened(name: str, mode: str) -> Any:
+        nonlocal saved
+        saved += mode == "wb"
+        full = mode == "wb" and saved > moment
+        return FullDisk(open(name, mode), room=3000 + 2000 * moment) if full else open(name, mode)
+
+    trainer = build(block, data, checkpoint=path, checkpoint_every=5)
+    with monkeypatch.context() as patch:
+        patch.setattr("phi_hybrid.data.files.open", opened, raising=False)
+        with pytest.warns(RuntimeWarning, match="No space left") if moment < 4 else contextlib.nullcontext():
+            with pytest.raises(ph.DataError, match="No space left"):
+                trainer.fit(UPDATES)
+    last = (0, 5, 10, 15, 20)[moment]
+    assert path.exists() == (moment > 0) and trainer.update == min(last + 5, UPDATES)
+    resumed = build(block, data, seed=3 if moment else 0, checkpoint=path, checkpoint_every=5)
+    if moment:
+        assert resumed.resume(path).update == last
+    for run in (trainer, resumed):
+        run.fit(UPDATES)
+        assert_same(run, whole(block, data))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_any_error_leaves_the_last_update(block: ph.PhysicsBlock, data: ph.Trajectories, tmp_path: Path) -> None:
