@@ -1,0 +1,82 @@
+"""What the `Trainer` adds to updates of a small problem: checks, snapshots, fingerprints, callbacks.
+
+    pytest tests/benchmarks/test_bench_trainer.py -n 0
+
+Forced Burgers, 64 cells, 8 windows, 16 unrolled steps, Adam, three convolutions of 32 channels; twenty updates each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from phi.torch.flow import PERIODIC, CenteredGrid, Noise, batch, channel
+
+import phi_hybrid as ph
+from phi_hybrid.pde.burgers import burgers_step
+from phi_hybrid.training import AveragedWeights, BestWeights, Callback, EarlyStop, Log
+from phi_hybrid.training.snapshot import Snapshot
+
+STEPS, UPDATES = 16, 20
+
+
+class NoWriter:
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        pass
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv1d(a, b, 5, padding=2, padding_mode="circular") for a, b in ((2, 32), (32, 32), (32, 1))]
+    return torch.nn.Sequential(layers[0], torch.nn.GELU(), layers[1], torch.nn.GELU(), layers[2])
+
+
+def trajectories() -> ph.Trajectories:
+    torch.manual_seed(0)
+    vector = channel(vector="x")
+    state, force = (CenteredGrid(Noise(batch(trajectory=8), vector), PERIODIC, x=64) * 0.1 for _ in range(2))
+    return ph.Trajectories.generate(ph.capture(burgers_step(0.01, 0.02)), state, 64, (force,), progress=False)
+
+
+def by_hand(solver: ph.HybridSolver, data: ph.Trajectories, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """The shortest loop on native tensors, with no check at all."""
+    windows, count = data.windows(STEPS), 0
+
+    def work() -> None:
+        nonlocal count
+        for _ in range(UPDATES):
+            window = windows.shuffled(count, 8, 0)
+            bound, inputs = window.bind(solver), window.step_inputs
+            state, loss = bound.state, 0.0
+            optimizer.zero_grad()
+            for n, target in enumerate(window.targets[0].unbind(1)):
+                state = bound.step(*state, *inputs.at(n))
+                loss = loss + ((state[0] - target) ** 2).mean() / STEPS
+            loss.backward()
+            optimizer.step()
+            count += 1
+
+    return work
+
+
+@pytest.mark.parametrize("way", ["loop by hand", "bare", "Trainer", "Trainer with five callbacks"])
+def test_updates(measure: Callable, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bare` is a `Trainer` without snapshots and fingerprints."""
+    torch.set_num_threads(1)
+    data = trajectories()
+    solver = ph.HybridSolver(ph.capture(burgers_step(0.01, 0.02)), network())
+    optimizer = torch.optim.Adam(solver.parameters(), 1e-4)
+    if way == "loop by hand":
+        ph.training.estimate_scales(solver, data)
+        return measure("20 updates, 64 cells", way, by_hand(solver, data, optimizer), rounds=40)
+    if way == "bare":
+        for name in ("take", "restore"):
+            monkeypatch.setattr(Snapshot, name, lambda *args, **settings: None)
+        monkeypatch.setattr("phi_hybrid.tracing.graph.CapturedGraph.is_fresh", lambda graph: True)
+    many: list[Any] = [BestWeights(), EarlyStop(5), AveragedWeights(), Log(NoWriter()), Callback()]
+    callbacks = many if "callbacks" in way else ()
+    settings = {"optimizer": optimizer, "callbacks": callbacks, "progress": False}
+    trainer = ph.Trainer(solver, data, ph.Unrolled(STEPS), **settings)
+    return measure("20 updates, 64 cells", way, lambda: trainer.fit(trainer.update + UPDATES), rounds=40)
