@@ -12,7 +12,7 @@ import torch
 from phi_hybrid.bridge.checks import require, require_count, require_instance
 from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.bridge.layout import flatten, without
-from phi_hybrid.data import Batch, Trajectories, require_data
+from phi_hybrid.data import Batch, Mixture, Trajectories, require_data
 from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.evaluation.metrics import MAE, NRMSE, Frame, Metric, as_metric, defaults
 from phi_hybrid.evaluation.result import Evaluation
@@ -57,6 +57,8 @@ def evaluate(
     named = isinstance(solvers, Mapping) and bool(solvers)
     require(named, "solvers", solvers, "a mapping from names to steps, e.g. {'hybrid': solver}")
     solvers = {name: as_step(solver, f"solvers[{name!r}]") for name, solver in solvers.items()}
+    way_out = "one set: {name: ph.evaluate(solvers, part) for name, part in data.sets.items()}"
+    require(not isinstance(data, Mixture), "data", data, way_out)
     require_data("data", data)
     steps = data.steps if steps is None else steps
     require_count("steps", steps)

@@ -13,6 +13,7 @@ from cases.small import BOX, DT, SmallNet, component_values, faces, forced_step,
 from phi.torch.flow import ZERO_GRADIENT, Box, CenteredGrid, Field, batch, math, spatial
 
 import phi_hybrid as ph
+from phi_hybrid.data import Mixture
 from phi_hybrid.evaluation.metrics import MAE, Correlation, Divergence, Drift, Frame, Metric, Part, SpectrumError
 
 TRAJECTORIES, STEPS = 3, 5
@@ -313,3 +314,11 @@ def test_errors(solvers: Any, options: dict, message: str, data: ph.Trajectories
 def test_defaults_of_parts_keep_their_names() -> None:
     with pytest.raises(ph.StateError, match=r"metrics \['mae smoke'\] are measured anyway; give yours other names"):
         ph.evaluate({"fading": fading}, kept(plume(), 1), metrics={"mae smoke": MAE()})
+
+
+def test_sets_of_a_mixture_are_evaluated_one_by_one(data: ph.Trajectories, many: ph.Trajectories) -> None:
+    mixture = Mixture({"few": data, "many": many})
+    with pytest.raises(ph.StateError, match=r"ph.evaluate\(solvers, part\) for name, part in data.sets.items"):
+        ph.evaluate({"worse": worse}, mixture)
+    found = {name: ph.evaluate({"worse": worse}, part) for name, part in mixture.sets.items()}
+    assert found["few"].mae["worse"].shape == (3, STEPS) and found["many"].mae["worse"].shape == (7, STEPS)
