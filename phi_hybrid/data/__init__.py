@@ -6,6 +6,7 @@ from phi_hybrid.data.files import new_file, replacing
 from phi_hybrid.data.mixed_windows import MixedWindows
 from phi_hybrid.data.mixture import Mixture, require_sets, sets_of
 from phi_hybrid.data.pdebench import read_pdebench
+from phi_hybrid.data.stream import Stream
 from phi_hybrid.data.the_well import read_the_well
 from phi_hybrid.data.trajectories import Trajectories, require_data
 from phi_hybrid.data.windows import Windows
@@ -15,6 +16,7 @@ __all__ = [
     "DataLayout",
     "MixedWindows",
     "Mixture",
+    "Stream",
     "Trajectories",
     "Windows",
     "coarsen",

@@ -11,6 +11,7 @@ from phi_hybrid.bridge.layout import Layout, TreeLayout
 from phi_hybrid.data.batch import DataLayout
 from phi_hybrid.data.joining import require_alike
 from phi_hybrid.data.mixed_windows import MixedWindows
+from phi_hybrid.data.stream import Stream
 from phi_hybrid.data.trajectories import Trajectories, require_data, scale_of
 
 
@@ -92,12 +93,14 @@ class Mixture:
         return f"Mixture({'; '.join(parts)})"
 
 
-def sets_of(data: Trajectories | Mixture) -> dict[str, Trajectories]:
-    """The sets of a mixture by name; trajectories are one set, without a name."""
-    return data.sets if isinstance(data, Mixture) else {"": data}
+def sets_of(data: Trajectories | Mixture | Stream) -> dict[str, Trajectories]:
+    """The sets of a mixture by name; trajectories, and the first ones of a stream, are one set, without a name."""
+    if isinstance(data, Mixture):
+        return data.sets
+    return {"": data.first if isinstance(data, Stream) else data}
 
 
 def require_sets(name: str, data: Any) -> None:
-    """Raises StateError for what is neither a set of trajectories nor a mixture of such."""
-    way_out = "Trajectories, e.g. of Trajectories.generate or load, or a Mixture of them"
-    require_instance(name, data, (Trajectories, Mixture), way_out)
+    """Raises StateError for what is neither a set of trajectories nor a mixture of such nor a stream."""
+    way_out = "Trajectories, e.g. of Trajectories.generate or load, a Mixture of them, or a Stream"
+    require_instance(name, data, (Trajectories, Mixture, Stream), way_out)

@@ -27,7 +27,12 @@ def _epoch_order(windows: int, seed: int, epoch: int) -> torch.Tensor:
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """Random numbers of one epoch, whatever was drawn before."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.Generator().manual_seed(seed_of(seed, epoch))
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Seed of one of many draws, e.g. of an epoch."""
+    return seed * 1_000_003 + number
 
 
 class Windows(Dataset):
@@ -64,14 +69,7 @@ class Windows(Dataset):
 
     def gather(self, numbers: torch.Tensor) -> Batch:
         """The windows of these numbers `(window,)`, in their order, as one batch."""
-        trajectory, start = numbers // self.per_trajectory, numbers % self.per_trajectory
-        times, layouts = start[:, None] + torch.arange(self.steps + 1), self.data.layouts
-        states = [t[trajectory[:, None], times] for t in self.data.states]
-        inputs = [
-            t[trajectory[:, None], times[:, :-1]] if varies else t[trajectory]
-            for t, varies in zip(self.data.inputs, layouts.varies)
-        ]
-        return Batch(tuple(states), tuple(inputs), layouts, self.data.scale)
+        return gather(self.data, self.steps, numbers, self.data.scale)
 
     def __getitem__(self, index: int) -> Batch:
         """Window `index` as a batch of one, counted from the end if negative."""
@@ -83,6 +81,19 @@ class Windows(Dataset):
     def collate(self, windows: Sequence[Batch]) -> Batch:
         """Joins windows to one batch."""
         return collate(windows)
+
+
+def gather(data: Trajectories, steps: int, numbers: torch.Tensor, scale: tuple[float, ...]) -> Batch:
+    """Windows of `steps` steps, numbered trajectory by trajectory, as one batch."""
+    per_trajectory = data.steps - steps + 1
+    trajectory, start = numbers // per_trajectory, numbers % per_trajectory
+    times, layouts = start[:, None] + torch.arange(steps + 1), data.layouts
+    states = [t[trajectory[:, None], times] for t in data.states]
+    inputs = [
+        t[trajectory[:, None], times[:, :-1]] if varies else t[trajectory]
+        for t, varies in zip(data.inputs, layouts.varies)
+    ]
+    return Batch(tuple(states), tuple(inputs), layouts, scale)
 
 
 def collate(windows: Sequence[Batch]) -> Batch:

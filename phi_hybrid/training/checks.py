@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.bridge.checks import require_count, require_instance, require_number
-from phi_hybrid.data import Mixture, Trajectories, require_sets
+from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
+from phi_hybrid.data import Mixture, Stream, Trajectories, require_sets
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps import Step
 from phi_hybrid.training.callbacks import Callback
@@ -18,7 +18,7 @@ _SCHEDULER = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.Red
 
 def check_trainer(
     solver: Step,
-    data: Trajectories | Mixture,
+    data: Trajectories | Mixture | Stream,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
@@ -52,6 +52,8 @@ def check_trainer(
         )
     if validation is not None:
         require_sets("validation", validation)
+        way_out = "a fixed set, e.g. Stream(…, seed=1).stored(4)"
+        require(not isinstance(validation, Stream), "validation", validation, way_out)
         if validation.state_layout != data.state_layout:
             raise StateError(
                 "the validation data is of another kind than the training data: "

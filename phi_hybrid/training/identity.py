@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.data import Batch, Mixture, Trajectories
+from phi_hybrid.data import Batch, Mixture, Stream, Trajectories
 from phi_hybrid.errors import SolveError
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.steps import Step
@@ -18,8 +18,11 @@ BLOCKS, VALUES = 64, 2**14
 """Pieces of a tensor, evenly spread, and values in each, that stand for all of it."""
 
 
-def identity_of_data(data: Trajectories | Mixture) -> str:
-    """Sizes, layouts, and a checksum of values spread over all tensors; of a mixture, those of all sets and the weights."""
+def identity_of_data(data: Trajectories | Mixture | Stream) -> str:
+    """Sizes, layouts, and a checksum of values spread over all tensors; of a mixture, those of all sets and the weights, of a
+    stream its settings and those of its first trajectories."""
+    if isinstance(data, Stream):
+        return f"{data}, first {identity_of_data(data.first)}"
     if isinstance(data, Mixture):
         parts = [f"{name}: {identity_of_data(part)}" for name, part in data.sets.items()]
         return "; ".join(parts if data.weights is None else [*parts, f"weights {data.weights}"])
@@ -27,7 +30,7 @@ def identity_of_data(data: Trajectories | Mixture) -> str:
     for tensor in (*data.states, *data.inputs):
         flat = tensor.detach().reshape(-1)
         for start in torch.linspace(0, max(0, len(flat) - VALUES), BLOCKS).long().unique().tolist():
-            checksum = zlib.crc32(flat[start : start + VALUES].contiguous().numpy().tobytes(), checksum)
+            checksum = zlib.crc32(flat[start : start + VALUES].contiguous().cpu().numpy().tobytes(), checksum)
     return f"{len(data)} trajectories of {data.steps} steps, checksum {checksum:08x}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from phi_hybrid.bridge.checks import require_count, require_instance
-from phi_hybrid.data import Mixture, Trajectories, require_sets, sets_of
+from phi_hybrid.data import Mixture, Stream, Trajectories, require_sets, sets_of
 from phi_hybrid.errors import NonFiniteError
 from phi_hybrid.hybrid import HybridSolver, HybridStep
 
@@ -17,7 +17,7 @@ CONSTANT = 1e-6
 
 @torch.no_grad()
 def estimate_scales(
-    solver: HybridSolver, data: Trajectories | Mixture, samples: int = 16, *, centred: bool = False
+    solver: HybridSolver, data: Trajectories | Mixture | Stream, samples: int = 16, *, centred: bool = False
 ) -> None:
     """Sets σ_in and σ_out per channel, so that the network sees and returns numbers of order one.
 

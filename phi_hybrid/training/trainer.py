@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from phi_hybrid.bridge.checks import require_count, require_path
-from phi_hybrid.data import Batch, Mixture, Trajectories
+from phi_hybrid.data import Batch, Mixture, Stream, Trajectories
 from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.steps import Step
@@ -43,7 +43,8 @@ class Trainer:
 
     Args:
         solver: `HybridSolver`, or another step with trainable parameters.
-        data: reference trajectories on the solver's grid, or a `Mixture` of several sets.
+        data: reference trajectories on the solver's grid, a `Mixture` of several sets, or a
+            `Stream` that computes them meanwhile.
         objective: e.g. `Unrolled(16)`, or a `Curriculum` of several.
         optimizer: any torch optimizer over the solver's parameters; called as `optimizer.step(closure)`. Several are one
             in `training.Optimizers`.
@@ -81,7 +82,7 @@ class Trainer:
     def __init__(
         self,
         solver: Step,
-        data: Trajectories | Mixture,
+        data: Trajectories | Mixture | Stream,
         objective: Objective,
         *,
         optimizer: torch.optim.Optimizer,
