@@ -9,7 +9,7 @@ from phi_hybrid.data.pdebench import read_pdebench
 from phi_hybrid.data.stream import Stream
 from phi_hybrid.data.the_well import read_the_well
 from phi_hybrid.data.trajectories import Trajectories, require_data
-from phi_hybrid.data.windows import Windows
+from phi_hybrid.data.windows import Windows, epoch_generator
 
 __all__ = [
     "Batch",
@@ -20,6 +20,7 @@ __all__ = [
     "Trajectories",
     "Windows",
     "coarsen",
+    "epoch_generator",
     "new_file",
     "read_pdebench",
     "read_the_well",

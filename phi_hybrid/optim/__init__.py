@@ -3,6 +3,7 @@
 from phi_hybrid.optim.automatic import Automatic
 from phi_hybrid.optim.chain import Chain, ChainStep, Distance, Link, absolute, half_square, mean_square
 from phi_hybrid.optim.closure import Closure
+from phi_hybrid.optim.combination import Combination, ConFIG, PCGrad
 from phi_hybrid.optim.engines import Dense, Engine, Gram, ParameterGram, Update
 from phi_hybrid.optim.filters import Cutoff, Filter, Smooth
 from phi_hybrid.optim.golub_kahan import GolubKahan
@@ -32,6 +33,8 @@ __all__ = [
     "ChainStep",
     "Clipped",
     "Closure",
+    "Combination",
+    "ConFIG",
     "Cutoff",
     "Damped",
     "Dense",
@@ -54,6 +57,7 @@ __all__ = [
     "Link",
     "Newton",
     "NewtonKrylov",
+    "PCGrad",
     "ParameterGram",
     "Pullback",
     "QuasiNewton",

@@ -77,6 +77,19 @@ def check_accumulation(accumulate: int, optimizer: torch.optim.Optimizer) -> Non
         )
 
 
+def check_combination(combine: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Raises StateError for what cannot combine gradients, and for optimizers that need the gradient of one loss."""
+    if combine is None:
+        return
+    combines = callable(combine) and not isinstance(combine, type)
+    require(combines, "combine", combine, "a combination of gradients, e.g. ph.optim.ConFIG(), or None for their sum")
+    if getattr(optimizer, "takes_outputs", False) or isinstance(optimizer, torch.optim.LBFGS):
+        raise StateError(
+            f"combine = {combine}: {type(optimizer).__name__} needs a loss of which its gradient is the gradient, which a "
+            "combination is not; leave it out, or take an optimizer such as Adam"
+        )
+
+
 def check_callbacks(callbacks: Any) -> None:
     """Raises StateError for what are no callbacks."""
     require_instance("callbacks", callbacks, (list, tuple), "callbacks in a list, e.g. [BestWeights(), EarlyStop(5)]")

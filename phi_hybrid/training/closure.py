@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from phi_hybrid.data import Batch
+from phi_hybrid.data import Batch, epoch_generator
 from phi_hybrid.errors import NonFiniteError, SolveError
 from phi_hybrid.training.gradient import running_buffers, unchanged
 from phi_hybrid.training.objective import Objective, Outputs
+from phi_hybrid.training.term_gradients import TermGradients
 
 if TYPE_CHECKING:
     from phi_hybrid.training.trainer import Trainer
@@ -49,29 +50,45 @@ class Closure:
     def _gradient(self) -> torch.Tensor:
         """Leaves the gradient in the parameters; the loss, averaged over the parts of the batch and all processes."""
         trainer, error = self.trainer, None
+        terms = None if trainer.combine is None else TermGradients(trainer._parameters)
         if trainer.processes.count == 1:
-            return self._own_gradient()
-        try:
-            total = self._own_gradient().double()
-        except (NonFiniteError, SolveError) as own:
-            error = own
-        if trainer.processes.any(error is not None)[0]:  # before any process waits for what will not come
-            raise error or NonFiniteError("another process met NaN, or a solve that failed", trainer.update)
+            total = self._own_gradient(terms)
+        else:
+            try:
+                total = self._own_gradient(terms).double()
+            except (NonFiniteError, SolveError) as own:
+                error = own
+            if trainer.processes.any(error is not None)[0]:  # before any process waits for what will not come
+                raise error or NonFiniteError("another process met NaN, or a solve that failed", trainer.update)
+            total = self._averaged(total, terms)
+        if terms is not None:
+            terms.combine(trainer.combine, epoch_generator(trainer.seed, trainer.update))
+        return total
+
+    def _averaged(self, total: torch.Tensor, terms: TermGradients | None) -> torch.Tensor:
+        """The loss, averaged over all processes; so are gradients and contributions."""
+        trainer = self.trainer
         names = list(trainer._contributions)
         numbers = [total, *(torch.tensor(trainer._contributions[name]).to(total) for name in names)]
         trainer.processes.average(numbers)
-        trainer.processes.average([p.grad for p in trainer._parameters if p.grad is not None])
+        grads = [p.grad for p in trainer._parameters if p.grad is not None] if terms is None else terms.tensors
+        trainer.processes.average(grads)
         trainer._contributions = dict(zip(names, map(float, numbers[1:])))
         return numbers[0]
 
-    def _own_gradient(self) -> torch.Tensor:
-        """The same in this process alone."""
+    def _own_gradient(self, terms: TermGradients | None) -> torch.Tensor:
+        """The same in this process alone; those of the contributions go to `terms`."""
         trainer, first, losses = self.trainer, not self.evaluations, []
-        parts = self.batch.parts(trainer.accumulate)
+        parts, mode = self.batch.parts(trainer.accumulate), self.objective.gradient
         with self._evaluation():
             for batch in parts:
-                loss = self._loss(self.objective.outputs(trainer.solver, batch), batch, first) / len(parts)
-                self.objective.gradient.backward(loss, trainer._parameters)
+                found = self._contributions(self.objective.outputs(trainer.solver, batch), batch, first)
+                found = {name: value / len(parts) for name, value in found.items()}
+                loss = sum(found.values())
+                if terms is None:
+                    mode.backward(loss, trainer._parameters)
+                else:
+                    terms.add(found, mode)
                 losses.append(loss.detach())
         return sum(losses)
 
@@ -86,7 +103,7 @@ class Closure:
         Raises:
             NonFiniteError: if it is not finite.
         """
-        return self._loss(outputs, self.batch, not self.trainer._contributions)
+        return sum(self._contributions(outputs, self.batch, not self.trainer._contributions).values())
 
     @contextlib.contextmanager
     def _evaluation(self) -> Iterator[None]:
@@ -98,16 +115,15 @@ class Closure:
         with unchanged(again):
             yield
 
-    def _loss(self, outputs: Outputs, batch: Batch, recorded: bool) -> torch.Tensor:
+    def _contributions(self, outputs: Outputs, batch: Batch, recorded: bool) -> dict[str, torch.Tensor]:
         contributions = self.objective.contributions(outputs, batch)
-        loss = sum(contributions.values())
-        self.trainer.require_finite("loss", loss)
+        self.trainer.require_finite("loss", sum(contributions.values()))
         if recorded:
             seen, parts = self.trainer._contributions, self.trainer.accumulate
             seen.update(
                 {name: seen.get(name, 0.0) + float(value.detach()) / parts for name, value in contributions.items()}
             )
-        return loss
+        return contributions
 
 
 class Skipped(Exception):

@@ -47,9 +47,9 @@ class GradientMode:
         """Records of `steps` steps, each from the state before."""
         raise NotImplementedError
 
-    def backward(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Adds to `parameters[i].grad`."""
-        loss.backward()
+    def backward(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter], again: bool = False) -> None:
+        """Adds to `parameters[i].grad`; `again` keeps the graph for another loss of the same states."""
+        loss.backward(retain_graph=again)
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,11 @@ class SignConsistent(GradientMode):
         inner = self.chaining.gate
         return lambda tensor: _Gate.apply(tensor if inner is None else inner(tensor))
 
-    def backward(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> None:
+    def backward(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter], again: bool = False) -> None:
         wanted = [p for p in parameters if p.requires_grad]
         full = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
         with _closed_gates():
-            physics = torch.autograd.grad(loss, wanted, allow_unused=True)
+            physics = torch.autograd.grad(loss, wanted, retain_graph=again, allow_unused=True)
         for parameter, g, p in zip(wanted, full, physics):
             if g is None or p is None:
                 continue

@@ -18,10 +18,17 @@ from phi_hybrid.bridge.checks import require_count, require_path
 from phi_hybrid.data import Batch, Mixture, Stream, Trajectories
 from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.hybrid import HybridSolver
+from phi_hybrid.optim import Combination
 from phi_hybrid.steps import Step
 from phi_hybrid.training.callbacks import Callback
 from phi_hybrid.training.checkpoint import read_checkpoint, write_checkpoint
-from phi_hybrid.training.checks import check_accumulation, check_callbacks, check_trainer, trained_parameters
+from phi_hybrid.training.checks import (
+    check_accumulation,
+    check_callbacks,
+    check_combination,
+    check_trainer,
+    trained_parameters,
+)
 from phi_hybrid.training.closure import Closure, Skipped
 from phi_hybrid.training.diagnosis import first_non_finite
 from phi_hybrid.training.gradient import running_buffers
@@ -53,6 +60,8 @@ class Trainer:
         batch_size: windows per update, or per part of one.
         accumulate: number of parts of an update, one after the other, whose gradients are averaged: the gradient of
             `accumulate · batch_size` windows in the memory of `batch_size`. `clip` and `skip` look at the average.
+        combine: how the gradients of the contributions to the loss become one, e.g. `ph.optim.ConFIG()`; their sum by
+            default. Costs a backward pass for each contribution.
         clip: largest norm of the gradient; longer ones are scaled down to it. No limit by default.
         skip: updates whose gradient is more than so many times as long as it has been of late are left out, e.g. 10; the
             weights stay as they are. None is by default.
@@ -89,6 +98,7 @@ class Trainer:
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         batch_size: int = 8,
         accumulate: int = 1,
+        combine: Combination | None = None,
         clip: float | None = None,
         skip: float | None = None,
         seed: int = 0,
@@ -101,6 +111,7 @@ class Trainer:
     ) -> None:
         check_trainer(solver, data, objective, optimizer, scheduler, batch_size, clip, skip, seed, validation)
         check_accumulation(accumulate, optimizer)
+        check_combination(combine, optimizer)
         check_callbacks(callbacks)
         for name, value in {"validate_every": validate_every, "checkpoint_every": checkpoint_every}.items():
             require_count(name, value)
@@ -114,6 +125,7 @@ class Trainer:
         self.objective = objective
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.combine = combine
         self.clip = None if clip is None else float(clip)  # NumPy's numbers would not come back from a checkpoint
         self.norm_average = GradientNormAverage(None if skip is None else float(skip))
         self.seed = int(seed)
@@ -384,6 +396,7 @@ class Trainer:
             "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(self.objective)),  # functions in it move in memory
             "batch_size": self.batch_size,
             "accumulate": self.accumulate,
+            "combine": repr(self.combine),
             "callbacks": [type(callback).__name__ for callback in self.callbacks],
             "seed": self.seed,
             "windows": len(self.windows),

@@ -14,6 +14,7 @@ import torch
 from cases.small import SmallNet, equal, forced_data, forced_step
 
 import phi_hybrid as ph
+from phi_hybrid.optim import PCGrad
 from phi_hybrid.training import Callback
 from phi_hybrid.training.processes import Processes
 
@@ -39,7 +40,9 @@ def build(precision: int = 64, seed: int | None = 0, **settings: Any) -> ph.Trai
     solver = ph.HybridSolver(ph.capture(forced_step), network.double() if precision == 64 else network)
     optimizer = torch.optim.Adam(solver.parameters(), 1e-2)
     settings = {"batch_size": 4, "clip": 0.5, "validation": data[:1], "validate_every": 4, **settings}
-    return ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, progress=False, **settings)
+    two = ph.losses.Losses({"state": ph.losses.L2(), "size": lambda states, batch: (states[0] ** 2).mean()})
+    objective = ph.Unrolled(2, losses=two) if settings.get("combine") else ph.Unrolled(2)
+    return ph.Trainer(solver, data, objective, optimizer=optimizer, progress=False, **settings)
 
 
 def launch(name: str, folder: Path) -> str:
@@ -100,6 +103,9 @@ def train_in_both(folder: str) -> None:
         torch.save(trainer.solver.state_dict(), f"{folder}/first{precision}_{rank}.pt")
         trainer.fit(8)
         torch.save(trained(trainer) | {"gradient": first.gradient}, f"{folder}/{precision}_{rank}.pt")
+    combined = build(64, combine=PCGrad())
+    combined.fit(3)
+    torch.save(trained(combined), f"{folder}/combined_{rank}.pt")
     map_in_both(folder)
     one = build(32, checkpoint=f"{folder}/one.pt").resume(f"{folder}/one.pt")
     one.fit(8)
@@ -138,6 +144,10 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     single = build(32, clip=None)
     assert back.history["loss"] == pytest.approx(single.fit(10)["loss"], rel=1e-3)
 
+    combined = build(64, combine=PCGrad())
+    combined.fit(3)
+    for rank in (0, 1):
+        assert load(f"combined_{rank}.pt")["history"]["loss"] == pytest.approx(combined.history["loss"], rel=1e-11)
     assert_mapped(tmp_path)
 
 
