@@ -1,9 +1,9 @@
 """Train on trajectories that the reference computes meanwhile, or on a stored set that took the same time?
 
 A correction of a coarse solver for a range of viscosities and amplitudes, both drawn at random: Burgers' equation in 1D
-(256 cells → 64) and decaying turbulence in 2D (64² → 32²). `stream` trains on a `Stream`, whose blocks come and go.
-`stored_N` trains on N stored trajectories of the same distribution for the same processor time, what generating them takes
-included, so it makes more updates. All unroll 4 steps, with a rate that falls like a cosine over the updates of each. Test
+(256 cells → 64) and decaying turbulence in 2D (64² → 32²). `stream_R` trains on a `Stream`, a new
+block of which comes every R updates. `stored_N` trains on N stored trajectories of the same distribution. All have the same
+processor time, that of the reference included, so that streams make fewer updates. All unroll 4 steps, with a rate that falls like a cosine over the updates of each. Test
 trajectories have parameters and initial states that none has seen.
 
     python demos/studies/stream_or_stored.py [--case burgers|turbulence] [--quick | --full] [--seed N] [--seeds N] [--out DIR]
@@ -46,10 +46,11 @@ class Case:
     every: int
     dims: int
     steps: int = 16
-    updates: int = 2000
+    updates: int = 3000
+    """That the time allows without generating anything."""
     batch: int = 8
-    keep: int = 4
-    reuse: int = 4
+    streams: tuple[tuple[int, int], ...] = ((4, 4), (8, 16))
+    """Blocks kept, and updates for each new one."""
     stored: tuple[int, ...] = (8, 32, 128)
     test_steps: int = 64
 
@@ -61,7 +62,7 @@ class Case:
         return self.initial(self.fine, count, seed) * (0.5 + amplitude), math.exp(low + (high - low) * exponent)
 
     def stream(self, seed: int, **settings: int) -> Stream:
-        settings = {"steps": self.steps, "trajectories": self.batch, "keep": self.keep, "reuse": self.reuse, **settings}
+        settings = {"steps": self.steps, "trajectories": self.batch, **settings}
         factor = self.fine // self.coarse
         return Stream(self.reference, self.draw, seed=seed, coarsen=factor, every=self.every, **settings)
 
@@ -98,7 +99,7 @@ def turbulence_waves(cells: int, count: int, seed: int) -> Field:
 CASES = {
     "burgers": Case(burgers_step, burgers_waves, (0.005, 0.05), fine=256, coarse=64, every=4, dims=1),
     "turbulence": Case(
-        turbulence_step, turbulence_waves, (1e-3, 1e-2), 64, 32, 2, 2, updates=800, reuse=8, batch=4, test_steps=32
+        turbulence_step, turbulence_waves, (1e-3, 1e-2), 64, 32, 2, 2, updates=1200, batch=4, test_steps=32
     ),
 }
 
@@ -125,22 +126,31 @@ def timed(function: Callable, *args: Any) -> tuple[Any, float]:
 def run(case: Case, seed: int) -> tuple[lab.Rows, Callable]:
     test = case.stream(1000 + seed, steps=case.test_steps).stored(32 // case.batch)
     solvers, rows = {"source": ph.capture(case.step(case.coarse))}, {"source": dict.fromkeys(COSTS, 0)}
-    stream = case.stream(seed)
-    sample = stream.at(0)  # captures the reference
-    solvers["stream"], took = timed(trained, case, stream, case.updates, seed)
-    rows["stream"] = costs(case.updates, case.batch * stream.computed, took, stream.at(0))
-    trainer = lab.adam(new_solver(case, seed), sample, ph.Unrolled(UNROLL), 100, 1e-3, case.batch, seed)
-    trainer.fit(5)
-    per_update = timed(trainer.fit, 45)[1] / 40
+    per_update, per_block = prices(case, seed)
+    for keep, reuse in case.streams:
+        name, stream = f"stream_{reuse}", case.stream(seed, keep=keep, reuse=reuse)
+        updates = round((case.updates * per_update - keep * per_block) / (per_update + per_block / reuse))
+        solvers[name], spent = timed(trained, case, stream, updates, seed)
+        rows[name] = costs(updates, case.batch * stream.computed, spent, stream.at(0))
     for count in case.stored:
-        stored, generating = timed(case.stream(seed, keep=1).stored, count // case.batch)
-        updates, name = max(50, round((took - generating) / per_update)), f"stored_{count}"
+        stored, generating = timed(case.stream(seed).stored, count // case.batch)
+        updates, name = max(50, round(case.updates - generating / per_update)), f"stored_{count}"
         solvers[name], spent = timed(trained, case, stored, updates, seed)
         rows[name] = costs(updates, count, spent + generating, stored)
     evaluation = ph.evaluate(solvers, test, batch_size=32)
     summary = evaluation.summary((case.test_steps // 4,))
     metrics = {name: {**summary[name], **row} for name, row in rows.items()}
     return metrics, lambda: figures(evaluation)
+
+
+def prices(case: Case, seed: int) -> tuple[float, float]:
+    """Seconds of an update and of a block."""
+    stream = case.stream(seed)
+    sample = stream.block(0)  # captures the reference
+    per_block = min(timed(stream.block, n)[1] for n in range(1, 5))
+    trainer = lab.adam(new_solver(case, seed), sample, ph.Unrolled(UNROLL), 100, 1e-3, case.batch, seed)
+    trainer.fit(5)
+    return timed(trainer.fit, 45)[1] / 40, per_block
 
 
 def costs(updates: int, trajectories: int, seconds: float, data: ph.Trajectories) -> dict[str, float]:
@@ -161,8 +171,6 @@ def main() -> None:
     options = lab.options(__doc__, "stream_or_stored", case={"choices": list(CASES), "default": "burgers"})
     case = CASES[options.case]
     case = replace(case, updates=round(case.updates * lab.share(options, 0.05)))
-    if options.quick:
-        case = replace(case, stored=(8, 32))
     columns = ["mae", f"mae_{case.test_steps // 4}", "nrmse", *COSTS]
     lab.study(options, lambda seed: run(case, seed), columns)
 

@@ -1,0 +1,209 @@
+"""Data, constraint and conservation in one loss: a tuned weighted sum, or gradients combined without conflict?
+
+A coarse solver is corrected by a network that may break what the physics keeps. Its loss has three terms: the distance from
+the reference, and two that say what should hold.
+
+    turbulence   decaying flow in 2D, 64² → 32²: divergence, energy; the correction comes after the projection
+    smoke        advection by a fixed vortical flow, 64² → 32²: mass, no negative smoke
+    burgers      Burgers' equation in 1D, 256 → 64: momentum, energy
+
+`sum_w` weights both constraints by w. `tuned` is the sum whose weight was best on validation trajectories, by the geometric
+mean of the three errors, with the budget of each candidate that of one method. `ConFIG` and `PCGrad` have weight 1 and no
+parameter. All make equally many updates, 4 steps unrolled; a backward pass for each term makes theirs slower, see `seconds`.
+
+    python demos/studies/conflict_free.py [--case turbulence|smoke|burgers] [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import math as m
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lab
+import torch
+from phi.field import Field
+from phi.torch.flow import CenteredGrid, Noise, advect, batch, diffuse, field, math, res_net
+
+import phi_hybrid as ph
+from phi_hybrid import losses, metrics
+from phi_hybrid.optim import ConFIG, PCGrad
+from phi_hybrid.pde import burgers
+from phi_hybrid.pde import navier_stokes as ns
+
+UNROLL = 4
+WEIGHTS = (0.01, 0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A flow, what should hold of it, and the sizes of its study."""
+
+    step: Callable[[int], Callable]
+    """Cells → step."""
+    initial: Callable[[int, int, int], Field]
+    """Cells, trajectories, seed → states."""
+    terms: Mapping[str, losses.Term]
+    """The constraints of the loss."""
+    measured: Mapping[str, metrics.Metric]
+    """How far each is from what should hold."""
+    fine: int = 64
+    coarse: int = 32
+    every: int = 2
+    dims: int = 2
+    channels: int = 2
+    steps: int = 32
+    updates: int = 600
+    batch: int = 4
+    trajectories: int = 8
+
+    def data(self, seed: int) -> tuple[ph.Trajectories, ph.Trajectories, ph.Trajectories]:
+        """Training, validation and test trajectories."""
+        start = self.initial(self.fine, 3 * self.trajectories, seed)
+        about = dict(coarsen=self.fine // self.coarse, every=self.every, progress=False)
+        data = ph.Trajectories.generate(ph.capture(self.step(self.fine)), start, self.steps, **about)
+        training, held_out = data.split(self.trajectories)
+        return training, *held_out.split(self.trajectories)
+
+
+# --- flows ---
+
+
+def turbulence_step(cells: int) -> Callable:
+    dt = 0.1 * 32 / cells
+    flow = ns.navier_stokes_step(dt, ns.diffusion_substeps(2e-3, dt, 2 * m.pi / cells, 2), advect.mac_cormack)
+    return lambda velocity: flow(velocity, 2e-3)
+
+
+def smoke_step(cells: int) -> Callable:
+    dt = 0.1 * 32 / cells
+    wind = ns.divergence_free_noise(ns.periodic_square(cells), 1, 3, 1.5, 0).trajectory[0]
+    return lambda smoke: advect.mac_cormack(smoke, wind, dt)
+
+
+def clouds(cells: int, count: int, seed: int) -> Field:
+    torch.manual_seed(seed)
+    grid = ns.periodic_square(cells)
+    noise = CenteredGrid(Noise(batch(trajectory=count), scale=2), grid.boundary, grid.bounds, grid.resolution)
+    return noise.with_values(math.maximum(noise.values, 0))
+
+
+def burgers_step(cells: int) -> Callable:
+    dt = 0.05 * (64 / cells)
+    substeps = burgers.diffusion_substeps(0.01, dt, 2 * m.pi / cells, 1)
+    return lambda u: diffuse.explicit(advect.mac_cormack(u, u, dt), 0.01, dt, substeps=substeps)
+
+
+def undershoot(smoke: Field) -> Field:
+    return smoke.with_values(math.minimum(smoke.values, 0))
+
+
+def below_zero(smoke: Field) -> Any:
+    """Negative share of the smoke."""
+    negative, all_of_it = (math.sum(v, v.shape.spatial) for v in (-math.minimum(smoke.values, 0), abs(smoke.values)))
+    return negative / all_of_it
+
+
+VOLUME, LENGTH = (2 * m.pi) ** 2, 2 * m.pi
+CASES = {
+    "turbulence": Case(
+        turbulence_step,
+        lambda cells, count, seed: ns.divergence_free_noise(ns.periodic_square(cells), count, 5, 1.5, seed),
+        {"divergence": losses.Vanishing(field.divergence), "energy": losses.Conserved(ph.quantities.energy, VOLUME)},
+        {"divergence": metrics.Divergence(), "energy": metrics.Drift(ph.quantities.energy)},
+    ),
+    "smoke": Case(
+        smoke_step,
+        clouds,
+        {"mass": losses.Conserved(ph.quantities.total, VOLUME), "undershoot": losses.Vanishing(undershoot)},
+        {
+            "mass": metrics.Drift(ph.quantities.total),
+            "undershoot": metrics.Drift(below_zero, scale=1.0),
+        },
+        channels=1,
+    ),
+    "burgers": Case(
+        burgers_step,
+        lambda cells, count, seed: burgers.waves_1d(
+            burgers.line(cells, LENGTH), count, None, (1, 4), 5, amplitude=1.0, seed=seed
+        ),
+        {
+            "momentum": losses.Conserved(ph.quantities.total, LENGTH),
+            "energy": losses.Conserved(ph.quantities.energy, LENGTH),
+        },
+        {
+            "momentum": metrics.Drift(ph.quantities.total, scale=LENGTH),
+            "energy": metrics.Drift(ph.quantities.energy),
+        },
+        fine=256,
+        coarse=64,
+        every=4,
+        dims=1,
+        channels=1,
+        updates=1500,
+        batch=8,
+    ),
+}
+
+
+# --- methods ---
+
+
+def trained(case: Case, data: ph.Trajectories, seed: int, weight: float, combine: Any = None) -> ph.HybridSolver:
+    """A correction trained on the state and, unless their weight is 0, on the constraints."""
+    torch.manual_seed(seed)
+    network = res_net(case.channels, case.channels, [32, 32], periodic=True, in_spatial=case.dims)
+    solver = ph.HybridSolver(ph.capture(case.step(case.coarse)), network)
+    constraints = {name: (weight, term) for name, term in case.terms.items()} if weight else {}
+    objective = ph.Unrolled(UNROLL, losses=losses.Losses({"state": losses.L2(), **constraints}))
+    lab.adam(solver, data, objective, case.updates, 1e-3, case.batch, seed, combine=combine).fit(case.updates)
+    return solver
+
+
+def errors(case: Case, solvers: dict[str, Any], data: ph.Trajectories) -> dict[str, dict[str, float]]:
+    """Mean over trajectories and steps: distance from the reference, and of each constraint from what should hold."""
+    found = ph.evaluate(solvers, data, metrics=dict(case.measured))
+    names = ["mae", *case.measured]
+    return {s: {name: float(found[name][s].mean()) for name in names} for s in solvers}
+
+
+def tuned_weight(case: Case, training: ph.Trajectories, validation: ph.Trajectories, seed: int) -> float:
+    """The weight with the smallest geometric mean of all errors on validation trajectories."""
+    solvers = {w: trained(case, training, seed, w) for w in WEIGHTS}
+    found = errors(case, {str(w): s for w, s in solvers.items()}, validation)
+    score = {w: sum(m.log(max(e, 1e-12)) for e in found[str(w)].values()) for w in WEIGHTS}
+    print("weight → sum of logarithms of errors:", {w: round(s, 2) for w, s in score.items()}, flush=True)
+    return min(score, key=score.get)
+
+
+def run(case: Case, seed: int) -> tuple[lab.Rows, Callable]:
+    training, validation, test = case.data(seed)
+    weight = tuned_weight(case, training, validation, seed)
+    methods = {
+        "state_only": (0.0, None),
+        "tuned": (weight, None),
+        "sum_1": (1.0, None),
+        "ConFIG": (1.0, ConFIG()),
+        "PCGrad": (1.0, PCGrad()),
+    }
+    solvers, seconds = {"source": ph.capture(case.step(case.coarse))}, {"source": 0.0}
+    for name, (share, combine) in methods.items():
+        began = time.process_time()
+        solvers[name] = trained(case, training, seed, share, combine)
+        seconds[name] = time.process_time() - began
+    found = errors(case, solvers, test)
+    rows = {name: {**found[name], "weight": methods.get(name, (0.0,))[0], "seconds": seconds[name]} for name in solvers}
+    return rows, dict
+
+
+def main() -> None:
+    options = lab.options(__doc__, "conflict_free", case={"choices": list(CASES), "default": "turbulence"})
+    case = CASES[options.case]
+    case = replace(case, updates=round(case.updates * lab.share(options, 0.05)))
+    lab.study(options, lambda seed: run(case, seed), ["mae", *case.measured, "weight", "seconds"])
+
+
+if __name__ == "__main__":
+    main()
