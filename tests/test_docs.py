@@ -47,6 +47,7 @@ ERRORS = {
     "Tensors and arrays": 0.25,
     "Irregular times": 0.15,
     "Several sets, several lengths": 0.15,
+    "Computed while training": 0.05,
     "PDEBench": 0.02,
     "The Well": 0.001,
 }
