@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import torch
 from cases.domains import Domain, domains
@@ -32,7 +33,8 @@ def test_a_state_comes_back(text: str, precision: int) -> None:
 @few(20)
 @given(states())
 def test_values_and_sizes_of_batches_are_not_part_of_a_layout(text: str) -> None:
-    drawn = [made(text), made(text, 64, seed=1), made(text.replace("batch(b=3", "batch(b=2"))]
+    wide = re.sub(r"batch\([^)]*\)", lambda dims: re.sub(r"=\d", "=5", dims[0]), text)
+    drawn = [made(text), made(text, 64, seed=1), made(wide)]
     layout, *others = [flatten(state)[1] for state in drawn]
     for other in (*others, pickle.loads(pickle.dumps(layout))):
         assert layout == other and hash(layout) == hash(other)
@@ -76,6 +78,16 @@ def stored(cells: torch.Tensor, field: Field, normal: str | None) -> torch.Tenso
     lower, upper = field.boundary.valid_outer_faces(normal)
     last = cells.shape[axis] - 1
     return cells.index_select(axis, torch.tensor([*range(not lower, last + 1), *[last] * upper]))
+
+
+@few(10)
+@given(domains().flatmap(fields))
+def test_axes_are_in_one_order(text: str) -> None:
+    """Batch and channel dims by name, spatial dims as the grid declares them."""
+    state = made(text)
+    for axes in flatten(state)[1].leaves:
+        batch, spatial, channel = ([a.name for a in axes if a.kind == k] for k in ("batch", "spatial", "channel"))
+        assert [a.name for a in axes] == [*sorted(batch), *state.resolution.names, *sorted(channel)] and spatial
 
 
 @few(40)

@@ -166,8 +166,9 @@ def left_by(trainer: ph.Trainer) -> dict[str, Any]:
     """Everything that a training leaves behind, to the last bit."""
     parts = {"solver": trainer.solver, "optimizer": trainer.optimizer, "scheduler": trainer.scheduler}
     states = {name: part.state_dict() for name, part in parts.items() if part is not None}
-    kept = [callback.state() for callback in trainer.callbacks]
-    return plain({**states, "history": trainer.history, "update": trainer.update, "callbacks": kept})
+    states["callbacks"] = [callback.state() for callback in trainer.callbacks]
+    states["norm"] = trainer.norm_average.state()
+    return plain({**states, "history": trainer.history, "update": trainer.update})
 
 
 @few(20)
