@@ -57,4 +57,5 @@ def require_number(
 
 def require_path(name: str, value: Any) -> None:
     """Raises StateError unless the value can be the path of a file."""
-    require_instance(name, value, (str, os.PathLike), "the path of a file")
+    text = str(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else ""
+    require(text != "" and "\0" not in text, name, value, "the path of a file")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number, require_path
+from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import (
     Layout,
@@ -24,6 +24,7 @@ from phi_hybrid.bridge.layout import (
 from phi_hybrid.data import store
 from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.conversion import inputs_beside, leading_inputs, states_from_fields, states_from_tensors
+from phi_hybrid.data.files import require_writable
 from phi_hybrid.data.generation import generate
 from phi_hybrid.data.header import require_json
 from phi_hybrid.data.joining import common, in_a_row, require_alike, require_equal_lengths
@@ -98,7 +99,7 @@ class Trajectories:
         """
         _require_metadata(metadata)
         if path is not None:
-            require_path("path", path)
+            require_writable("path", path)
             require_json(dict(metadata or {}))
         data = generate(step, initial_states, steps, inputs, coarsen, every, progress)
         data = Trajectories(*data, dict(metadata or {}))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from phi_hybrid.data import Batch
-from phi_hybrid.errors import NonFiniteError, SolveError
+from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.training.gradient import running_buffers, unchanged
 from phi_hybrid.training.objective import Objective, Outputs
 
@@ -71,6 +71,11 @@ class Closure:
         with self._evaluation():
             for batch in parts:
                 loss = self._loss(self.objective.outputs(trainer.solver, batch), batch, first) / len(parts)
+                if not loss.requires_grad:
+                    raise StateError(
+                        f"the loss of {self.objective} does not depend on the weights: no gradient runs back to them; take "
+                        "out detach(), .data, no_grad() and stop_gradient() in losses, network and coupling"
+                    )
                 self.objective.gradient.backward(loss, trainer._parameters)
                 losses.append(loss.detach())
         return sum(losses)

@@ -321,10 +321,13 @@ class Losses:
 
     def contributions(self, states: Tensors, uncorrected: Tensors, batch: Batch) -> dict[str, torch.Tensor]:
         """Name → weight · term."""
-        return {
-            name: weight * term(uncorrected if term.needs_uncorrected else states, batch)
-            for name, (weight, term) in self.terms.items()
-        }
+        values = {}
+        for name, (weight, term) in self.terms.items():
+            value = term(uncorrected if term.needs_uncorrected else states, batch)
+            scalar = isinstance(value, torch.Tensor) and value.numel() == 1
+            require(scalar, f"value of terms[{name!r}]", value, "a torch tensor of one number, e.g. errors.mean()")
+            values[name] = weight * value
+        return values
 
 
 def _mean(entries: list[torch.Tensor], at: At) -> torch.Tensor:
