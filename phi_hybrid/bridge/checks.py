@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -53,6 +55,20 @@ def require_number(
     valid = isinstance(value, Real) and not isinstance(value, bool) and least <= value < math.inf and value > above
     bound = f" > {above:g}" if above > -math.inf else f" ≥ {least:g}" if least > -math.inf else ""
     require(valid, name, value, f"a finite number{bound}{way_out and '; ' + way_out}")
+
+
+def require_arguments(name: str, function: Callable, *arguments: str) -> None:
+    """Raises StateError if a function cannot be called with these arguments by position, as far as its signature tells."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of compiled code
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise StateError(
+            f"{name} is called with ({', '.join(arguments)}), which {function!r} does not take: {error}; let it take these"
+        ) from error
 
 
 def require_path(name: str, value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
+from phi_hybrid.bridge.checks import require, require_arguments, require_count, require_instance, require_number
 from phi_hybrid.data import Mixture, Trajectories, require_sets, sets_of
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps import Step
@@ -118,12 +118,7 @@ def _check_methods(callback: Callback, name: str) -> None:
         raise StateError(f"{name} has a method {unknown[0]}, which would never be called; those called are {known}")
     for method in known:
         _, *arguments = inspect.signature(getattr(Callback, method)).parameters
-        try:
-            inspect.signature(getattr(callback, method)).bind(*arguments)
-        except TypeError as error:
-            raise StateError(
-                f"{name}.{method} is called with ({', '.join(arguments)}), which it does not take: {error}"
-            ) from error
+        require_arguments(f"{name}.{method}", getattr(callback, method), *arguments)
 
 
 def trained_parameters(solver: Step, optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.bridge.checks import require, require_callable, require_instance, require_number
+from phi_hybrid.bridge.checks import require, require_arguments, require_callable, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import repeat, tuple_of, with_batch
 from phi_hybrid.bridge.parts import part_of
@@ -71,7 +71,10 @@ class _Function(Term):
 def _as_term(term: Any, name: str, expected: str) -> Term:
     """Terms as they are, plain functions as terms."""
     require(callable(term) and not isinstance(term, type), name, term, expected)
-    return term if isinstance(term, Term) else _Function(term)
+    if isinstance(term, Term):
+        return term
+    require_arguments(name, term, "states", "batch")
+    return _Function(term)
 
 
 class _Placed(Term):
