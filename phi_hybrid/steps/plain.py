@@ -119,8 +119,14 @@ known_step: Callable[[Callable], Step] = lru_cache(maxsize=64)(as_step)
 def require_step(name: str, step: Any) -> None:
     """Raises StateError for what cannot be a step."""
     require_callable(name, step, "a function state, *inputs -> state, a block or a solver")
-    layer = isinstance(step, torch.nn.Module) and type(step).__module__.startswith("torch.nn.")
-    require(not layer, name, step, "a step on PhiFlow states; networks take channels: HybridSolver(physics, network)")
+    require(not _is_network(step), name, step, "a step on states, not a network, see HybridSolver(physics, network)")
+
+
+def _is_network(step: Callable) -> bool:
+    """Whether this is made of torch's layers alone, which know no states."""
+    if not isinstance(step, torch.nn.Module) or not any(True for _ in step.parameters()):
+        return False
+    return all(type(module).__module__.startswith("torch.nn.") for module in step.modules())
 
 
 def name_of(step: Callable) -> str:
