@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("thorough", max_examples=1000)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -55,6 +57,21 @@ def require_number(
     require(valid, name, value, f"a finite number{bound}{way_out and '; ' + way_out}")
 
 
+def require_arguments(name: str, function: Callable, *arguments: str) -> None:
+    """Raises StateError if a function cannot be called with these arguments by position, as far as its signature tells."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of compiled code
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise StateError(
+            f"{name} is called with ({', '.join(arguments)}), which {function!r} does not take: {error}; let it take these"
+        ) from error
+
+
 def require_path(name: str, value: Any) -> None:
     """Raises StateError unless the value can be the path of a file."""
-    require_instance(name, value, (str, os.PathLike), "the path of a file")
+    text = str(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else ""
+    require(text != "" and "\0" not in text, name, value, "the path of a file")

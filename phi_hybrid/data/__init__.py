@@ -2,7 +2,7 @@
 
 from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.coarsening import coarsen
-from phi_hybrid.data.files import new_file, replacing
+from phi_hybrid.data.files import new_file, replacing, require_writable
 from phi_hybrid.data.mixed_windows import MixedWindows
 from phi_hybrid.data.mixture import Mixture, require_sets, sets_of
 from phi_hybrid.data.pdebench import read_pdebench
@@ -27,5 +27,6 @@ __all__ = [
     "replacing",
     "require_data",
     "require_sets",
+    "require_writable",
     "sets_of",
 ]

@@ -187,6 +187,7 @@ def inputs_beside(states: Tensors, inputs: Any) -> tuple[Tensors, TreeLayout]:
     """Native inputs of the steps between native states, in their precision if they are NumPy's or Python's."""
     way_out = 'arguments of the step, inputs=(force,), or by name, inputs={"force": force}'
     require_instance("inputs", inputs, (tuple, Mapping), way_out)
+    require(not isinstance(inputs, Mapping) or all(isinstance(n, str) for n in inputs), "inputs", inputs, way_out)
     positional, keywords = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
     trajectories, frames = states[0].shape[:2]
     with math.precision(precision_of(states)):

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from phi_hybrid.bridge.checks import require_path
+from phi_hybrid.bridge.checks import require, require_path
 from phi_hybrid.errors import DataError
 
 FOREIGN_AGE = 3600.0
@@ -24,6 +24,17 @@ FOREIGN_AGE = 3600.0
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)
 """What file systems answer that cannot flush a folder."""
+
+
+def require_writable(name: str, path: str | os.PathLike) -> None:
+    """Raises StateError where no file could be written, before the work is done that would be lost."""
+    require_path(name, path)
+    require(not os.path.isdir(path), name, path, "the path of a file, not of a folder, e.g. 'runs/first.pt'")
+    folder = os.path.dirname(os.path.abspath(os.fspath(path)))
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    writable = os.path.isdir(folder) and os.access(folder, os.W_OK)
+    require(writable, name, path, f"a path in a folder that can be written to, which {folder} is not")
 
 
 @contextlib.contextmanager

@@ -32,9 +32,23 @@ class Grid:
         return CenteredGrid(values, boundary, bounds=self.bounds, **self.sizes)
 
     def example(self, channels: Shape | None, boundary: Any) -> Field:
-        """Zero everywhere, with the dims that values have."""
+        """Zero everywhere, with the dims that values have.
+
+        Raises:
+            StateError: for what is no boundary, and for a dict without some of the sides.
+        """
+        names = tuple(self.sizes)
+        sides = boundary if isinstance(boundary, Mapping) else dict.fromkeys(names, boundary)
+        whole = all(dim in sides or all(dim + s in sides for s in SIDES) for dim in names)
+        require(whole, "boundary", boundary, f"both sides of {names}, e.g. {{'x-': 0, 'x+': ZERO_GRADIENT}}")
+        require(None not in sides.values(), "boundary", boundary, "what holds there, e.g. PERIODIC or ZERO_GRADIENT")
         shape = spatial(**self.sizes)
-        return self.field(math.zeros(shape if channels is None else math.concat_shapes(shape, channels)), boundary)
+        zeros = math.zeros(shape if channels is None else math.concat_shapes(shape, channels))
+        try:
+            return self.field(zeros, boundary)
+        except (AssertionError, TypeError, ValueError) as error:  # of PhiFlow
+            require(False, "boundary", boundary, f"a boundary of PhiFlow, e.g. PERIODIC or {{'x': 0}} ({error})")
+            raise
 
 
 def assembled(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from phi_hybrid.bridge.checks import require_instance, require_path
+from phi_hybrid.bridge.checks import require, require_instance, require_path
 from phi_hybrid.errors import DataError, StateError
 
 
@@ -119,6 +120,10 @@ def selected(name: str, selection: slice | None, count: int) -> slice:
         DataError: if it is empty.
     """
     require_instance(name, selection, (slice, type(None)), "a slice, e.g. slice(0, 100), or None for all")
+    ends = () if selection is None else (selection.start, selection.stop, selection.step)
+    require(
+        all(e is None or isinstance(e, Integral) for e in ends), name, selection, "a slice of integers, slice(0, 100)"
+    )
     chosen = range(count)[selection or slice(None)]
     if len(chosen) == 0 or chosen.step < 0:
         raise DataError(

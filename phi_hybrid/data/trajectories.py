@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number, require_path
+from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import (
     Layout,
@@ -24,6 +24,7 @@ from phi_hybrid.bridge.layout import (
 from phi_hybrid.data import store
 from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.conversion import inputs_beside, leading_inputs, states_from_fields, states_from_tensors
+from phi_hybrid.data.files import require_writable
 from phi_hybrid.data.generation import generate
 from phi_hybrid.data.header import require_json
 from phi_hybrid.data.joining import common, in_a_row, require_alike, require_equal_lengths
@@ -98,7 +99,7 @@ class Trajectories:
         """
         _require_metadata(metadata)
         if path is not None:
-            require_path("path", path)
+            require_writable("path", path)
             require_json(dict(metadata or {}))
         data = generate(step, initial_states, steps, inputs, coarsen, every, progress)
         data = Trajectories(*data, dict(metadata or {}))
@@ -191,12 +192,22 @@ class Trajectories:
             selection = [int(selection)]
         kinds = (slice, list, range, torch.Tensor, np.ndarray)
         require_instance("selection", selection, kinds, "trajectories as a number, a slice or a list of numbers")
-        chosen = replace(
-            self, states=tuple(t[selection] for t in self.states), inputs=tuple(t[selection] for t in self.inputs)
-        )
-        if len(chosen) == 0:
+        try:  # as NumPy counts, masks included
+            numbers = np.arange(len(self))[np.asarray(selection) if isinstance(selection, torch.Tensor) else selection]
+        except (IndexError, ValueError) as error:
+            require(False, "selection", selection, f"numbers of trajectories, 0 … {len(self) - 1} ({error})")
+        require(numbers.ndim == 1, "selection", selection, "trajectories in one list")
+        if len(numbers) == 0:
             raise DataError(f"selection {selection} of {len(self)} trajectories is empty")
-        return chosen
+        forward = (
+            isinstance(selection, slice) and (selection.step or 1) > 0
+        )  # a view, which leaves lazy data in their file
+        where = selection if forward else torch.from_numpy(numbers.copy())
+        return replace(self, states=tuple(t[where] for t in self.states), inputs=tuple(t[where] for t in self.inputs))
+
+    def __iter__(self) -> Iterator[Trajectories]:
+        """The trajectories one by one, as sets of one."""
+        return (self[number] for number in range(len(self)))
 
     def split(self, first: int | float) -> tuple[Trajectories, Trajectories]:
         """Divides the set by trajectory, so that no state of the one part is near a state of the other.

@@ -29,12 +29,12 @@ Leaf = tuple[torch.Tensor, torch.Tensor, list[str]]
 
 def mean(members: Any) -> Any:
     """Mean ū = ⟨uᵢ⟩ of the members: a state without the dim `member`."""
-    return _reduced(members, lambda u: u.mean(0))
+    return _reduced(members, lambda u: u.mean(0), least=1)
 
 
 def spread(members: Any) -> Any:
     """Standard deviation s = √(Σᵢ (uᵢ − ū)²/(M − 1)) of M members: a state without the dim `member`."""
-    return _reduced(members, lambda u: u.std(0))
+    return _reduced(members, lambda u: u.std(0), least=2)
 
 
 def rescale(members: Any, factor: float) -> Any:
@@ -174,8 +174,8 @@ def rank_histogram(members: Any, truth: Any) -> Tensor:
     return wrap(counts / counts.sum(), spatial("rank"))
 
 
-def _reduced(members: Any, reduce: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    tensors, layout = _members(members, least=1)
+def _reduced(members: Any, reduce: Callable[[torch.Tensor], torch.Tensor], least: int) -> Any:
+    tensors, layout = _members(members, least)
     found = [reduce(t.movedim(position_of(MEMBER, axes), 0)) for t, axes in zip(tensors, layout.leaves)]
     return unflatten(without(layout, MEMBER), found)
 

@@ -55,6 +55,7 @@ def evaluate(
             not return one number per trajectory.
     """
     named = isinstance(solvers, Mapping) and bool(solvers)
+    named = named and all(isinstance(name, str) for name in solvers)
     require(named, "solvers", solvers, "a mapping from names to steps, e.g. {'hybrid': solver}")
     solvers = {name: as_step(solver, f"solvers[{name!r}]") for name, solver in solvers.items()}
     way_out = "one set: {name: ph.evaluate(solvers, part) for name, part in data.sets.items()}"

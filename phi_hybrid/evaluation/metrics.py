@@ -17,7 +17,7 @@ import torch
 from phi import math as phi_math
 from phi.geom import Geometry
 
-from phi_hybrid.bridge.checks import require_callable, require_number
+from phi_hybrid.bridge.checks import require_arguments, require_callable, require_number
 from phi_hybrid.bridge.dims import TRAJECTORY
 from phi_hybrid.bridge.layout import (
     Axis,
@@ -118,7 +118,10 @@ def as_metric(metric: Any, name: str) -> Metric:
         StateError: for what is neither; it is called `name` there.
     """
     require_callable(name, metric, "a metric, e.g. MAE(), or a function (solver, reference) -> numbers")
-    return metric if isinstance(metric, Metric) else _Function(metric)
+    if isinstance(metric, Metric):
+        return metric
+    require_arguments(name, metric, "solver", "reference")
+    return _Function(metric)
 
 
 # --- errors and correlations ---

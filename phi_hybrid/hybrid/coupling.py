@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from phi_hybrid.bridge.checks import require_callable, require_count, require_number
+from phi_hybrid.bridge.checks import require_arguments, require_callable, require_count, require_number
 
 Tensors = Sequence[torch.Tensor]
 
@@ -196,4 +196,5 @@ def as_coupling(coupling: Coupling | Combination) -> Coupling:
     if isinstance(coupling, Coupling):
         return coupling
     require_callable("coupling", coupling, _COMBINATION)
+    require_arguments("coupling", coupling, "before", "after", "output")
     return After(coupling)

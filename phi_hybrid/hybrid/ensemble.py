@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.bridge.checks import require_instance
+from phi_hybrid.bridge.checks import require, require_instance
 from phi_hybrid.bridge.dims import MEMBER
 from phi_hybrid.bridge.layout import (
     TreeLayout,
@@ -50,6 +50,9 @@ class Ensemble(Step):
         super().__init__()
         require_instance("members", members, Iterable, "a list of steps, e.g. Ensemble([a, b, c])")
         steps = [as_step(member, f"members[{n}]") for n, member in enumerate(members)]
+        for number, step in enumerate(steps):
+            way_out = "a single solver: give all members at once, Ensemble([*a.members, *b.members])"
+            require(not isinstance(step, Ensemble), f"members[{number}]", step, way_out)
         if not steps:
             raise StateError("an ensemble of no members: give at least one step, better five, e.g. Ensemble([a, b, c])")
         self.members = torch.nn.ModuleList(steps)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from phi_hybrid.bridge.channels import require_tensors
-from phi_hybrid.bridge.checks import require, require_instance
+from phi_hybrid.bridge.checks import require, require_arguments, require_instance
 from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten
 from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid.coupling import Additive, Combination, Coupling, as_coupling
@@ -66,6 +66,7 @@ class HybridSolver(Step):
         super().__init__()
         fits = isinstance(network, torch.nn.Module) and not isinstance(network, Step)
         require(fits, "network", network, "a torch module on channels, second: HybridSolver(physics, network)")
+        require_arguments("network", network.forward, "channels")
         self.physics = as_step(physics, "physics")
         self.network = network
         self.coupling = as_coupling(coupling)
@@ -120,6 +121,7 @@ class HybridSolver(Step):
         if len(precisions) == 1:  # several are the business of the network
             inputs = inputs.to(*precisions)
         outputs = self.network(inputs)
+        require_instance("output of the network", outputs, torch.Tensor, "one torch tensor (batch, channel, *spatial)")
         if not outputs.is_floating_point():
             raise StateError(
                 f"the network returns {outputs.dtype}, but a correction is made of real numbers; let it return floats, e.g. "

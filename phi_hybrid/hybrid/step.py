@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from phi_hybrid.bridge.channels import ChannelMap, resolutions
+from phi_hybrid.bridge.checks import require
 from phi_hybrid.bridge.layout import (
     Layout,
     TreeLayout,
@@ -148,7 +150,7 @@ class HybridStep:
         try:
             channels = self._network(seen) if output is None else output
         except RuntimeError as error:
-            if "channels" in str(error):
+            if re.search("channels|shape|size|dimension", str(error)):
                 raise self._explained(error, seen) from error
             raise
         flat = self._output_map.from_channels(channels, self._shape)
@@ -157,7 +159,11 @@ class HybridStep:
         if coupling.calls_physics and not coupling.sees_result:
             state, *inputs = coupling.prepare([chosen, *arguments[1:]], outputs)
             after = self._result([*self._merged(before, state), *(t for part in inputs for t in part)])
-        state = coupling.finish(chosen, after if self._corrected is None else self._chosen(after), outputs)
+        result = after if self._corrected is None else self._chosen(after)
+        state = coupling.finish(chosen, result, outputs)
+        if not isinstance(state, (tuple, list)) or len(state) != len(result or chosen):
+            expected = f"a tuple of {len(result or chosen)} torch tensors, like the state it is given"
+            require(False, f"state of {coupling}", state, expected)
         return StepRecord(state if self._corrected is None else self._merged(after or before, state), after, seen)
 
     @property
@@ -191,7 +197,7 @@ class HybridStep:
         return StateError(
             f"the network cannot take {seen.shape[1]} input channels: {self._input_map.describe()} ({error}). Give its first "
             f"layer as many, or choose the inputs it sees with sees=(…); it works on (batch, channel, "
-            f"{', '.join(self._input_map.resolution)}). Python numbers are not seen: pass phi.math.wrap(number)"
+            f"{', '.join(self._input_map.resolution)}) = {tuple(seen.shape)}. Python numbers are not seen: pass phi.math.wrap(number)"
         )
 
     def _result(self, arguments: Sequence[torch.Tensor]) -> Tensors:

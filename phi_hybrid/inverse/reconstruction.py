@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance, require_number
+from phi_hybrid.bridge.checks import (
+    require,
+    require_arguments,
+    require_callable,
+    require_count,
+    require_instance,
+    require_number,
+)
 from phi_hybrid.bridge.dims import ITERATION, TIME
 from phi_hybrid.bridge.layout import (
     Layout,
@@ -99,6 +106,7 @@ def reconstruct(
     require_number("lr", lr, least=0)
     require_callable("rule", rule, "a rule of phi_hybrid.optim.rules, e.g. Gradient()")
     require_callable("loss", loss, "a distance (sample, entry) -> (sample,), e.g. optim.half_square")
+    require_arguments("loss", loss, "errors")
     require(callable(optimizer), "optimizer", optimizer, "what makes one, optimizer([x], lr=lr), e.g. torch.optim.Adam")
     step = as_step(physics, "physics")
     with evaluation_mode(step):

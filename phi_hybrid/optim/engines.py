@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import scipy.linalg
 import torch
 
+from phi_hybrid.bridge.checks import require_count, require_instance
 from phi_hybrid.errors import NonFiniteError, StateError
 from phi_hybrid.optim.filters import Filter
 from phi_hybrid.optim.jacobian import Jacobian
@@ -109,6 +110,10 @@ class Dense(Engine):
     precision: torch.dtype = torch.float64
     chunk: int = 256
 
+    def __post_init__(self) -> None:
+        require_instance("precision", self.precision, torch.dtype, "a torch dtype, e.g. torch.float64")
+        require_count("chunk", self.chunk)
+
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         full = jacobian.rows_of(self.chunk, self.precision).mul_(scale**0.5)
         left, values, right = torch.linalg.svd(full, full_matrices=False)
@@ -138,6 +143,10 @@ class Gram(Engine):
     chunk: int = 256
     columns: int = 50_000
 
+    def __post_init__(self) -> None:
+        require_count("chunk", self.chunk)
+        require_count("columns", self.columns)
+
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         gram = torch.zeros(jacobian.rows, jacobian.rows, dtype=torch.float64, device=jacobian.outputs.device)
         self.add_to(gram, jacobian)
@@ -165,6 +174,9 @@ class ParameterGram(Engine):
     """
 
     chunk: int = 256
+
+    def __post_init__(self) -> None:
+        require_count("chunk", self.chunk)
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         gram = torch.zeros(jacobian.columns, jacobian.columns, dtype=torch.float64, device=cotangent.device)

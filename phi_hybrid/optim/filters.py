@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
 
-from phi_hybrid.errors import StateError
+from phi_hybrid.bridge.checks import require, require_number
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,12 @@ class Smooth:
 Filter = Cutoff | Smooth
 
 
+def require_kappa(kappa: float) -> None:
+    """Raises StateError unless the exponent is a number from −1 to 1."""
+    valid = isinstance(kappa, Real) and not isinstance(kappa, bool) and -1 <= kappa <= 1
+    require(valid, "kappa", kappa, "a number from −1 (gradient) to 1 (Gauss–Newton), 0.5 for half-inverse")
+
+
 def require_nonnegative(name: str, value: float) -> None:
     """Raises StateError unless the setting is a finite number ≥ 0."""
-    if not 0 <= value < float("inf"):
-        raise StateError(f"{name} = {value!r}: must be a finite number ≥ 0")
+    require_number(name, value, least=0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from phi_hybrid.bridge.checks import require_count, require_number
 from phi_hybrid.optim.engines import Cost, Engine, Update, estimate
 from phi_hybrid.optim.filters import Filter
 from phi_hybrid.optim.jacobian import Jacobian
@@ -28,6 +29,10 @@ class GolubKahan(Engine):
 
     tolerance: float = 0.01
     iterations: int = 2000
+
+    def __post_init__(self) -> None:
+        require_number("tolerance", self.tolerance, above=0)
+        require_count("iterations", self.iterations)
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         norm = float(cotangent.double().norm())

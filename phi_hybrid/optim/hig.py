@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from phi_hybrid.bridge.checks import require_instance, require_number
 from phi_hybrid.errors import NonFiniteError, StateError
 from phi_hybrid.optim.automatic import Automatic
 from phi_hybrid.optim.closure import OutputsAndLoss, flattened, loss_gradient, require_outputs
 from phi_hybrid.optim.engines import Engine, Update
-from phi_hybrid.optim.filters import Cutoff, Filter, Smooth
+from phi_hybrid.optim.filters import Cutoff, Filter, Smooth, require_kappa
 from phi_hybrid.optim.jacobian import Jacobian, Processes
 from phi_hybrid.optim.layers import recorded
 
@@ -83,14 +84,13 @@ class HIG(torch.optim.Optimizer):
         then: torch.optim.Optimizer | None = None,
         progress: bool = True,
     ) -> None:
-        if not 0 <= lr < float("inf"):
-            raise StateError(f"lr = {lr!r}: must be a finite number ≥ 0")
-        if not -1 <= kappa <= 1:
-            raise StateError(f"kappa = {kappa!r}: use −1 (gradient descent) … 1 (Gauss–Newton), 0.5 for half-inverse")
-        if not isinstance(rcond, (Real, Cutoff, Smooth)):
-            raise StateError(f"rcond = {rcond!r}: expected a number, Cutoff(rcond, damping) or Smooth(rcond, damping)")
-        if not isinstance(engine, (Engine, Automatic)):
-            raise StateError(f"engine = {engine!r}: expected an engine such as Gram() or Automatic()")
+        require_instance(
+            "module", module, torch.nn.Module, "the network or solver itself, HIG(network), not its parameters"
+        )
+        require_number("lr", lr, least=0)
+        require_kappa(kappa)
+        require_instance("rcond", rcond, (Real, Cutoff, Smooth), "a number, Cutoff(rcond, damping) or Smooth(…)")
+        require_instance("engine", engine, (Engine, Automatic), "an engine such as Gram() or Automatic()")
         _refuse_random_or_coupled(module)
         parameters = _trained(module)
         if then is not None:

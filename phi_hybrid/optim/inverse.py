@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from numbers import Real
 
 import scipy.optimize
 import torch
 
+from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance
 from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.optim.rules import Function, Pullback
 from phi_hybrid.optim.vectors import Tensors, as_tuple, lengths, pack, positive, require_like, unpack
@@ -25,6 +27,9 @@ class Inverse:
     """
 
     fn: Function
+
+    def __post_init__(self) -> None:
+        require_callable("fn", self.fn, "a function (*y, *x) -> x, e.g. block.native")
 
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         y = _value(function, x)
@@ -46,6 +51,9 @@ class LinearInverse:
 
     fn: Function
 
+    def __post_init__(self) -> None:
+        require_callable("fn", self.fn, "a function (*Δy) -> Δx, e.g. block.native")
+
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         return _value(function, x), lambda dy: _inverted(self.fn, dy, x)
 
@@ -61,6 +69,10 @@ class QuasiNewton:
 
     iterations: int = 200
     history: int = 20
+
+    def __post_init__(self) -> None:
+        require_count("iterations", self.iterations)
+        require_count("history", self.history)
 
     def solve(self, residual: Function, start: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, int]:
         """The point with a small residual, and the number of iterations."""
@@ -104,6 +116,10 @@ class NewtonKrylov:
 
     iterations: int = 50
     method: str = "lgmres"
+
+    def __post_init__(self) -> None:
+        require_count("iterations", self.iterations)
+        require_instance("method", self.method, str, "SciPy's name of a linear solver, e.g. 'lgmres'")
 
     def solve(self, residual: Function, start: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, int]:
         """The point with a small residual, and the number of iterations."""
@@ -167,8 +183,9 @@ class InverseByOptimization:
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not self.tolerance > 0:
-            raise StateError(f"tolerance = {self.tolerance!r}: must be > 0")
+        require_instance("method", self.method, (QuasiNewton, NewtonKrylov), "QuasiNewton(…) or NewtonKrylov(…)")
+        valid = isinstance(self.tolerance, Real) and self.tolerance > 0
+        require(valid, "tolerance", self.tolerance, "a number > 0, e.g. 1e-3, or infinity for whatever is found")
 
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         y = _value(function, x)

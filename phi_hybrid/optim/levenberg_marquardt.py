@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.errors import NonFiniteError, SolveError, StateError
+from phi_hybrid.bridge.checks import require_number
+from phi_hybrid.errors import NonFiniteError, SolveError
 from phi_hybrid.optim.automatic import Automatic
 from phi_hybrid.optim.closure import OutputsAndLoss
 from phi_hybrid.optim.engines import Engine, Update
@@ -47,10 +48,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         engine: Engine | Automatic = Automatic(),
         progress: bool = True,
     ) -> None:
-        if not 0 < damping < float("inf"):
-            raise StateError(f"damping = {damping!r}: must be a finite number > 0; HIG with kappa=1 works without")
-        if not 1 < factor < float("inf"):
-            raise StateError(f"factor = {factor!r}: must be a finite number > 1")
+        require_number("damping", damping, above=0, way_out="HIG with kappa=1 works without")
+        require_number("factor", factor, above=1)
         self._step = HIG(module, lr, 1.0, Cutoff(0.0, damping), engine=engine, progress=progress)
         super().__init__(self._step.param_groups, {"lr": lr})
         self.param_groups = self._step.param_groups  # schedulers on this optimizer change that learning rate

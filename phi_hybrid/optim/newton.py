@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from phi_hybrid.bridge.checks import require_count, require_instance
 from phi_hybrid.errors import StateError
 from phi_hybrid.optim.filters import require_nonnegative
 from phi_hybrid.optim.linearization import Linearization, finite_derivatives
@@ -73,6 +74,10 @@ class Newton:
     curvature: Clipped | Dropped = Clipped()
     chunk: int = 256
 
+    def __post_init__(self) -> None:
+        require_instance("curvature", self.curvature, (Clipped, Dropped), "Clipped(rcond, floor) or Dropped(rcond)")
+        require_count("chunk", self.chunk)
+
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         linear = Linearization(function, x)
 
@@ -98,6 +103,9 @@ class SeparableNewton:
     """
 
     curvature: Clipped | Dropped = Clipped()
+
+    def __post_init__(self) -> None:
+        require_instance("curvature", self.curvature, (Clipped, Dropped), "Clipped(rcond, floor) or Dropped(rcond)")
 
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         linear = Linearization(function, x)

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
-from typing import Protocol
+from numbers import Real
+from typing import Any, Protocol
 
 import torch
 
+from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance, require_number
 from phi_hybrid.errors import SolveError, StateError
-from phi_hybrid.optim.filters import Cutoff, Filter, require_nonnegative
+from phi_hybrid.optim.filters import Cutoff, Filter, Smooth, require_kappa, require_nonnegative
 from phi_hybrid.optim.linearization import Linearization
 from phi_hybrid.optim.vectors import Tensors, as_tuple, lengths, pack, positive, unit, unpack
 
@@ -39,6 +40,11 @@ class Rule(Protocol):
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         """y = f(x) without a graph, and Δy ↦ Δx there; a rule that needs derivatives records them here."""
         ...
+
+
+def require_rule(rule: Any) -> None:
+    """Raises StateError for what is no rule; the class of a rule is none."""
+    require_callable("rule", rule, "a rule, e.g. Gradient()")
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,14 @@ class HalfInverse:
     chunk: int = 256
 
     def __post_init__(self) -> None:
-        if not -1 <= self.kappa <= 1:
-            raise StateError(f"kappa = {self.kappa!r}: use −1 (gradient) … 1 (pseudo-inverse), 0.5 for half-inverse")
+        require_kappa(self.kappa)
+        require_instance("rcond", self.rcond, (Real, Cutoff, Smooth), "a number, Cutoff(rcond, damping) or Smooth(…)")
+        require_count("chunk", self.chunk)
         self.filter  # noqa: B018  (settings out of range are refused here)
 
     @property
     def filter(self) -> Filter:
-        return Cutoff(self.rcond) if isinstance(self.rcond, (int, float)) else self.rcond
+        return Cutoff(self.rcond) if isinstance(self.rcond, Real) else self.rcond
 
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         linear = Linearization(function, x)
@@ -141,10 +148,9 @@ class GaussNewtonCG:
 
     def __post_init__(self) -> None:
         require_nonnegative("damping", self.damping)
-        if not 0 < self.tolerance < 1:
-            raise StateError(f"tolerance = {self.tolerance!r}: must be between 0 and 1")
-        if self.iterations < 1:
-            raise StateError(f"iterations = {self.iterations!r}: must be ≥ 1")
+        require_number("tolerance", self.tolerance, above=0)
+        require(self.tolerance < 1, "tolerance", self.tolerance, "a number between 0 and 1")
+        require_count("iterations", self.iterations)
 
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         linear = Linearization(function, x)
@@ -191,8 +197,8 @@ class Damped:
     factor: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor < float("inf"):
-            raise StateError(f"factor = {self.factor!r}: must be a finite number > 0")
+        require_rule(self.rule)
+        require_number("factor", self.factor, above=0)
 
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         y, pullback = self.rule(function, x)
@@ -212,8 +218,8 @@ class TrustRegion:
     radius: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.radius < float("inf"):
-            raise StateError(f"radius = {self.radius!r}: must be a finite number > 0")
+        require_rule(self.rule)
+        require_number("radius", self.radius, above=0)
 
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:
         y, pullback = self.rule(function, x)
@@ -247,10 +253,8 @@ class Blend:
                 f"Blend{parts!r}: expected Blend((rule, weight), …), e.g. Blend((Gradient(), 10.0), (other, 1.0))"
             )
         for rule, weight in parts:
-            if not (isfinite(weight) and weight > 0):
-                raise StateError(
-                    f"weight = {weight!r} of {rule}: must be a finite number > 0; leave the rule out for 0"
-                )
+            require_rule(rule)
+            require_number("weight", weight, above=0, way_out="or leave the rule out")
         object.__setattr__(self, "parts", parts)
 
     def __call__(self, function: Function, x: Tensors) -> tuple[Tensors, Pullback]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from phi_hybrid.bridge.checks import require_count, require_instance, require_number
 from phi_hybrid.optim.engines import Cost, Engine, Gram, Update, add_square, eigh_bytes, eigh_flops, estimate, from_gram
 from phi_hybrid.optim.filters import Filter
 from phi_hybrid.optim.jacobian import Jacobian, Processes, products
@@ -32,6 +33,11 @@ class Structured(Engine):
     chunk: int = 64
     rest: Gram = Gram()
     tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_count("chunk", self.chunk)
+        require_instance("rest", self.rest, Gram, "an engine Gram(…)")
+        require_number("tolerance", self.tolerance, least=0)
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         factors, others = self._parts(jacobian)

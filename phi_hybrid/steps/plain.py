@@ -12,7 +12,7 @@ import torch
 from phi import math
 
 from phi_hybrid import _compat
-from phi_hybrid.bridge.checks import require_callable
+from phi_hybrid.bridge.checks import require, require_callable
 from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten, precision_of, unflatten
 from phi_hybrid.errors import StateError
 from phi_hybrid.linear_solve import Solves
@@ -119,6 +119,14 @@ known_step: Callable[[Callable], Step] = lru_cache(maxsize=64)(as_step)
 def require_step(name: str, step: Any) -> None:
     """Raises StateError for what cannot be a step."""
     require_callable(name, step, "a function state, *inputs -> state, a block or a solver")
+    require(not _is_network(step), name, step, "a step on states, not a network, see HybridSolver(physics, network)")
+
+
+def _is_network(step: Callable) -> bool:
+    """Whether this is made of torch's layers alone, which know no states."""
+    if not isinstance(step, torch.nn.Module) or not any(True for _ in step.parameters()):
+        return False
+    return all(type(module).__module__.startswith("torch.nn.") for module in step.modules())
 
 
 def name_of(step: Callable) -> str:

@@ -22,6 +22,9 @@ class Callback:
     `trainer.stop(reason)`. What it raises ends the training, too, with the state before the update it was called in.
     """
 
+    needs_validation = False
+    """Whether it is of no use without validation errors."""
+
     def before_update(self, trainer: Trainer) -> None:
         """Called before every update."""
 
@@ -51,21 +54,35 @@ class BestWeights(Callback):
     Attributes:
         error: the smallest mean absolute error, infinite before the first validation.
         update: when it was reached.
-        weights: state dict of the solver then: `solver.load_state_dict(best.weights)`.
     """
 
+    needs_validation = True
+
     def __init__(self) -> None:
-        self.error, self.update, self.weights = float("inf"), -1, None
+        self.error, self.update, self._weights = float("inf"), -1, None
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """State dict of the solver then: `solver.load_state_dict(best.weights)`.
+
+        Raises:
+            StateError: before the first validation.
+        """
+        if self._weights is None:
+            raise StateError(
+                "there are no best weights before a validation: train for `validate_every` updates at least"
+            )
+        return self._weights
 
     def after_validation(self, trainer: Trainer, error: float) -> None:
         if error < self.error:
-            self.error, self.update, self.weights = error, trainer.update, copied(trainer.solver.state_dict())
+            self.error, self.update, self._weights = error, trainer.update, copied(trainer.solver.state_dict())
 
     def state(self) -> dict[str, Any]:
-        return {"error": self.error, "update": self.update, "weights": self.weights}
+        return {"error": self.error, "update": self.update, "weights": self._weights}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.error, self.update, self.weights = state["error"], state["update"], state["weights"]
+        self.error, self.update, self._weights = state["error"], state["update"], state["weights"]
 
 
 class EarlyStop(Callback):
@@ -76,9 +93,12 @@ class EarlyStop(Callback):
         by: smallest fall that counts, relative to the best error.
     """
 
+    needs_validation = True
+
     def __init__(self, patience: int, by: float = 0.0) -> None:
         require_count("patience", patience)
         require_number("by", by, least=0, way_out="a share of the best error, e.g. 0.01")
+        require(by < 1, "by", by, "a share of the best error below 1, e.g. 0.01")
         self.patience, self.by = int(patience), float(by)
         self.best, self.waited = float("inf"), 0
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from typing import Any
 
 import torch
 
-from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
-from phi_hybrid.data import Mixture, Stream, Trajectories, require_sets
+from phi_hybrid.bridge.checks import require, require_arguments, require_count, require_instance, require_number
+from phi_hybrid.data import Mixture, Stream, Trajectories, require_sets, sets_of
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps import Step
 from phi_hybrid.training.callbacks import Callback
@@ -34,11 +36,17 @@ def check_trainer(
     require_instance("objective", objective, Objective, "an objective, e.g. Unrolled(16)")
     way_out = "a torch optimizer, e.g. torch.optim.Adam(solver.parameters())"
     require_instance("optimizer", optimizer, torch.optim.Optimizer, way_out)
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise StateError(f"{type(optimizer).__name__}(maximize=True) would make errors larger; leave it out")
     if scheduler is not None:
         way_out = "a torch learning-rate scheduler, e.g. CosineAnnealingLR(optimizer, 1000)"
         require_instance("scheduler", scheduler, _SCHEDULER, way_out)
         if scheduler.optimizer is not optimizer:
             raise StateError("the scheduler belongs to another optimizer than the one given; make it with this one")
+        if getattr(scheduler, "mode", "min") == "max" and isinstance(scheduler, _SCHEDULER[1]):
+            raise StateError(
+                f"{type(scheduler).__name__}(mode='max') follows errors, which should fall: use mode='min'"
+            )
     require_count("batch_size", batch_size)
     require_count("seed", seed, None)
     if skip is not None:
@@ -65,6 +73,17 @@ def check_trainer(
                 f"the validation data has {held} inputs of a step and the training data {own}: give both those that the "
                 "solver's step takes, e.g. with data.with_inputs(…)"
             )
+        if shared := len(_places(data) & _places(validation)):
+            warnings.warn(
+                f"validation = {validation}: {shared} of its trajectories are trained on, so that its error does not show "
+                "whether others are learned; hold some out, data.split(0.8)",
+                stacklevel=3,
+            )
+
+
+def _places(data: Trajectories | Mixture) -> set[int]:
+    """Where in memory the trajectories begin; slices of a set share them."""
+    return {states.data_ptr() for part in sets_of(data).values() for states in part.states[0]}
 
 
 def check_accumulation(accumulate: int, optimizer: torch.optim.Optimizer) -> None:
@@ -90,11 +109,31 @@ def check_combination(combine: Any, optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def check_callbacks(callbacks: Any) -> None:
-    """Raises StateError for what are no callbacks."""
+def check_callbacks(callbacks: Any, validation: Any) -> None:
+    """Raises StateError for what are no callbacks, and for callbacks that would not do what they are there for."""
     require_instance("callbacks", callbacks, (list, tuple), "callbacks in a list, e.g. [BestWeights(), EarlyStop(5)]")
-    for callback in callbacks:
-        require_instance("callback", callback, Callback, "an object of a subclass of training.Callback")
+    for number, callback in enumerate(callbacks):
+        require_instance(f"callbacks[{number}]", callback, Callback, "an object of a subclass of training.Callback")
+        _check_methods(callback, f"callbacks[{number}]")
+        if callback.needs_validation and validation is None:
+            raise StateError(
+                f"callbacks[{number}] = {type(callback).__name__} looks at validation errors, and none are computed: give the "
+                "trainer held-out trajectories, validation=held, or leave the callback out"
+            )
+    named = [type(callback).__name__ for callback in callbacks]
+    require(len({*map(id, callbacks)}) == len(callbacks), "callbacks", named, "each callback once")
+    shipping = [type(c).__name__ for c in callbacks if type(c).put_weights is not Callback.put_weights]
+    require(len(shipping) < 2, "callbacks", shipping, "at most one that gives the solver other weights to be evaluated")
+
+
+def _check_methods(callback: Callback, name: str) -> None:
+    """Methods have the names that are called, and take what they are called with."""
+    known = [n for n in vars(Callback) if inspect.isfunction(getattr(Callback, n)) and not n.startswith("_")]
+    if unknown := [n for n in dir(callback) if n.startswith(("before_", "after_")) and n not in known]:
+        raise StateError(f"{name} has a method {unknown[0]}, which would never be called; those called are {known}")
+    for method in known:
+        _, *arguments = inspect.signature(getattr(Callback, method)).parameters
+        require_arguments(f"{name}.{method}", getattr(callback, method), *arguments)
 
 
 def trained_parameters(solver: Step, optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from phi_hybrid.data import Batch, epoch_generator
-from phi_hybrid.errors import NonFiniteError, SolveError
+from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.training.gradient import running_buffers, unchanged
 from phi_hybrid.training.objective import Objective, Outputs
 from phi_hybrid.training.term_gradients import TermGradients
@@ -85,6 +85,11 @@ class Closure:
                 found = self._contributions(self.objective.outputs(trainer.solver, batch), batch, first)
                 found = {name: value / len(parts) for name, value in found.items()}
                 loss = sum(found.values())
+                if not loss.requires_grad:
+                    raise StateError(
+                        f"the loss of {self.objective} does not depend on the weights: no gradient runs back to them; take "
+                        "out detach(), .data, no_grad() and stop_gradient() in losses, network and coupling"
+                    )
                 if terms is None:
                     mode.backward(loss, trainer._parameters)
                 else:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.bridge.checks import require, require_callable, require_instance, require_number
+from phi_hybrid.bridge.checks import require, require_arguments, require_callable, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import repeat, tuple_of, with_batch
 from phi_hybrid.bridge.parts import part_of
@@ -71,7 +71,10 @@ class _Function(Term):
 def _as_term(term: Any, name: str, expected: str) -> Term:
     """Terms as they are, plain functions as terms."""
     require(callable(term) and not isinstance(term, type), name, term, expected)
-    return term if isinstance(term, Term) else _Function(term)
+    if isinstance(term, Term):
+        return term
+    require_arguments(name, term, "states", "batch")
+    return _Function(term)
 
 
 class _Placed(Term):
@@ -321,10 +324,13 @@ class Losses:
 
     def contributions(self, states: Tensors, uncorrected: Tensors, batch: Batch) -> dict[str, torch.Tensor]:
         """Name → weight · term."""
-        return {
-            name: weight * term(uncorrected if term.needs_uncorrected else states, batch)
-            for name, (weight, term) in self.terms.items()
-        }
+        values = {}
+        for name, (weight, term) in self.terms.items():
+            value = term(uncorrected if term.needs_uncorrected else states, batch)
+            scalar = isinstance(value, torch.Tensor) and value.numel() == 1
+            require(scalar, f"value of terms[{name!r}]", value, "a torch tensor of one number, e.g. errors.mean()")
+            values[name] = weight * value
+        return values
 
 
 def _mean(entries: list[torch.Tensor], at: At) -> torch.Tensor:

@@ -92,7 +92,7 @@ class Noise:
         if self.schedule is not None:
             require_callable("schedule", self.schedule, "a function of the update, e.g. Ramp(1, 0, 1000)")
         if self.random_walk and self.where != "initial":
-            raise StateError("random_walk is noise on an input history; use it with where='initial'")
+            raise StateError(f"random_walk is noise on an input history, where = {self.where!r}: use where='initial'")
 
     def at(self, update: int) -> Noise:
         """The noise of one update, its schedule applied."""

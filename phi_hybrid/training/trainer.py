@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from phi_hybrid.bridge.checks import require_count, require_path
-from phi_hybrid.data import Batch, Mixture, Stream, Trajectories
+from phi_hybrid.bridge.checks import require_count
+from phi_hybrid.data import Batch, Mixture, Stream, Trajectories, require_writable
 from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.optim import Combination
@@ -112,11 +112,11 @@ class Trainer:
         check_trainer(solver, data, objective, optimizer, scheduler, batch_size, clip, skip, seed, validation)
         check_accumulation(accumulate, optimizer)
         check_combination(combine, optimizer)
-        check_callbacks(callbacks)
+        check_callbacks(callbacks, validation)
         for name, value in {"validate_every": validate_every, "checkpoint_every": checkpoint_every}.items():
             require_count(name, value)
         if checkpoint is not None:
-            require_path("checkpoint", checkpoint)
+            require_writable("checkpoint", checkpoint)
         self._parameters = trained_parameters(solver, optimizer)
         self._device = self._parameters[0].device
         self.processes = Processes(self._device)
@@ -365,7 +365,13 @@ class Trainer:
             if followed is not None:
                 self.scheduler.step(followed)
         elif self.scheduler is not None:
-            self.scheduler.step()
+            try:
+                self.scheduler.step()
+            except ValueError as error:  # such as OneCycleLR after its last step
+                raise StateError(
+                    f"{type(self.scheduler).__name__} fails after update {self.update}: {error}. Make a scheduler for all "
+                    "updates that are to be made"
+                ) from error
 
     def _record(self, loss: float) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
