@@ -108,6 +108,7 @@ class Interrupt:
     def again(self, ignored: Any) -> None:
         """What is raised while Python tidies up a generator is ignored; the next call raises it."""
         self.at = self.calls + 1
+        sys.setprofile(self)  # which Python unsets when it raises
 
     def __enter__(self) -> Interrupt:
         self.hook, sys.unraisablehook = sys.unraisablehook, self.again
