@@ -106,8 +106,8 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def again(self, ignored: Any) -> None:
-        """What is raised while Python tidies up a generator is ignored; the next call raises it."""
-        self.at = self.calls + 1
+        """What is raised while Python tidies up a generator is ignored; a call soon after, not in here, raises it."""
+        self.at = self.calls + 10
         sys.setprofile(self)  # which Python unsets when it raises
 
     def __enter__(self) -> Interrupt:
