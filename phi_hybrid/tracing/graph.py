@@ -58,3 +58,8 @@ class CapturedGraph(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_inductor"}
+
+
+def graphs_in(module: torch.nn.Module) -> list[torch.fx.GraphModule]:
+    """The torch graphs of all captured steps that are part of a module, in the order in which it holds them."""
+    return [part.module for part in module.modules() if isinstance(part, CapturedGraph)]

@@ -1,0 +1,230 @@
+"""`check_gradients`: is a simulator fit for training through it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from phi.math import precision
+
+from phi_hybrid.bridge.checks import require, require_count
+from phi_hybrid.errors import StateError
+from phi_hybrid.sensitivity.breaks import JUMP, Interval, breaks
+from phi_hybrid.sensitivity.coordinates import Tensors
+from phi_hybrid.sensitivity.differences import Agreement, Function, agreement, has_forward_mode, noise
+from phi_hybrid.sensitivity.growth import Growth, Probes, growth
+from phi_hybrid.sensitivity.operations import (
+    LOCAL_STEP,
+    Operation,
+    blocked,
+    first_break,
+    without_gradient,
+    wrong_operations,
+)
+from phi_hybrid.sensitivity.result import ArgumentCheck, Break, GradientCheck
+from phi_hybrid.sensitivity.simulation import Argument, Simulation, argument_names, doubled, own_copy
+from phi_hybrid.steps import Inputs, Step, bind, evaluation_mode, flatten_arguments, require_step
+from phi_hybrid.steps.plain import name_of
+from phi_hybrid.tracing import graphs_in
+
+_JITTER = 0.01
+"""Points are drawn so far from the states of the trajectory, in their root mean square: flows at rest are full of kinks."""
+_UNSEEN = 1e-9
+"""Jumps up to this size, relative to the result, are the tolerance of linear solves, 1e-11 in float64, and their condition."""
+
+
+def check_gradients(
+    step: Callable,
+    state: Any,
+    *inputs: Any,
+    steps: int = 50,
+    directions: int = 4,
+    points: int = 3,
+    seed: int = 0,
+    **keywords: Any,
+) -> GradientCheck:
+    """Finds out whether a step is fit for training through it, and if not, why and in which line.
+
+    All in float64, on a copy of the step, which is captured where it is not yet:
+
+    - derivatives f'(u)·d in reverse and forward mode beside central differences of eight step sizes, by the state and by
+      every input, for random d; they are wrong if they differ by more than the error of the differences themselves;
+    - jumps and kinks on random lines u + t·d of ±0.1 root mean squares, found by bisection;
+    - growth of ‖∂uₙ/∂u₀ᵀ·w‖ and ‖∂uₙ/∂u₀·d‖ over n = 1 … `steps` steps: vanishing, steady or exploding;
+    - operations whose gradient is missing, wrong or zero, and those that block it.
+
+    Args:
+        step: `state, *inputs -> state`: PhiFlow code, `PhysicsBlock`, `HybridSolver` (of its state, not of its weights).
+        state: u₀, e.g. fields of shape `(batch, x, y, vector)`.
+        *inputs: further arguments of the step; those with a batch dim `time` are sliced, entry n for step n.
+        steps: number of steps to train through.
+        directions: number of random directions at every point.
+        points: number of points, near states along the trajectory.
+        seed: of directions and points, and of random numbers that the step draws.
+        **keywords: further arguments of the step by name.
+
+    Returns:
+        `GradientCheck`, to be printed.
+
+    Raises:
+        CaptureError: if the step cannot be captured; names line and way out.
+        SolveError: if a linear solve fails, with the number of the step.
+        StateError: for arguments that do not fit the step, and states without real numbers.
+    """
+    require_step("step", step)
+    for name, count in {"steps": steps, "directions": directions, "points": points}.items():
+        require_count(name, count)
+    own = own_copy(step)
+    with evaluation_mode(own), torch.no_grad(), precision(64):
+        tensors, layout, arguments = flatten_arguments(own, state, inputs, keywords)
+        tensors, arguments = doubled(tensors), Inputs(doubled(arguments.tensors), arguments.layout)
+        real = any(t.is_floating_point() or t.is_complex() for t in tensors)
+        require(real, "state", state, "real or complex numbers to differentiate by, e.g. a Field")
+        arguments.check_length(steps)
+        unrepeated = ""
+        try:
+            bound = bind(own, tensors, layout, arguments)
+            native, tensors = bound.step, bound.state
+        except StateError as error:  # a loss, for example; other faults show again
+            native, unrepeated = own.native_for(arguments.call_layout(layout), (*tensors, *arguments.at(0))), str(error)
+        names = argument_names(step, len(arguments.layout.children))
+        simulation = Simulation.started(native, tensors, arguments, names, 0 if unrepeated else steps, seed)
+        draws = _Draws(torch.Generator().manual_seed(seed), directions, points)
+        return _checked(name_of(getattr(step, "step", step)), own, simulation, draws, unrepeated)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Random directions and points."""
+
+    generator: torch.Generator
+    directions: int
+    points: int
+
+    def like(self, vector: torch.Tensor) -> torch.Tensor:
+        """Normal numbers, one for each entry."""
+        return torch.randn(len(vector), generator=self.generator, dtype=vector.dtype).to(vector.device)
+
+    def units(self, vector: torch.Tensor) -> torch.Tensor:
+        """Directions of norm 1, `(direction, coordinate)`."""
+        return torch.nn.functional.normalize(torch.stack([self.like(vector) for _ in range(self.directions)]), dim=1)
+
+    def calls(self, simulation: Simulation) -> list[Tensors]:
+        """Arguments near those of some steps of a trajectory: all coordinates moved, unless that gives no finite result."""
+        last = len(simulation.calls) - 1
+        calls = []
+        for n in range(self.points):
+            call = moved = simulation.calls[round(n * last / max(self.points - 1, 1))]
+            for argument in simulation.arguments:
+                x = simulation.coordinates(moved, argument)
+                moved = simulation.moved(moved, argument, x + _JITTER * self.like(x))
+            calls.append(moved if simulation.result(moved).isfinite().all() else call)
+        return calls
+
+
+def _checked(name: str, own: Step, simulation: Simulation, draws: _Draws, unrepeated: str) -> GradientCheck:
+    calls, state = draws.calls(simulation), simulation.arguments[0]
+    forward = has_forward_mode(simulation.function(calls[0], state), simulation.coordinates(calls[0], state))
+    checks, found, lines = [], [], 0
+    for argument in simulation.arguments:
+        agreements = []
+        for call in calls if len(simulation.coordinates(calls[0], argument)) else ():
+            line = _Lines(own, simulation.function(call, argument), simulation.coordinates(call, argument), draws)
+            agreements += line.agreements(forward)
+            found += line.breaks()
+            lines += draws.directions
+        if agreements:
+            checks.append(ArgumentCheck(argument.name, tuple(agreements)))
+    grown = None if unrepeated else _growth(simulation, draws, forward)
+    wrong = [
+        operation
+        for check, argument in zip(checks, simulation.arguments)
+        if check.wrong
+        for operation in _wrong(own, simulation, calls[0], argument, draws)
+    ]
+    if grown is not None and grown.finite_state and grown.not_finite is not None:
+        wrong += _wrong(own, simulation, simulation.calls[grown.not_finite - 1], state, draws)
+    seen = _watched(own, lambda: simulation.result(calls[0]))
+    return GradientCheck(
+        name=name,
+        steps=len(simulation.calls),
+        arguments=tuple(checks),
+        breaks=_grouped(found, lines),
+        growth=grown,
+        unrepeated=unrepeated,
+        wrong=tuple(dict.fromkeys(wrong)),
+        blocked=tuple(o for graph, tensors in seen for o in blocked(graph, tensors)),
+        without_gradient=tuple(dict.fromkeys(o for graph, _ in seen for o in without_gradient(graph))),
+    )
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Random lines through one point."""
+
+    own: Step
+    f: Function
+    x: torch.Tensor
+    draws: _Draws
+
+    def agreements(self, forward: bool) -> Iterator[Agreement]:
+        """Derivatives along each direction beside finite differences."""
+        result = self.f(self.x)
+        for _ in range(self.draws.directions):
+            yield agreement(self.f, self.x, self.draws.like(self.x), self.draws.like(result), forward)
+
+    def breaks(self) -> Iterator[tuple[Interval, Operation | None]]:
+        """Jumps and kinks, and the operations that make them."""
+        for _ in range(self.draws.directions):
+            d = self.draws.like(self.x)
+            size, sigma = (float(v.abs().max()) for v in (self.f(self.x), noise(self.f, self.x, d)))
+            for interval in breaks(self.f, self.x, d, max(_UNSEEN * size, 10 * sigma)):
+                yield interval, self._place(interval)
+
+    def _place(self, interval: Interval) -> Operation | None:
+        points = [interval.centre + s * interval.half for s in (-1, 0, 1)]
+        runs = [_watched(self.own, lambda x=x: self.f(x)) for x in points]
+        places = (first_break(run[0][0], *(tensors for _, tensors in run)) for run in zip(*runs))
+        return next((place for place in places if place is not None), None)
+
+
+def _watched(own: Step, run: Callable[[], Any]) -> list[tuple[torch.fx.GraphModule, Tensors]]:
+    """Graphs of captured steps that take part in a run, with the tensors that each was last given."""
+    seen: dict[torch.fx.GraphModule, Tensors] = {}
+    hooks = [g.register_forward_pre_hook(lambda graph, tensors: seen.update({graph: tensors})) for g in graphs_in(own)]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(seen.items())
+
+
+def _wrong(own: Step, simulation: Simulation, call: Tensors, argument: Argument, draws: _Draws) -> list[Operation]:
+    """Operations that falsify the gradient by an argument."""
+    x, f = simulation.coordinates(call, argument), simulation.function(call, argument)
+    d = draws.like(x)
+    runs = [_watched(own, lambda s=s: f(x + s * LOCAL_STEP * d)) for s in (-1, 0, 1)]
+    return [o for run in zip(*runs) for o in wrong_operations(run[0][0], *(tensors for _, tensors in run))]
+
+
+def _grouped(found: Sequence[tuple[Interval, Operation | None]], lines: int) -> tuple[Break, ...]:
+    """Breaks of one kind at one operation together, those met most often first."""
+    groups: dict[tuple[str, Operation | None], list[float]] = {}
+    for interval, place in found:
+        groups.setdefault((interval.kind, place), []).append(interval.size)
+    breaks = [Break(kind, place, len(sizes), lines, max(sizes)) for (kind, place), sizes in groups.items()]
+    return tuple(sorted(breaks, key=lambda b: (b.kind != JUMP, -b.met)))
+
+
+def _growth(simulation: Simulation, draws: _Draws, forward: bool) -> Growth:
+    states, argument = simulation.states(), simulation.arguments[0]
+    last = states[-1] if states[-1].isfinite().all() else states[-2]
+    cotangents, tangents = draws.units(last), draws.units(last)
+    if last.any():
+        cotangents[0] = torch.nn.functional.normalize(last, dim=0)
+    return growth(
+        lambda n: simulation.function(simulation.calls[n], argument), states, Probes(cotangents, tangents), forward
+    )
