@@ -12,7 +12,7 @@ from phi.math import precision
 from phi_hybrid.bridge.checks import require, require_count
 from phi_hybrid.errors import StateError
 from phi_hybrid.sensitivity.breaks import JUMP, Interval, breaks
-from phi_hybrid.sensitivity.coordinates import Tensors
+from phi_hybrid.sensitivity.coordinates import Tensors, is_real
 from phi_hybrid.sensitivity.differences import Agreement, Function, agreement, has_forward_mode, noise
 from phi_hybrid.sensitivity.growth import Growth, Probes, growth
 from phi_hybrid.sensitivity.operations import (
@@ -80,17 +80,17 @@ def check_gradients(
     with evaluation_mode(own), torch.no_grad(), precision(64):
         tensors, layout, arguments = flatten_arguments(own, state, inputs, keywords)
         tensors, arguments = doubled(tensors), Inputs(doubled(arguments.tensors), arguments.layout)
-        real = any(t.is_floating_point() or t.is_complex() for t in tensors)
+        real = any(map(is_real, tensors))
         require(real, "state", state, "real or complex numbers to differentiate by, e.g. a Field")
         arguments.check_length(steps)
         unrepeated = ""
         try:
             bound = bind(own, tensors, layout, arguments)
-            native, tensors = bound.step, bound.state
+            native, tensors, layout = bound.step, bound.state, bound.layout
         except StateError as error:  # a loss, for example; other faults show again
             native, unrepeated = own.native_for(arguments.call_layout(layout), (*tensors, *arguments.at(0))), str(error)
         names = argument_names(step, len(arguments.layout.children))
-        simulation = Simulation.started(native, tensors, arguments, names, 0 if unrepeated else steps, seed)
+        simulation = Simulation.started(native, tensors, layout, arguments, names, 0 if unrepeated else steps, seed)
         draws = _Draws(torch.Generator().manual_seed(seed), directions, points)
         return _checked(name_of(getattr(step, "step", step)), own, simulation, draws, unrepeated)
 
@@ -127,21 +127,24 @@ class _Draws:
 def _checked(name: str, own: Step, simulation: Simulation, draws: _Draws, unrepeated: str) -> GradientCheck:
     calls, state = draws.calls(simulation), simulation.arguments[0]
     forward = has_forward_mode(simulation.function(calls[0], state), simulation.coordinates(calls[0], state))
-    checks, found, lines = [], [], 0
-    for argument in simulation.arguments:
-        agreements = []
-        for call in calls if len(simulation.coordinates(calls[0], argument)) else ():
-            line = _Lines(own, simulation.function(call, argument), simulation.coordinates(call, argument), draws)
-            agreements += line.agreements(forward)
+    checks, found, lines = {}, [], 0
+    for call in calls:
+        near = simulation.near(call)
+        for argument in near.arguments:
+            x = near.coordinates(call, argument)
+            if not len(x):
+                continue
+            line = _Lines(own, near.function(call, argument), x, draws)
+            checks.setdefault(argument.name, []).extend(line.agreements(forward))
             found += line.breaks()
             lines += draws.directions
-        if agreements:
-            checks.append(ArgumentCheck(argument.name, tuple(agreements)))
+    checks = [ArgumentCheck(name, tuple(agreements)) for name, agreements in checks.items()]
     grown = None if unrepeated else _growth(simulation, draws, forward)
     wrong = [
         operation
-        for check, argument in zip(checks, simulation.arguments)
-        if check.wrong
+        for check in checks
+        for argument in simulation.arguments
+        if check.wrong and argument.name == check.name
         for operation in _wrong(own, simulation, calls[0], argument, draws)
     ]
     if grown is not None and grown.finite_state and grown.not_finite is not None:

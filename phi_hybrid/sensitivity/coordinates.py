@@ -10,27 +10,38 @@ import torch
 Tensors = Sequence[torch.Tensor]
 
 
+_NOTHING = 1e-9
+"""A part so much smaller than the largest one is rounding, and has no size of its own."""
+
+
 @dataclass(frozen=True)
 class Coordinates:
-    """Coordinates ξ = x/σ of tensors x, one σ for each: the root mean square of its values, 1 where they are all zero.
-
-    Complex numbers are pairs of coordinates; integers and booleans have none.
-    """
+    """Coordinates ξ = x/σ of tensors x, one σ for each; complex numbers are pairs, integers and booleans have none."""
 
     scales: tuple[float | None, ...]
     """σ, `None` for tensors without coordinates."""
 
     @classmethod
-    def measured(cls, *examples: Tensors) -> Coordinates:
-        """Scales of the first of the examples in which a tensor is not zero."""
-        scales: list[float | None] = []
-        for tensors in zip(*examples):
-            if not _is_real(tensors[0]):
-                scales.append(None)
-                continue
-            sizes = [float(t.abs().square().mean().sqrt()) if t.numel() else 0.0 for t in tensors]
-            scales.append(next((s for s in sizes if 0 < s < float("inf")), 1.0))
-        return cls(tuple(scales))
+    def measured(
+        cls, examples: Sequence[Tensors], parts: Sequence[int], otherwise: Coordinates | None = None
+    ) -> Coordinates:
+        """Root mean squares of the parts of a state, the largest among the examples.
+
+        Args:
+            examples: tensors of states; non-finite ones do not count.
+            parts: number of the part, for example of the field, that each tensor belongs to; components share a scale.
+            otherwise: scales of parts that are zero, 1 by default.
+        """
+        sizes = dict.fromkeys(parts, 0.0)
+        for tensors in examples:
+            for part in sizes:
+                own = [_pairs(t).reshape(-1) for t, p in zip(tensors, parts) if p == part and is_real(t)]
+                values = torch.cat(own) if own else torch.zeros(1)
+                size = float(values.square().mean().sqrt()) if values.numel() else 0.0
+                sizes[part] = max(sizes[part], size if size < float("inf") else 0.0)
+        least = _NOTHING * max(sizes.values(), default=0.0)
+        spare = otherwise.scales if otherwise else [1.0 if is_real(t) else None for t in examples[0]]
+        return cls(tuple(sizes[p] if s and sizes[p] > least else s for p, s in zip(parts, spare)))
 
     def vector(self, tensors: Tensors) -> torch.Tensor:
         """ξ, all coordinates in a row, differentiable."""
@@ -51,7 +62,8 @@ class Coordinates:
         return tuple(result)
 
 
-def _is_real(tensor: torch.Tensor) -> bool:
+def is_real(tensor: torch.Tensor) -> bool:
+    """Tells if a tensor holds real or complex numbers."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 

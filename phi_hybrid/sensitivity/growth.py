@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,13 +35,11 @@ class Curve:
 
     @property
     def rate(self) -> float:
-        """Factor per step, the mean over the second half of the steps that are finite; e^λ for a Lyapunov exponent λ."""
-        known = [g for g in self.largest if math.isfinite(g)]
+        """Factor per step, the mean over the second half of the steps before it is zero or not finite; e^λ for a Lyapunov exponent λ."""
+        known = list(itertools.takewhile(lambda g: 0 < g < math.inf, self.largest))
         first, last = len(known) // 2 if len(known) > 2 else 0, len(known) - 1
         if last <= first:
-            return 1.0
-        if known[last] == 0:
-            return 0.0
+            return 0.0 if 0 in self.largest else 1.0
         return (known[last] / known[first]) ** (1 / (last - first))
 
     @property

@@ -159,7 +159,7 @@ def wrong_operations(graph: Graph, low: Tensors, middle: Tensors, up: Tensors) -
     found = []
     for node in nodes:
         share = 0.0 if node in inside else _local_error(middle[node], low[node], up[node])
-        if share > _LOCAL and _matters(graph, node, middle):
+        if share and _matters(graph, node, middle):
             found.append(Operation(_name(node), line_of(node), min(share, 1.0)))
     return found
 
@@ -193,7 +193,8 @@ def _local_error(here: _Call, low: _Call, up: _Call) -> float:
     rounding = (
         64 * torch.finfo(torch.float64).eps * sum(_dot(w.abs(), b.abs()) for w, b in zip(weights, _reals(here.result)))
     )
-    return 0.0 if abs(change - predicted) <= rounding else abs(change - predicted) / max(size, abs(predicted))
+    off = abs(change - predicted)
+    return 0.0 if off <= max(rounding, _LOCAL * size) else off / max(abs(change), abs(predicted))
 
 
 def _matters(graph: Graph, node: torch.fx.Node, calls: dict[torch.fx.Node, _Call]) -> bool:

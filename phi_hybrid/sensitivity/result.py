@@ -10,6 +10,7 @@ from phi_hybrid.sensitivity.breaks import JUMP, KINK, REACH
 from phi_hybrid.sensitivity.differences import Agreement
 from phi_hybrid.sensitivity.growth import EXPLODING, STEADY, USEFUL, VANISHING, Curve, Growth
 from phi_hybrid.sensitivity.operations import Operation
+from phi_hybrid.tracing import Line
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,10 @@ class GradientCheck:
 
     def _wrong_gradients(self) -> Iterator[str]:
         for argument in self.arguments:
-            for mode in argument.wrong:
-                error = argument.reverse if mode == "reverse mode" else argument.forward
-                yield (
-                    f"the gradient by {argument.name} is wrong: {mode} differs from finite differences by {_percent(error)}"
-                    f"{_places(self.wrong)}"
-                )
+            if argument.wrong:
+                errors = {"reverse mode": argument.reverse, "forward mode": argument.forward}
+                off = " and ".join(f"{mode} by {_percent(errors[mode])}" for mode in argument.wrong)
+                yield f"the gradient by {argument.name} is wrong: off finite differences in {off}{_places(self.wrong)}"
 
     def _jumps(self) -> Iterator[str]:
         for found in self.breaks:
@@ -156,12 +155,11 @@ class GradientCheck:
     def _derivative_rows(self) -> Iterator[tuple[str, str]]:
         for argument in self.arguments:
             if argument.unused:
-                text = "the result does not depend on it"
+                text = "zero: neither differences nor derivatives see any dependence"
             else:
                 forward = "none" if math.isnan(argument.forward) else f"{argument.forward:.0e}"
-                text = f"finite differences agree with reverse mode to {argument.reverse:.0e}, forward mode: {forward}"
-                if argument.wrong:
-                    text = f"{' and '.join(argument.wrong)} wrong; reverse mode differs by {argument.reverse:.0e}, forward mode: {forward}"
+                verb = "disagree with" if argument.wrong else "agree with"
+                text = f"differences {verb} derivatives: reverse mode {argument.reverse:.0e}, forward mode {forward}"
             yield f"gradient by {argument.name}", text
 
     def _break_rows(self) -> Iterator[tuple[str, str]]:
@@ -195,12 +193,19 @@ class GradientCheck:
             yield "wrong gradient", f"{_percent(operation.share)} missing or wrong{_place(operation)}"
         for operation in self.blocked:
             yield "no gradient", f"for {_percent(operation.share)} of the entries{_place(operation)}"
+        lines: dict[Line | None, list[str]] = {}
         for operation in self.without_gradient:
-            yield "zero gradient", str(operation)
+            lines.setdefault(operation.line, []).append(operation.name)
+        for line, names in lines.items():
+            yield "steps, gradient 0", str(Operation(", ".join(names), line))
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if math.isfinite(share) else "infinitely much"
+    return (
+        f"{100 * share:.{0 if share >= 0.01 else 2}{'f' if share >= 0.01 else 'g'}} %"
+        if math.isfinite(share)
+        else "∞ %"
+    )
 
 
 def _steps(count: int | None) -> str:

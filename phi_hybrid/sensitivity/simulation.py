@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from phi_hybrid import _compat
+from phi_hybrid.bridge import Layout
+from phi_hybrid.bridge.parts import parts_of
 from phi_hybrid.errors import SolveError
-from phi_hybrid.sensitivity.coordinates import Coordinates, Tensors
+from phi_hybrid.sensitivity.coordinates import Coordinates, Tensors, is_real
 from phi_hybrid.sensitivity.differences import Function
 from phi_hybrid.steps import Inputs, NativeStep, PlainStep, Step
 from phi_hybrid.tracing import PhysicsBlock
@@ -35,8 +37,7 @@ def own_copy(step: Callable) -> Step:
 
 def doubled(tensors: Tensors) -> tuple[torch.Tensor, ...]:
     kinds = {True: torch.complex128, False: torch.float64}
-    real = [t.is_floating_point() or t.is_complex() for t in tensors]
-    return tuple(t.detach().to(kinds[t.is_complex()]) if r else t.detach() for t, r in zip(tensors, real))
+    return tuple(t.detach().to(kinds[t.is_complex()]) if is_real(t) else t.detach() for t in tensors)
 
 
 def argument_names(step: Callable, inputs: int) -> list[str]:
@@ -56,6 +57,7 @@ class Argument:
 
     name: str
     place: slice
+    parts: tuple[int, ...]
     coordinates: Coordinates
 
 
@@ -65,6 +67,7 @@ class Simulation:
 
     native: NativeStep
     arguments: tuple[Argument, ...]
+    result_parts: tuple[int, ...]
     results: Coordinates
     calls: tuple[Tensors, ...]
     """Tensors of the arguments of every step."""
@@ -74,7 +77,14 @@ class Simulation:
 
     @classmethod
     def started(
-        cls, native: NativeStep, tensors: Tensors, inputs: Inputs, names: Sequence[str], steps: int, seed: int
+        cls,
+        native: NativeStep,
+        tensors: Tensors,
+        layout: Layout,
+        inputs: Inputs,
+        names: Sequence[str],
+        steps: int,
+        seed: int,
     ) -> Simulation:
         """Runs the steps, until one returns a non-finite state; a single one for 0."""
         calls, state = [], tensors
@@ -86,13 +96,28 @@ class Simulation:
                 raise error.at(n + 1, f"in step {n + 1} of {steps}") from None
             if not all(bool(t.isfinite().all()) for t in state):
                 break
-        first = Coordinates.measured(*(call[: len(tensors)] for call in calls[:6]))
-        arguments, start = [Argument(names[0], slice(0, len(tensors)), first)], len(tensors)
-        for name, child in zip(names[1:], inputs.layout.children):
+        arguments, start = [], 0
+        layouts = [layout, *inputs.layout.children]
+        for name, child in zip(names, layouts):
             place = slice(start, start + len(child.leaves))
-            arguments.append(Argument(name, place, Coordinates.measured(*(call[place] for call in calls))))
+            examples = [call[place] for call in calls]
+            parts = _parts(child)
+            arguments.append(Argument(name, place, parts, Coordinates.measured(examples, parts)))
             start = place.stop
-        return cls(native, tuple(arguments), first if steps else Coordinates.measured(state), tuple(calls), state, seed)
+        parts = _parts(native.output_layout)
+        results = arguments[0].coordinates if steps else Coordinates.measured([state], parts)
+        return cls(native, tuple(arguments), parts, results, tuple(calls), state, seed)
+
+    def near(self, call: Tensors) -> Simulation:
+        """The same simulation with the scales of one call, in place of those of the trajectory."""
+        arguments = [
+            replace(a, coordinates=Coordinates.measured([call[a.place]], a.parts, a.coordinates))
+            for a in self.arguments
+        ]
+        result = _seeded(self.native, call, self.seed)
+        return replace(
+            self, arguments=tuple(arguments), results=Coordinates.measured([result], self.result_parts, self.results)
+        )
 
     def coordinates(self, call: Tensors, argument: Argument) -> torch.Tensor:
         """Coordinates of one argument of a call."""
@@ -115,6 +140,11 @@ class Simulation:
         """Coordinates of all states."""
         state = self.arguments[0]
         return [state.coordinates.vector(t[state.place]) for t in (*self.calls, self.last)]
+
+
+def _parts(layout: Layout) -> tuple[int, ...]:
+    """Number of the part of a state that each of its tensors belongs to."""
+    return tuple(number for number, part in enumerate(parts_of(layout).values()) for _ in part.leaves)
 
 
 def _seeded(native: NativeStep, tensors: Tensors, seed: int) -> Tensors:
