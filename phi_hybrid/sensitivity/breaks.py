@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from phi_hybrid.sensitivity.differences import Function
+from phi_hybrid.sensitivity.differences import Function, pull_back
 
 REACH = 0.1
 """Lines reach so far to both sides of a point, in units of the root mean square of what is varied."""
@@ -67,6 +67,24 @@ def breaks(f: Function, x: torch.Tensor, d: torch.Tensor, floor: float) -> list[
         if JUMP in found:
             break
     return list(found.values())
+
+
+def missed(f: Function, x: torch.Tensor, d: torch.Tensor, w: torch.Tensor, jumps: bool) -> tuple[float, float]:
+    """⟨w, Δf⟩ over the whole line less the integral of its derivative, which jumps take no part in, and ⟨w, Δf⟩ itself.
+
+    Args:
+        f: real function of real coordinates.
+        x: middle of the line, `(coordinate)`.
+        d: direction, `(coordinate)`.
+        w: cotangent, `(entry)`.
+        jumps: whether there are jumps on the line; else nothing is missed.
+    """
+    change = float(w @ (f(x + REACH * d) - f(x - REACH * d)))
+    if not jumps:
+        return 0.0, change
+    middles = (torch.arange(PIECES, dtype=x.dtype) + 0.5) / PIECES * 2 - 1
+    slopes = [float(pull_back(f, x + REACH * float(t) * d, w[None])[0] @ d) for t in middles]
+    return change - 2 * REACH * sum(slopes) / PIECES, change
 
 
 def _bends(values: torch.Tensor) -> torch.Tensor:

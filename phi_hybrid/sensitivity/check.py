@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from phi.math import precision
 
 from phi_hybrid.bridge.checks import require, require_count
 from phi_hybrid.errors import StateError
-from phi_hybrid.sensitivity.breaks import JUMP, Interval, breaks
+from phi_hybrid.sensitivity.breaks import JUMP, Interval, breaks, missed
 from phi_hybrid.sensitivity.coordinates import Tensors, is_real
 from phi_hybrid.sensitivity.differences import Agreement, Function, agreement, has_forward_mode, noise
 from phi_hybrid.sensitivity.growth import Growth, Probes, growth
@@ -92,7 +93,7 @@ def check_gradients(
         names = argument_names(step, len(arguments.layout.children))
         simulation = Simulation.started(native, tensors, layout, arguments, names, 0 if unrepeated else steps, seed)
         draws = _Draws(torch.Generator().manual_seed(seed), directions, points)
-        return _checked(name_of(getattr(step, "step", step)), own, simulation, draws, unrepeated)
+        return _checked(name_of(getattr(step, "step", step)), steps, own, simulation, draws, unrepeated)
 
 
 @dataclass(frozen=True)
@@ -124,37 +125,38 @@ class _Draws:
         return calls
 
 
-def _checked(name: str, own: Step, simulation: Simulation, draws: _Draws, unrepeated: str) -> GradientCheck:
+def _checked(name: str, steps: int, own: Step, simulation: Simulation, draws: _Draws, unrepeated: str) -> GradientCheck:
     calls, state = draws.calls(simulation), simulation.arguments[0]
     forward = has_forward_mode(simulation.function(calls[0], state), simulation.coordinates(calls[0], state))
-    checks, found, lines = {}, [], 0
+    checks: dict[str, list[Agreement]] = {}
+    lines: list[_Line] = []
     for call in calls:
         near = simulation.near(call)
         for argument in near.arguments:
             x = near.coordinates(call, argument)
             if not len(x):
                 continue
-            line = _Lines(own, near.function(call, argument), x, draws)
-            checks.setdefault(argument.name, []).extend(line.agreements(forward))
-            found += line.breaks()
-            lines += draws.directions
-    checks = [ArgumentCheck(name, tuple(agreements)) for name, agreements in checks.items()]
+            fan = _Fan(own, near.function(call, argument), x, draws)
+            checks.setdefault(argument.name, []).extend(fan.agreements(forward))
+            lines += fan.lines()
+    arguments = [ArgumentCheck(name, tuple(agreements)) for name, agreements in checks.items()]
     grown = None if unrepeated else _growth(simulation, draws, forward)
     wrong = [
         operation
-        for check in checks
+        for check in arguments
         for argument in simulation.arguments
         if check.wrong and argument.name == check.name
         for operation in _wrong(own, simulation, calls[0], argument, draws)
     ]
-    if grown is not None and grown.finite_state and grown.not_finite is not None:
+    if not wrong and grown is not None and grown.finite_state and grown.not_finite is not None:
         wrong += _wrong(own, simulation, simulation.calls[grown.not_finite - 1], state, draws)
     seen = _watched(own, lambda: simulation.result(calls[0]))
     return GradientCheck(
         name=name,
-        steps=len(simulation.calls),
-        arguments=tuple(checks),
-        breaks=_grouped(found, lines),
+        steps=steps,
+        arguments=tuple(arguments),
+        breaks=_grouped(lines),
+        missed=_share(lines),
         growth=grown,
         unrepeated=unrepeated,
         wrong=tuple(dict.fromkeys(wrong)),
@@ -163,8 +165,16 @@ def _checked(name: str, own: Step, simulation: Simulation, draws: _Draws, unrepe
     )
 
 
+class _Line(NamedTuple):
+    """What was met on a line: breaks with the operations that make them; the change along it, and what gradients miss of it."""
+
+    found: list[tuple[Interval, Operation | None]]
+    missed: float
+    change: float
+
+
 @dataclass(frozen=True)
-class _Lines:
+class _Fan:
     """Random lines through one point."""
 
     own: Step
@@ -178,13 +188,15 @@ class _Lines:
         for _ in range(self.draws.directions):
             yield agreement(self.f, self.x, self.draws.like(self.x), self.draws.like(result), forward)
 
-    def breaks(self) -> Iterator[tuple[Interval, Operation | None]]:
-        """Jumps and kinks, and the operations that make them."""
+    def lines(self) -> Iterator[_Line]:
+        """Jumps and kinks along each direction."""
         for _ in range(self.draws.directions):
             d = self.draws.like(self.x)
-            size, sigma = (float(v.abs().max()) for v in (self.f(self.x), noise(self.f, self.x, d)))
-            for interval in breaks(self.f, self.x, d, max(_UNSEEN * size, 10 * sigma)):
-                yield interval, self._place(interval)
+            result, sigma = self.f(self.x), noise(self.f, self.x, d)
+            floor = max(_UNSEEN * float(result.abs().max()), 10 * float(sigma.max()))
+            found = [(interval, self._place(interval)) for interval in breaks(self.f, self.x, d, floor)]
+            jumps = any(interval.kind == JUMP for interval, _ in found)
+            yield _Line(found, *missed(self.f, self.x, d, self.draws.like(result), jumps))
 
     def _place(self, interval: Interval) -> Operation | None:
         points = [interval.centre + s * interval.half for s in (-1, 0, 1)]
@@ -213,13 +225,20 @@ def _wrong(own: Step, simulation: Simulation, call: Tensors, argument: Argument,
     return [o for run in zip(*runs) for o in wrong_operations(run[0][0], *(tensors for _, tensors in run))]
 
 
-def _grouped(found: Sequence[tuple[Interval, Operation | None]], lines: int) -> tuple[Break, ...]:
+def _grouped(lines: Sequence[_Line]) -> tuple[Break, ...]:
     """Breaks of one kind at one operation together, those met most often first."""
     groups: dict[tuple[str, Operation | None], list[float]] = {}
-    for interval, place in found:
+    for interval, place in [found for line in lines for found in line.found]:
         groups.setdefault((interval.kind, place), []).append(interval.size)
-    breaks = [Break(kind, place, len(sizes), lines, max(sizes)) for (kind, place), sizes in groups.items()]
+    breaks = [Break(kind, place, len(sizes), len(lines), max(sizes)) for (kind, place), sizes in groups.items()]
     return tuple(sorted(breaks, key=lambda b: (b.kind != JUMP, -b.met)))
+
+
+def _share(lines: Sequence[_Line]) -> float:
+    """Root mean square of what gradients miss, relative to that of all changes; the signs of both are random."""
+    known = [line for line in lines if math.isfinite(line.missed) and math.isfinite(line.change)]
+    whole = sum(line.change**2 for line in known)
+    return math.sqrt(sum(line.missed**2 for line in known) / whole) if whole else 0.0
 
 
 def _growth(simulation: Simulation, draws: _Draws, forward: bool) -> Growth:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from phi_hybrid.errors import SolveError
+
 Function = Callable[[torch.Tensor], torch.Tensor]
 """ℝⁿ → ℝᵐ, differentiable."""
 
@@ -106,7 +108,7 @@ def agreement(f: Function, x: torch.Tensor, d: torch.Tensor, w: torch.Tensor, fo
     known = found.error.isfinite()
     value, bound = (torch.where(known, t, 0.0) for t in (found.value, found.error))
     safe = torch.where(known & ~found.kinked, w, 0.0)
-    (_, tangent) = torch.func.jvp(f, (x,), (d,)) if forward else (None, None)
+    tangent = push_forward(f, x, d) if forward else None
     full, smooth = pull_back(f, x, torch.stack([w, safe]))
     pulled = float(smooth @ d)
     scale = max(float((safe * value).norm()), float((safe.abs() * bound).norm()))
@@ -135,8 +137,22 @@ def pull_back(f: Function, x: torch.Tensor, cotangents: torch.Tensor) -> torch.T
         result = f(x)
     if not result.requires_grad:
         return x.new_zeros(len(cotangents), len(x))
-    pulled = [torch.autograd.grad(result, x, w, retain_graph=True, allow_unused=True)[0] for w in cotangents]
-    return torch.stack([torch.zeros_like(x) if g is None else g for g in pulled])
+    rows = []
+    for w in cotangents:
+        try:
+            (row,) = torch.autograd.grad(result, x, w, retain_graph=True, allow_unused=True)
+        except SolveError:  # what comes back to a linear solve is not finite
+            row = torch.full_like(x, math.nan)
+        rows.append(torch.zeros_like(x) if row is None else row)
+    return torch.stack(rows)
+
+
+def push_forward(f: Function, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """f'(x)·d in forward mode, `(entry)`."""
+    try:
+        return torch.func.jvp(f, (x,), (d,))[1]
+    except SolveError:
+        return torch.full_like(f(x), math.nan)
 
 
 def has_forward_mode(f: Function, x: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from phi_hybrid.sensitivity.differences import Function, pull_back
+from phi_hybrid.sensitivity.differences import Function, pull_back, push_forward
 
 USEFUL = 1e-3, 1e3
 """Range of the norm of a gradient, beyond which steps hardly take part in training, or dominate it."""
@@ -118,7 +118,7 @@ def growth(step: Callable[[int], Function], states: Sequence[torch.Tensor], prob
             break
     tangents = [probes.tangents]
     for n in range(steps if forward else 0):
-        tangents.append(torch.stack([torch.func.jvp(step(n), (states[n],), (v,))[1] for v in tangents[-1]]))
+        tangents.append(torch.stack([push_forward(step(n), states[n], v) for v in tangents[-1]]))
         if not tangents[-1].isfinite().all():
             bad = bad or n + 1
             break

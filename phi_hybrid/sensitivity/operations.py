@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from typing import Any
 
 import torch
 
+from phi_hybrid.sensitivity.coordinates import Tensors, is_real
 from phi_hybrid.tracing import Line, line_of
 
-Tensors = Sequence[torch.Tensor]
 Graph = torch.fx.GraphModule
 
 _DETACHED = {"detach"}
@@ -81,16 +82,18 @@ def _live(graph: Graph) -> list[torch.fx.Node]:
 
 
 def _name(node: torch.fx.Node) -> str:
-    if node.op == "call_module":
-        return node.target.rstrip("0123456789")
-    return str(node.target).split(".")[1] if str(node.target).count(".") > 1 else getattr(node.target, "__name__", "")
+    if node.target is operator.getitem:
+        return _name(node.args[0])
+    return node.target.rstrip("0123456789") if node.op == "call_module" else str(node.target).split(".")[1]
 
 
 def _is_real(node: torch.fx.Node) -> bool:
+    """Tells if a node stands for real numbers, or several tensors with some among them."""
+    if node.op == "get_attr":
+        return is_real(getattr(node.graph.owning_module, node.target))
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return node.op != "call_function" or node.target is operator.getitem or value is None
-    return value.is_floating_point() or value.is_complex()
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return not isinstance(values[0], torch.Tensor) or any(map(is_real, values))
 
 
 def _unique(nodes: Sequence[torch.fx.Node]) -> list[Operation]:
@@ -132,18 +135,20 @@ def _copied(value: Any) -> Any:
 def first_break(graph: Graph, low: Tensors, middle: Tensors, up: Tensors) -> Operation | None:
     """The first operation whose values or slopes jump between three close points; `None` if all are smooth."""
     runs = [_Recorder(graph).record(t) for t in (low, middle, up)]
+    rounding: dict[torch.fx.Node, float] = {}
     for node in _live(graph):
         values = [run[node].result for run in runs]
         if not isinstance(values[0], torch.Tensor) or not values[0].numel():
             continue
-        if not values[0].is_floating_point() and not values[0].is_complex():
+        if not is_real(values[0]):
             if not torch.equal(values[0], values[2]):
                 return Operation(_name(node), line_of(node))
             continue
         first = (values[2] - values[0]).abs().max()
         second = (values[2] - 2 * values[1] + values[0]).abs().max()
-        rounding = 64 * torch.finfo(values[0].dtype).eps * values[1].abs().max()
-        if second > _SHARP * first + rounding:
+        unit = 64 * torch.finfo(values[0].dtype).eps * float(values[1].abs().max())
+        rounding[node] = max(unit, *(rounding.get(n, 0.0) for n in node.all_input_nodes), 0.0)
+        if second > _SHARP * first + rounding[node]:
             return Operation(_name(node), line_of(node))
     return None
 
@@ -189,11 +194,15 @@ def _local_error(here: _Call, low: _Call, up: _Call) -> float:
         wrt = [v for v in leaves.values() if _real(v)]
         gradients = torch.autograd.grad([r for r, _ in kept], wrt, [w for _, w in kept], allow_unused=True)
         deltas = [up.inputs[n] - low.inputs[n] for n, v in leaves.items() if _real(v)]
+        if not all(bool(g.isfinite().all()) for g in gradients if g is not None):
+            return 1.0
         predicted = sum(_dot(g, d) for g, d in zip(gradients, deltas) if g is not None)
     rounding = (
         64 * torch.finfo(torch.float64).eps * sum(_dot(w.abs(), b.abs()) for w, b in zip(weights, _reals(here.result)))
     )
     off = abs(change - predicted)
+    if not math.isfinite(off):  # values between the points are not finite, which says nothing of the gradient
+        return 0.0
     return 0.0 if off <= max(rounding, _LOCAL * size) else off / max(abs(change), abs(predicted))
 
 
@@ -254,7 +263,7 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any]) -> Any:
 
 
 def _real(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+    return isinstance(value, torch.Tensor) and is_real(value)
 
 
 def _reals(value: Any) -> Iterator[torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from phi_hybrid.sensitivity.breaks import JUMP, KINK, REACH
@@ -11,6 +11,9 @@ from phi_hybrid.sensitivity.differences import Agreement
 from phi_hybrid.sensitivity.growth import EXPLODING, STEADY, USEFUL, VANISHING, Curve, Growth
 from phi_hybrid.sensitivity.operations import Operation
 from phi_hybrid.tracing import Line
+
+MOSTLY = 0.5
+"""Share of a change beyond which gradients see less of it than they miss."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class GradientCheck:
         steps: number of steps that the check went through.
         arguments: derivatives by the state and by every input.
         breaks: jumps and kinks met on lines of ±0.1 root mean squares.
+        missed: share of the change along these lines that jumps make and no gradient sees.
         growth: of gradients over the steps; `None` for a step that cannot be repeated.
         unrepeated: why it cannot be, `""` where it can.
         wrong: operations whose gradient is missing or wrong.
@@ -88,6 +92,7 @@ class GradientCheck:
     steps: int
     arguments: tuple[ArgumentCheck, ...]
     breaks: tuple[Break, ...]
+    missed: float
     growth: Growth | None
     unrepeated: str
     wrong: tuple[Operation, ...]
@@ -96,7 +101,7 @@ class GradientCheck:
 
     @property
     def fit(self) -> bool:
-        """Tells if nothing speaks against training through so many steps."""
+        """Tells if nothing speaks against training through so many steps; there may be `warnings`."""
         return not self.problems
 
     @property
@@ -107,7 +112,13 @@ class GradientCheck:
     @property
     def problems(self) -> tuple[str, ...]:
         """What speaks against training through the step, in words."""
-        return tuple([*self._wrong_gradients(), *self._jumps(), *self._growths()])
+        jumps = self._jumps() if self.missed > MOSTLY else ()
+        return tuple([*self._wrong_gradients(), *jumps, *self._growths()])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What gradients do not see, though they see most of what changes, in words."""
+        return tuple(self._jumps()) if self.missed <= MOSTLY else ()
 
     @property
     def size_curves(self) -> dict[str, tuple[tuple[float, ...], ...]]:
@@ -122,12 +133,12 @@ class GradientCheck:
                 yield f"the gradient by {argument.name} is wrong: off finite differences in {off}{_places(self.wrong)}"
 
     def _jumps(self) -> Iterator[str]:
-        for found in self.breaks:
-            if found.kind == JUMP:
-                yield (
-                    f"values jump by up to {found.size:.2g} along {found.met} of {found.drawn} lines, which no gradient "
-                    f"sees{_place(found.operation)}"
-                )
+        jumps = [b for b in self.breaks if b.kind == JUMP]
+        if jumps:
+            yield (
+                f"values jump, by up to {max(b.size for b in jumps):.2g}: {_percent(self.missed)} of what changes along "
+                f"random lines no gradient sees{_places([b.operation for b in jumps if b.operation])}"
+            )
 
     def _growths(self) -> Iterator[str]:
         growth = self.growth
@@ -146,8 +157,9 @@ class GradientCheck:
 
     def __str__(self) -> str:
         through = f"training through {_steps(self.steps)}" if self.growth else "training through it"
-        lines = [f"{self.name} is {'' if self.fit else 'not '}fit for {through}{'.' if self.fit else ':'}"]
-        lines += [f"  ! {problem}" for problem in self.problems]
+        grade = "not fit" if not self.fit else "fit with care" if self.warnings else "fit"
+        lines = [f"{self.name} is {grade} for {through}{'.' if grade == 'fit' else ':'}"]
+        lines += [f"  ! {text}" for text in (*self.problems, *self.warnings)]
         rows = [*self._derivative_rows(), *self._break_rows(), *self._growth_rows(), *self._operation_rows()]
         width = max(len(head) for head, _ in rows)
         return "\n".join([*lines, *(f"  {head:<{width}}  {text}" for head, text in rows)])
@@ -201,6 +213,8 @@ class GradientCheck:
 
 
 def _percent(share: float) -> str:
+    if math.isnan(share):
+        return "something that is not finite"
     return (
         f"{100 * share:.{0 if share >= 0.01 else 2}{'f' if share >= 0.01 else 'g'}} %"
         if math.isfinite(share)
@@ -225,5 +239,5 @@ def _place(operation: Operation | None) -> str:
     return f", in {operation}" if operation else ""
 
 
-def _places(operations: tuple[Operation, ...]) -> str:
+def _places(operations: Sequence[Operation]) -> str:
     return "".join(f", in {o}" for o in operations[:3])

@@ -114,10 +114,9 @@ class Simulation:
             replace(a, coordinates=Coordinates.measured([call[a.place]], a.parts, a.coordinates))
             for a in self.arguments
         ]
-        result = _seeded(self.native, call, self.seed)
-        return replace(
-            self, arguments=tuple(arguments), results=Coordinates.measured([result], self.result_parts, self.results)
-        )
+        result = self.results.tensors(self.result(call), self.last)
+        results = Coordinates.measured([result], self.result_parts, self.results)
+        return replace(self, arguments=tuple(arguments), results=results)
 
     def coordinates(self, call: Tensors, argument: Argument) -> torch.Tensor:
         """Coordinates of one argument of a call."""
@@ -129,8 +128,11 @@ class Simulation:
         return (*call[: argument.place.start], *changed, *call[argument.place.stop :])
 
     def result(self, call: Tensors) -> torch.Tensor:
-        """Coordinates of the result of a call."""
-        return self.results.vector(_seeded(self.native, call, self.seed))
+        """Coordinates of the result of a call, NaN where a linear solve fails."""
+        try:
+            return self.results.vector(_seeded(self.native, call, self.seed))
+        except SolveError:
+            return torch.full_like(self.results.vector(self.last), torch.nan)
 
     def function(self, call: Tensors, argument: Argument) -> Function:
         """The step as a function of the coordinates of one argument."""
