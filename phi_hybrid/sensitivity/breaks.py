@@ -15,8 +15,9 @@ PIECES = 16
 """Intervals that a line is scanned with."""
 _HALVINGS = 16
 _SUSPECTS = 2
-_JUMP, _KINK = 0.5, 1.5
-"""Second differences over intervals of length ℓ are O(ℓ⁰) at jumps, O(ℓ) at kinks, O(ℓ²) elsewhere; these lie between."""
+_JUMP, _KINK = 0.25, 1.5
+"""Second differences over intervals of length ℓ are O(ℓ⁰) at jumps, O(ℓ) at kinks, O(√ℓ) at roots, O(ℓ²) elsewhere; these lie
+between."""
 JUMP, KINK = "jump", "kink"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from phi_hybrid.tracing import graphs_in
 
 _JITTER = 0.01
 """Points are drawn so far from the states of the trajectory, in their root mean square: flows at rest are full of kinks."""
+_OVERFLOWING = 1e6
+"""Times the size at the start: no points are drawn from there on, where differences are about to overflow."""
 _UNSEEN = 1e-9
 """Jumps up to this size, relative to the result, are the tolerance of linear solves, 1e-11 in float64, and their condition."""
 
@@ -93,7 +96,12 @@ def check_gradients(
         names = argument_names(step, len(arguments.layout.children))
         simulation = Simulation.started(native, tensors, layout, arguments, names, 0 if unrepeated else steps, seed)
         draws = _Draws(torch.Generator().manual_seed(seed), directions, points)
-        return _checked(name_of(getattr(step, "step", step)), steps, own, simulation, draws, unrepeated)
+        return _checked(_name(step), steps, own, simulation, draws, unrepeated)
+
+
+def _name(step: Callable) -> str:
+    inner = getattr(step, "step", step)
+    return type(step).__name__ if isinstance(inner, torch.nn.Module) else name_of(inner)
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,9 @@ class _Draws:
 
     def calls(self, simulation: Simulation) -> list[Tensors]:
         """Arguments near those of some steps of a trajectory: all coordinates moved, unless that gives no finite result."""
-        last = len(simulation.calls) - 1
+        sizes = [float(x.norm()) for x in simulation.states()]
+        start = max(sizes[:2]) or 1.0
+        last = sum(1 for _ in itertools.takewhile(lambda size: size <= _OVERFLOWING * start, sizes[:-1])) - 1
         calls = []
         for n in range(self.points):
             call = moved = simulation.calls[round(n * last / max(self.points - 1, 1))]
@@ -226,11 +236,14 @@ def _wrong(own: Step, simulation: Simulation, call: Tensors, argument: Argument,
 
 
 def _grouped(lines: Sequence[_Line]) -> tuple[Break, ...]:
-    """Breaks of one kind at one operation together, those met most often first."""
-    groups: dict[tuple[str, Operation | None], list[float]] = {}
+    """Breaks of one kind at one line of the user's together, under the operation met first; those met most often first."""
+    groups: dict[tuple, list[tuple[Interval, Operation | None]]] = {}
     for interval, place in [found for line in lines for found in line.found]:
-        groups.setdefault((interval.kind, place), []).append(interval.size)
-    breaks = [Break(kind, place, len(sizes), len(lines), max(sizes)) for (kind, place), sizes in groups.items()]
+        groups.setdefault((interval.kind, place and (place.line or place.name)), []).append((interval, place))
+    breaks = [
+        Break(met[0][0].kind, met[0][1], len(met), len(lines), max(interval.size for interval, _ in met))
+        for met in groups.values()
+    ]
     return tuple(sorted(breaks, key=lambda b: (b.kind != JUMP, -b.met)))
 
 

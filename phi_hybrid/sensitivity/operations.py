@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from phi_hybrid.errors import SolveError
 from phi_hybrid.sensitivity.coordinates import Tensors, is_real
 from phi_hybrid.tracing import Line, line_of
 
@@ -214,7 +215,10 @@ def _matters(graph: Graph, node: torch.fx.Node, calls: dict[torch.fx.Node, _Call
         total = sum((r.abs() ** 2).sum() + r.real.sum() for r in _reals(results) if r.requires_grad)
     if not isinstance(total, torch.Tensor):
         return False
-    gradients = torch.autograd.grad(total, inner.leaves, allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(total, inner.leaves, allow_unused=True)
+    except SolveError:  # what comes back to a linear solve is not finite
+        return True
     return any(g is not None and bool(g.any()) for g in gradients)
 
 

@@ -146,7 +146,8 @@ class GradientCheck:
             return
         if not growth.finite_state:
             yield f"the state is not finite after step {growth.not_finite}"
-        elif growth.not_finite is not None:
+            return
+        if growth.not_finite is not None:
             yield f"the gradient of step {growth.not_finite} is not finite, though the state is{_places(self.wrong)}"
         curve = growth.reverse
         if curve.verdict in (EXPLODING, VANISHING):
@@ -213,13 +214,9 @@ class GradientCheck:
 
 
 def _percent(share: float) -> str:
-    if math.isnan(share):
-        return "something that is not finite"
-    return (
-        f"{100 * share:.{0 if share >= 0.01 else 2}{'f' if share >= 0.01 else 'g'}} %"
-        if math.isfinite(share)
-        else "∞ %"
-    )
+    if not math.isfinite(share):
+        return "more than any number" if share == math.inf else "something that is not finite"
+    return f"{100 * share:.0f} %" if share >= 0.01 else f"{100 * share:.2g} %"
 
 
 def _steps(count: int | None) -> str:
