@@ -105,6 +105,11 @@ class GradientCheck:
         return not self.problems
 
     @property
+    def grade(self) -> str:
+        """In short: `"fit"`, `"fit with care"` where there are warnings, or `"not fit"`."""
+        return "not fit" if not self.fit else "fit with care" if self.warnings else "fit"
+
+    @property
     def verdict(self) -> str:
         """Growth of gradients, backwards: vanishing, steady, exploding or not finite."""
         return STEADY if self.growth is None else self.growth.reverse.verdict
@@ -158,8 +163,7 @@ class GradientCheck:
 
     def __str__(self) -> str:
         through = f"training through {_steps(self.steps)}" if self.growth else "training through it"
-        grade = "not fit" if not self.fit else "fit with care" if self.warnings else "fit"
-        lines = [f"{self.name} is {grade} for {through}{'.' if grade == 'fit' else ':'}"]
+        lines = [f"{self.name} is {self.grade} for {through}{'.' if self.grade == 'fit' else ':'}"]
         lines += [f"  ! {text}" for text in (*self.problems, *self.warnings)]
         rows = [*self._derivative_rows(), *self._break_rows(), *self._growth_rows(), *self._operation_rows()]
         width = max(len(head) for head, _ in rows)
