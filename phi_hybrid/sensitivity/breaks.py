@@ -13,6 +13,8 @@ REACH = 0.1
 """Lines reach so far to both sides of a point, in units of the root mean square of what is varied."""
 PIECES = 16
 """Intervals that a line is scanned with."""
+_HALF = 1.1 * 2 * REACH / PIECES
+"""Half of an interval to begin with: a little more than a piece, since a jump may lie where two of them meet."""
 _HALVINGS = 16
 _SUSPECTS = 2
 _JUMP, _KINK = 0.25, 1.5
@@ -42,7 +44,8 @@ def breaks(f: Function, x: torch.Tensor, d: torch.Tensor, floor: float) -> list[
     """Jumps and kinks of f on the line x + t·d, |t| ≤ `REACH`: of each kind the largest one that a scan sees.
 
     The scan compares second differences of neighbouring values with those of every other value: where f is smooth they
-    are a quarter, at a kink a third or more, at a jump as large. What is no quarter is halved until it is certain.
+    are a quarter, at a kink a third or more, at a jump as large. What is no quarter is halved until it is certain. Where there
+    are jumps, kinks beside them are of no interest.
 
     Args:
         f: real function of real coordinates.
@@ -62,7 +65,7 @@ def breaks(f: Function, x: torch.Tensor, d: torch.Tensor, floor: float) -> list[
         for entry in suspects.amax(0).topk(min(_SUSPECTS, suspects.shape[1])).indices.tolist():
             place = int(fine[:, entry].abs().argmax()) + 1
             if suspects[:, entry].any():
-                interval = _halved(f, x + t[place] * d, (t[1] - t[0]) * d, entry, floor)
+                interval = _halved(f, x + t[place] * d, _HALF * d, entry, floor)
                 if interval is not None and interval.size > getattr(found.get(interval.kind), "size", 0.0):
                     found[interval.kind] = interval
         if JUMP in found:
@@ -114,4 +117,4 @@ def _halved(f: Function, centre: torch.Tensor, half: torch.Tensor, entry: int, f
         return None
     if order < _JUMP:
         return Interval(JUMP, abs(up - low), centre, half)
-    return Interval(KINK, sizes[-1] / (REACH / PIECES * 2 * 0.5 ** (len(sizes) - 1)), centre, half)
+    return Interval(KINK, sizes[-1] / (_HALF * 0.5 ** (len(sizes) - 1)), centre, half)

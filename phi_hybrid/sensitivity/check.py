@@ -128,9 +128,10 @@ class _Draws:
         calls = []
         for n in range(self.points):
             call = moved = simulation.calls[round(n * last / max(self.points - 1, 1))]
-            for argument in simulation.arguments:
-                x = simulation.coordinates(moved, argument)
-                moved = simulation.moved(moved, argument, x + _JITTER * self.like(x))
+            near = simulation.near(call)
+            for argument in near.arguments:
+                x = near.coordinates(moved, argument)
+                moved = near.moved(moved, argument, x + _JITTER * self.like(x))
             calls.append(moved if simulation.result(moved).isfinite().all() else call)
         return calls
 
@@ -250,8 +251,8 @@ def _grouped(lines: Sequence[_Line]) -> tuple[Break, ...]:
 def _share(lines: Sequence[_Line]) -> float:
     """Root mean square of what gradients miss, relative to that of all changes; the signs of both are random."""
     known = [line for line in lines if math.isfinite(line.missed) and math.isfinite(line.change)]
-    whole = sum(line.change**2 for line in known)
-    return math.sqrt(sum(line.missed**2 for line in known) / whole) if whole else 0.0
+    whole = math.hypot(*(line.change for line in known))
+    return math.hypot(*(line.missed for line in known)) / whole if whole else 0.0
 
 
 def _growth(simulation: Simulation, draws: _Draws, forward: bool) -> Growth:
@@ -259,7 +260,7 @@ def _growth(simulation: Simulation, draws: _Draws, forward: bool) -> Growth:
     last = states[-1] if states[-1].isfinite().all() else states[-2]
     cotangents, tangents = draws.units(last), draws.units(last)
     if last.any():
-        cotangents[0] = torch.nn.functional.normalize(last, dim=0)
+        cotangents[0] = torch.nn.functional.normalize(last / last.abs().max(), dim=0)
     return growth(
         lambda n: simulation.function(simulation.calls[n], argument), states, Probes(cotangents, tangents), forward
     )

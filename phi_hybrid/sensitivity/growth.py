@@ -113,13 +113,13 @@ def growth(step: Callable[[int], Function], states: Sequence[torch.Tensor], prob
     reverse, bad = [probes.cotangents], None if finite_state else steps + 1
     for n in reversed(range(steps)):
         reverse.append(pull_back(step(n), states[n], reverse[-1]))
-        if not reverse[-1].isfinite().all():
+        if not reverse[-1].norm(dim=1).isfinite().all():
             bad = n + 1
             break
     tangents = [probes.tangents]
     for n in range(steps if forward else 0):
         tangents.append(torch.stack([push_forward(step(n), states[n], v) for v in tangents[-1]]))
-        if not tangents[-1].isfinite().all():
+        if not tangents[-1].norm(dim=1).isfinite().all():
             bad = bad or n + 1
             break
     return Growth(_curve(reverse), _curve(tangents) if forward else None, bad, finite_state)

@@ -73,7 +73,7 @@ class Break:
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """Whether a step is fit for training through it, from `check_gradients`. `print` it.
+    """Answer to whether a step is fit for training through it, from `check_gradients`; to be printed.
 
     Attributes:
         name: of the step.
