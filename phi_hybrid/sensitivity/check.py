@@ -26,7 +26,7 @@ from phi_hybrid.sensitivity.operations import (
     wrong_operations,
 )
 from phi_hybrid.sensitivity.result import ArgumentCheck, Break, GradientCheck
-from phi_hybrid.sensitivity.simulation import Argument, Simulation, argument_names, doubled, own_copy
+from phi_hybrid.sensitivity.simulation import Simulation, argument_names, doubled, own_copy
 from phi_hybrid.steps import Inputs, Step, bind, evaluation_mode, flatten_arguments, require_step
 from phi_hybrid.steps.plain import name_of
 from phi_hybrid.tracing import graphs_in
@@ -152,15 +152,9 @@ def _checked(name: str, steps: int, own: Step, simulation: Simulation, draws: _D
             lines += fan.lines()
     arguments = [ArgumentCheck(name, tuple(agreements)) for name, agreements in checks.items()]
     grown = None if unrepeated else _growth(simulation, draws, forward)
-    wrong = [
-        operation
-        for check in arguments
-        for argument in simulation.arguments
-        if check.wrong and argument.name == check.name
-        for operation in _wrong(own, simulation, calls[0], argument, draws)
-    ]
+    wrong = [o for check in arguments if check.wrong for o in _wrong(own, simulation, calls[0], check.name, draws)]
     if not wrong and grown is not None and grown.finite_state and grown.not_finite is not None:
-        wrong += _wrong(own, simulation, simulation.calls[grown.not_finite - 1], state, draws)
+        wrong = _wrong(own, simulation, simulation.calls[grown.not_finite - 1], state.name, draws)
     seen = _watched(own, lambda: simulation.result(calls[0]))
     return GradientCheck(
         name=name,
@@ -228,9 +222,11 @@ def _watched(own: Step, run: Callable[[], Any]) -> list[tuple[torch.fx.GraphModu
     return list(seen.items())
 
 
-def _wrong(own: Step, simulation: Simulation, call: Tensors, argument: Argument, draws: _Draws) -> list[Operation]:
+def _wrong(own: Step, simulation: Simulation, call: Tensors, name: str, draws: _Draws) -> list[Operation]:
     """Operations that falsify the gradient by an argument."""
-    x, f = simulation.coordinates(call, argument), simulation.function(call, argument)
+    near = simulation.near(call)
+    argument = next(a for a in near.arguments if a.name == name)
+    x, f = near.coordinates(call, argument), near.function(call, argument)
     d = draws.like(x)
     runs = [_watched(own, lambda s=s: f(x + s * LOCAL_STEP * d)) for s in (-1, 0, 1)]
     return [o for run in zip(*runs) for o in wrong_operations(run[0][0], *(tensors for _, tensors in run))]

@@ -126,7 +126,13 @@ def row(name: str, found: GradientCheck) -> str:
     """A line of the table in the docs."""
     worst = [max(getattr(a, mode) for a in found.arguments) for mode in ("reverse", "forward")]
     kinds = {b.kind for b in found.breaks}
-    values = f"jumps, {100 * found.missed:.2g} %" if "jump" in kinds else "kinks" if kinds else "smooth"
+    values = (
+        f"jumps, {100 * found.missed:.{1 if found.missed < 0.1 else 0}f} %"
+        if "jump" in kinds
+        else "kinks"
+        if kinds
+        else "smooth"
+    )
     gradient = "wrong" if any(a.wrong for a in found.arguments) else "right"
     curve = None if found.growth is None else found.growth.reverse
     growth = "–" if curve is None else f"{curve.verdict}, ×{curve.rate:.3g}"

@@ -9,7 +9,20 @@ import pytest
 import torch
 from cases import simulators
 from cases.small import line
-from phi.torch.flow import Field, advect, batch, diffuse, math, wrap
+from phi.torch.flow import (
+    ZERO_GRADIENT,
+    Box,
+    CenteredGrid,
+    Field,
+    Noise,
+    StaggeredGrid,
+    advect,
+    batch,
+    diffuse,
+    math,
+    vec,
+    wrap,
+)
 
 import phi_hybrid as ph
 from phi_hybrid.sensitivity import GradientCheck
@@ -153,6 +166,25 @@ def test_blocks_and_hybrid_solvers(captured: bool) -> None:
 def test_kinks_of_interpolation_are_no_alarm() -> None:
     found = check(lambda u: advect.semi_lagrangian(u, u, 0.5), U, steps=20)
     assert found.fit and {b.kind for b in found.breaks} <= {"kink"} and found.arguments[0].reverse < 1e-8
+
+
+def test_the_jumps_of_the_limiter_of_mac_cormack_are_in_plain_phiflow() -> None:
+    """Bounds are those of the cell of the departure point: values jump where that changes, as nowhere else."""
+    grid = dict(x=8, y=6, bounds=Box(x=8, y=6))
+    with math.precision(64):
+        math.seed(0)
+        smoke = CenteredGrid(Noise(scale=3.0), ZERO_GRADIENT, **grid)
+
+        def change(advection: Callable, speed: float, distance: float) -> float:
+            both = [StaggeredGrid(vec(x=speed + s * distance, y=0.3), ZERO_GRADIENT, **grid) for s in (1, -1)]
+            up, low = (advection(smoke, v, 1.0).values for v in both)
+            return float(math.max(abs(up - low)))
+
+        assert change(advect.mac_cormack, 1.0, 1e-8) > 1e-2 > 1e-6 > change(advect.mac_cormack, 1.3, 1e-8)
+        assert change(advect.semi_lagrangian, 1.0, 1e-8) < 1e-6
+        air = StaggeredGrid(vec(x=1.0, y=0.3), ZERO_GRADIENT, **grid)
+        found = check(lambda v, s: advect.mac_cormack(s, v, 1.0), air, smoke, points=1)
+    assert "jump" in {b.kind for b in found.breaks} and not any(a.wrong for a in found.arguments)
 
 
 def test_a_function_that_cannot_be_repeated_has_no_growth() -> None:
