@@ -114,7 +114,7 @@ def growth(step: Callable[[int], Function], states: Sequence[torch.Tensor], prob
     for n in reversed(range(steps)):
         reverse.append(pull_back(step(n), states[n], reverse[-1]))
         if not reverse[-1].norm(dim=1).isfinite().all():
-            bad = n + 1
+            bad = bad or n + 1
             break
     tangents = [probes.tangents]
     for n in range(steps if forward else 0):
