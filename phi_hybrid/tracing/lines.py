@@ -6,6 +6,7 @@ import linecache
 import os
 import sys
 import traceback
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -69,5 +70,6 @@ def _line_of_step() -> Line | None:
     return None
 
 
+@lru_cache(maxsize=1024)
 def _is_users(file: str) -> bool:
     return not file.startswith(_LIBRARIES) and not file.startswith("<")
