@@ -102,7 +102,7 @@ JUMPING = {
         "Rotating bar",
         "Waves, the time a tensor",
     ),  # cells are inside or outside of bodies that are moved
-    *("Cylinder, mesh", "Flow over a step, mesh"),  # upwind values of boundaries
+    *("Cylinder, mesh", "Flow over a step, mesh"),  # the upwind side of a face
     *("Billiards", "Terrain", "SPH", "SPH, walls", "Close packing"),  # contact, walls
     *("FLIP", "PIC"),  # particles are rounded to cells
     *("Julia set", "Book: inverse heat"),  # counts, thresholds
