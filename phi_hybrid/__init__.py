@@ -8,6 +8,7 @@ from phi_hybrid.evaluation import calibration, evaluate, metrics, quantities
 from phi_hybrid.hybrid import Ensemble, HybridSolver, coupling
 from phi_hybrid.hybrid.coupling import Additive
 from phi_hybrid.inverse import reconstruct
+from phi_hybrid.sensitivity import check_gradients
 from phi_hybrid.steps import repeat, rollout
 from phi_hybrid.tracing import PhysicsBlock, capture
 from phi_hybrid.training import Curriculum, Noise, Trainer, Unrolled, gradient, losses
@@ -31,6 +32,7 @@ __all__ = [
     "bridge",
     "calibration",
     "capture",
+    "check_gradients",
     "coupling",
     "evaluate",
     "gradient",

@@ -26,6 +26,7 @@ from phi_hybrid._compat.tracing import (
     outside_transformations,
     plain_products,
     proxy_node,
+    traced_graph,
     without_tracing,
 )
 from phi_hybrid._compat.values import (
@@ -69,6 +70,7 @@ __all__ = [
     "proxy_node",
     "sides_in_order",
     "state_of",
+    "traced_graph",
     "undecorated",
     "without_tracing",
 ]

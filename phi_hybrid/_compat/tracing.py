@@ -24,6 +24,12 @@ def proxy_node(tensor: Any) -> torch.fx.Node | None:
     return None if slot is None else slot.proxy.node
 
 
+def traced_graph() -> torch.fx.Graph | None:
+    """The graph of the trace under way, `None` outside of one."""
+    mode = get_proxy_mode()
+    return None if mode is None else mode.tracer.graph
+
+
 def is_tracing() -> bool:
     """Tells if a trace is under way."""
     return get_proxy_mode() is not None

@@ -24,7 +24,7 @@ from phi_hybrid.steps.face import MAX_KNOWN, Call, Step, Tensors, arguments_of
 from phi_hybrid.steps.plain import computing_like, flat_result, name_of, require_step, run_eager
 from phi_hybrid.tracing.check import check_against_eager, seeded
 from phi_hybrid.tracing.graph import CapturedGraph
-from phi_hybrid.tracing.guard import user_line
+from phi_hybrid.tracing.lines import user_line
 from phi_hybrid.tracing.numbers import NumberInputs, Path, changed_numbers, with_inputs
 
 RENEWALS = 8

@@ -65,3 +65,8 @@ class CapturedGraph(torch.nn.Module):
         for part in self.module.modules():
             for name, constant in list(part.named_buffers(recurse=False)):
                 part.register_buffer(name, constant, persistent=False)
+
+
+def graphs_in(module: torch.nn.Module) -> list[torch.fx.GraphModule]:
+    """The torch graphs of all captured steps that are part of a module, in the order in which it holds them."""
+    return [part.module for part in module.modules() if isinstance(part, CapturedGraph)]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +15,7 @@ from phi_hybrid import _compat
 from phi_hybrid.errors import CaptureError
 from phi_hybrid.linear_solve import LinearSolve, Solves, VaryingSolve, by_parts, in_order, solve_numbered, solve_varying
 from phi_hybrid.tracing.custom_gradient import TracedFunction, forget
+from phi_hybrid.tracing.lines import note_lines, user_line
 from phi_hybrid.tracing.operators import csr_product, detached, pad_circular
 
 _TAKES_VALUE = {
@@ -34,12 +33,6 @@ _TAKES_VALUE = {
 }
 
 _DETACHES = torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__
-_LIBRARIES = tuple(
-    os.path.dirname(__import__(name).__file__) + os.sep for name in ("torch", "phi", "phiml", "numpy")
-) + (
-    os.path.dirname(__file__) + os.sep,
-    *(os.path.join(os.path.dirname(os.path.dirname(__file__)), room, "") for room in ("_compat", "bridge", "steps")),
-)
 
 
 class Guard(TorchFunctionMode):
@@ -54,6 +47,11 @@ class Guard(TorchFunctionMode):
         self._depends: dict[torch.fx.Node, bool] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = self._call(func, args, kwargs)
+        note_lines()
+        return result
+
+    def _call(self, func: Any, args: tuple, kwargs: dict | None) -> Any:
         if func in _TAKES_VALUE and args:
             if any(self.is_input(a) for a in args):
                 self.refuse(
@@ -127,6 +125,7 @@ class Guard(TorchFunctionMode):
             "not given",
             "pass them to the function, or keep them with ctx.save_for_backward",
         )
+        note_lines()
         return result
 
     @contextlib.contextmanager
@@ -157,14 +156,6 @@ class Guard(TorchFunctionMode):
 def is_random(node: torch.fx.Node) -> bool:
     """Whether a graph node draws from torch's generator."""
     return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def user_line(frames: traceback.StackSummary | None = None) -> str:
-    """Innermost line of the call stack that belongs to neither PhiFlow, torch nor the tracer."""
-    for frame in reversed(frames or traceback.extract_stack()):
-        if not frame.filename.startswith(_LIBRARIES) and not frame.filename.startswith("<"):
-            return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
-    return "an unknown line"
 
 
 def _pad(

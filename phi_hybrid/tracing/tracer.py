@@ -14,7 +14,8 @@ from phi_hybrid.bridge.layout import Layout, TreeLayout
 from phi_hybrid.errors import CaptureError, SolveError
 from phi_hybrid.linear_solve import Solves
 from phi_hybrid.steps.plain import computing_like, run
-from phi_hybrid.tracing.guard import Guard, is_random, user_line
+from phi_hybrid.tracing.guard import Guard, is_random
+from phi_hybrid.tracing.lines import user_line
 from phi_hybrid.tracing.operators import GridSampler, SparseProduct
 
 _aten = torch.ops.aten
