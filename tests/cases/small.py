@@ -107,9 +107,9 @@ def native_of(step: Step, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return step.native_for(layout, tensors)(*tensors)
 
 
-def trained_on(data: ph.Trajectories, physics: Callable, channels: int) -> list[torch.Tensor]:
-    """Weights of a small network, which sees so many channels, after four updates."""
-    solver = ph.HybridSolver(ph.capture(physics), SmallNet(channels, 1, 1))
+def trained_on(data: ph.Trajectories, physics: Callable, channels: int, dims: int = 1) -> list[torch.Tensor]:
+    """Weights of a small network, which sees so many channels and returns a velocity, after four updates."""
+    solver = ph.HybridSolver(ph.capture(physics), SmallNet(channels, dims, dims))
     optimizer = torch.optim.Adam(solver.parameters(), 1e-2)
     ph.Trainer(solver, data, ph.Unrolled(2), optimizer=optimizer, batch_size=3, progress=False).fit(4)
     return [p.detach().clone() for p in solver.parameters()]

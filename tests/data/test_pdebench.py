@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases.small import equal, line, noise, trained_on
-from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, advect, channel, math, spatial
+from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, advect, batch, channel, math, spatial
 
 import phi_hybrid as ph
 from phi_hybrid.data import read_pdebench
@@ -141,6 +141,55 @@ def test_diffusion_sorption(tmp_path: Path) -> None:
     assert np.array_equal(data.states[0].numpy(), values[..., 0])
 
 
+def write_incompressible(path: Path, **changed: Any) -> dict[str, np.ndarray]:
+    """As PDEBench's script for incompressible flow writes: float32, the same times for every trajectory."""
+    times = np.tile(np.linspace(0, 0.1 * FRAMES, FRAMES, endpoint=False, dtype=np.float32), (2, 1))
+    shapes = {"velocity": (2, FRAMES, CELLS, 4, 2), "particles": (2, FRAMES, CELLS, 4, 1), "force": (2, CELLS, 4, 2)}
+    arrays = {n: noise(*shape, seed=k).numpy() for k, (n, shape) in enumerate(shapes.items())} | {"t": times} | changed
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file.create_dataset(name, data=values, compression="lzf", shuffle=True)
+        file.attrs.update({"config": "NU: 0.01", "latestIndex": FRAMES - 1})
+    return arrays
+
+
+SIDES = {"velocity": 0, "particles": ZERO_GRADIENT}
+
+
+def test_incompressible_flow(tmp_path: Path) -> None:
+    arrays = write_incompressible(tmp_path / "ns.h5")
+    data = read_pdebench(tmp_path / "ns.h5", SIDES)
+    state, (force,) = data.initial_state, data.step_inputs
+    assert set(state) == {"velocity", "particles"} and state["velocity"].bounds == Box(x=CELLS, y=4)
+    trajectory = data.trajectory
+    for name, dims in (("velocity", "trajectory,time,x,y,vector"), ("particles", "trajectory,time,x,y")):
+        expected = arrays[name] if name == "velocity" else arrays[name][..., 0]
+        assert np.array_equal(trajectory[name].values.numpy(dims), expected)
+    assert np.array_equal(force.values.numpy("trajectory,x,y,vector"), arrays["force"])
+    assert data.metadata["parameters"]["config"] == "NU: 0.01" and data.metadata["dt"] == 0.1
+    part = read_pdebench(
+        tmp_path / "ns.h5", 0, fields=["velocity"], trajectories=slice(1, 2), times=slice(2, 5), bounds=Box(x=1, y=1)
+    )
+    assert np.array_equal(part.states[0].numpy(), arrays["velocity"][1:, 2:5])
+    assert np.array_equal(part.inputs[0].numpy(), arrays["force"][1:]) and part.initial_state.bounds == Box(x=1, y=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"particles": np.zeros((2, FRAMES, CELLS, 4), np.float32)}, "particles.*expected .trajectory, time, x, y, 1"),
+        ({"velocity": np.zeros((2, FRAMES, CELLS, 4, 3), np.float32)}, r"velocity.*\(2, 6, 8, 4, 2\)"),
+        ({"force": np.zeros((1, CELLS, 4, 2), np.float32)}, r"force.*\(2, 8, 4, 2\)"),
+        ({"t": np.arange(12.0).reshape(2, 6)}, "'t'.*same 6 times"),
+        ({"t": np.array([[0, 1, 2, 3, 4, 6.0]] * 2)}, "not equally spaced"),
+    ],
+)
+def test_incompressible_flow_that_is_damaged(changed: dict, match: str, tmp_path: Path) -> None:
+    write_incompressible(tmp_path / "ns.h5", **changed)
+    with pytest.raises(ph.DataError, match=match):
+        read_pdebench(tmp_path / "ns.h5", SIDES)
+
+
 # --- training ---
 
 
@@ -154,6 +203,25 @@ def test_training_on_a_file_is_training_on_the_same_numbers(tmp_path: Path) -> N
     read = read_pdebench(path, PERIODIC, channels=channel(vector="x"))
     assert read.layouts == generated.layouts
     assert equal(trained_on(read, transport, 1), trained_on(generated, transport, 1))
+
+
+def forced_transport(u: Field, force: Field) -> Field:
+    return advect.semi_lagrangian(u, u, 0.1) + 0.1 * force
+
+
+def test_training_on_incompressible_flow_is_training_on_the_same_numbers(tmp_path: Path) -> None:
+    u, force = (
+        CenteredGrid(math.wrap(noise(2, CELLS, 4, 2, seed=k), batch("trajectory"), spatial("x,y"), channel(vector="x,y")), 0, x=CELLS, y=4)
+        for k in (8, 9)
+    )  # fmt: skip
+    generated = ph.Trajectories.generate(
+        lambda v, f: 0.9 * forced_transport(v, f), u, FRAMES - 1, (force,), progress=False
+    )
+    arrays = {"velocity": generated.states[0].numpy(), "force": generated.inputs[0].numpy()}
+    write_incompressible(tmp_path / "ns.h5", **arrays)
+    read = read_pdebench(tmp_path / "ns.h5", 0, fields=["velocity"])
+    assert read.layouts == generated.layouts
+    assert equal(trained_on(read, forced_transport, 4, 2), trained_on(generated, forced_transport, 4, 2))
 
 
 # --- what is refused ---
