@@ -55,7 +55,7 @@ class Case:
     dims: int = 2
     channels: int = 2
     steps: int = 32
-    updates: int = 600
+    updates: int = 400
     batch: int = 4
     trajectories: int = 8
 

@@ -99,7 +99,7 @@ def turbulence_waves(cells: int, count: int, seed: int) -> Field:
 CASES = {
     "burgers": Case(burgers_step, burgers_waves, (0.005, 0.05), fine=256, coarse=64, every=4, dims=1),
     "turbulence": Case(
-        turbulence_step, turbulence_waves, (1e-3, 1e-2), 64, 32, 2, 2, updates=1200, batch=4, test_steps=32
+        turbulence_step, turbulence_waves, (1e-3, 1e-2), 64, 32, 2, 2, updates=600, batch=4, test_steps=32
     ),
 }
 
