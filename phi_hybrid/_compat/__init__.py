@@ -19,10 +19,13 @@ from phi_hybrid._compat.objects import (
 )
 from phi_hybrid._compat.solves import MatrixStandIn, hooked_solves
 from phi_hybrid._compat.tracing import (
+    argument_names,
     forward_mode_active,
     functorch_active,
     hooked_autograd_functions,
     hooked_backend,
+    is_mutable,
+    is_tracing,
     outside_transformations,
     plain_products,
     proxy_node,
@@ -42,6 +45,7 @@ __all__ = [
     "MatrixEntries",
     "MatrixStandIn",
     "TORCH",
+    "argument_names",
     "assemble_field",
     "assemble_object",
     "attributes_of",
@@ -56,9 +60,11 @@ __all__ = [
     "hooked_backend",
     "hooked_solves",
     "is_fixed",
+    "is_mutable",
     "is_object",
     "is_object_tensor",
     "is_sparse",
+    "is_tracing",
     "matrix_dims",
     "matrix_to_scipy",
     "matrix_values",

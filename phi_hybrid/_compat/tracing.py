@@ -29,6 +29,16 @@ def is_tracing() -> bool:
     return get_proxy_mode() is not None
 
 
+def argument_names(operator: Any) -> set[str]:
+    """Names of the arguments of a torch operator, e.g. `torch.ops.aten.add.Tensor`."""
+    return {argument.name for argument in operator._schema.arguments}
+
+
+def is_mutable(operator: Any) -> bool:
+    """Tells if a torch operator writes into an argument."""
+    return operator._schema.is_mutable
+
+
 without_tracing = disable_proxy_modes_tracing
 """Context manager: operations inside are executed but not recorded."""
 

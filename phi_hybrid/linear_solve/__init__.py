@@ -6,7 +6,7 @@ from phi_hybrid.linear_solve.fast_diagonalization import FastDiagonalization
 from phi_hybrid.linear_solve.operator import LinearSolve, solve_numbered, solve_of
 from phi_hybrid.linear_solve.solution import Method
 from phi_hybrid.linear_solve.solves import Solves, by_parts, in_order, linear_solves
-from phi_hybrid.linear_solve.varying import VaryingSolve, solve_varying
+from phi_hybrid.linear_solve.varying import VaryingSolve, solve_varying, varying_of
 
 __all__ = [
     "ConjugateGradient",
@@ -22,4 +22,5 @@ __all__ = [
     "solve_numbered",
     "solve_of",
     "solve_varying",
+    "varying_of",
 ]

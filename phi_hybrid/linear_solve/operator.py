@@ -44,7 +44,7 @@ class LinearSolve(torch.nn.Module):
         if torch.compiler.is_compiling():
             return solve_numbered(rhs, self.number, transposed)
         if not (torch.is_grad_enabled() or _compat.functorch_active() or _compat.forward_mode_active()):
-            return self.solve(rhs, transposed)
+            return solve_numbered(rhs, self.number, transposed) if _compat.is_tracing() else self.solve(rhs, transposed)
         return _Solve.apply(rhs, self.number, transposed)
 
     def solve(self, rhs: torch.Tensor, transposed: bool) -> torch.Tensor:

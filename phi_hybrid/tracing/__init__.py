@@ -1,5 +1,7 @@
 """Floor 4: a PhiFlow step, captured once as a torch graph and run without PhiFlow's overhead."""
 
 from phi_hybrid.tracing.block import PhysicsBlock, capture
+from phi_hybrid.tracing.operators import SparseProduct
+from phi_hybrid.tracing.tracer import in_place_targets
 
-__all__ = ["PhysicsBlock", "capture"]
+__all__ = ["PhysicsBlock", "SparseProduct", "capture", "in_place_targets"]
