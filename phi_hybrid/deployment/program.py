@@ -83,7 +83,7 @@ class Program:
         for name, module in (self.modules if modules is None else modules).items():
             root.add_module(names[name], module)
         for name, constant in self.constants.items():
-            root.register_buffer(names[name], constant.to(device), persistent=False)
+            root.register_buffer(names[name], constant.detach().to(device), persistent=False)
         graph = torch.fx.Graph()
         nodes: list[torch.fx.Node] = []
         sizes: dict[BatchSize, torch.fx.Node] = {}

@@ -43,7 +43,7 @@ def save_step(step: Step, path: str | os.PathLike, example: Sequence[Any], keywo
         "state": list(weights),
         "others": others,
         "settings": step.settings(),
-        "parameters": _parameters_of(step, len(layout.children)),
+        "parameters": parameter_names(step, len(layout.children)),
         "versions": versions(),
     }
     write_container(path, header, contents)
@@ -127,7 +127,7 @@ def _state_of(step: Step) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}, others
 
 
-def _parameters_of(step: Step, count: int) -> list[str]:
+def parameter_names(step: Step, count: int) -> list[str]:
     """Names of state and inputs, where the step is a Python function."""
     while isinstance(step, Step):
         inner = getattr(step, "physics", getattr(step, "step", None))
