@@ -68,7 +68,8 @@ def _bytes_of(name: str, tensor: torch.Tensor) -> bytes:
         raise StateError(
             f"{name} is a {tensor.layout} tensor of {tensor.dtype}, which a file cannot hold; use {[*_TYPES]}"
         )
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    whole = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return whole.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _digest(header: bytes, contents: list[bytes]) -> str:

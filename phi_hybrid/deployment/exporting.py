@@ -16,7 +16,7 @@ from phi_hybrid.bridge.kinds import FieldLayout, TensorLayout
 from phi_hybrid.bridge.layout import Layout, TreeLayout
 from phi_hybrid.data import replacing
 from phi_hybrid.deployment.program import Program
-from phi_hybrid.deployment.recording import record
+from phi_hybrid.deployment.recording import record, require_equal
 from phi_hybrid.deployment.saving import example_of, first_entries, parameter_names, results_of, versions
 from phi_hybrid.errors import CaptureError, SolveError, StateError
 from phi_hybrid.linear_solve import LinearSolve, VaryingSolve, plain_solve
@@ -25,8 +25,6 @@ from phi_hybrid.steps.face import Tensors
 
 DESCRIPTION = "phi_hybrid.json"
 """Name of the description inside of an exported program, and its ending beside a compiled one."""
-ROUNDING = {torch.float32: 1e-5, torch.complex64: 1e-5}
-"""Of one step of an exported program, relative to the largest value; 1e-9 in double precision."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def export(
     module = program.build(tensors[0].device, _plain_modules(program, tensors))
     exported = _exported(module, program, tensors)
     first = first_entries(tensors, batching)
-    _require_equal(exported.module()(*first), results_of(step, layout, first)["result"])
+    require_equal(exported.module()(*first), results_of(step, layout, first)["result"])
     description = ExportedStep(
         os.fspath(path),
         tuple(_described(_named_call(step, layout), program.dtypes)),
@@ -143,16 +141,6 @@ def _exported(module: torch.fx.GraphModule, program: Program, tensors: Tensors) 
 def _several(tensors: Tensors, positions: list[int | None]) -> Tensors:
     """An example of more than one batch entry: torch takes sizes of 1 for constants."""
     return tuple(t if p is None else torch.cat([t, t, t], p) for t, p in zip(tensors, positions))
-
-
-def _require_equal(found: Tensors, expected: Tensors) -> None:
-    for number, (a, b) in enumerate(zip(found, expected, strict=True)):
-        distance, size = float((a - b).abs().max()), float(b.abs().max())
-        if not distance <= ROUNDING.get(b.dtype, 1e-9) * size:
-            raise CaptureError(
-                f"the exported program and the step differ in tensor {number} by {distance:.1e}, largest value {size:.1e}; the "
-                "step must not draw random numbers"
-            )
 
 
 def _described(layout: Layout, dtypes: Any) -> Iterator[TensorDescription]:

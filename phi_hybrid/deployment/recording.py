@@ -1,4 +1,4 @@
-"""Step → program: its operations are recorded at three batch sizes, and what differs between them follows the size."""
+"""Step → program: its operations are recorded at two batch sizes, and what differs between them follows the size."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from phi_hybrid.bridge.axes import position_of
 from phi_hybrid.bridge.layout import Layout, TreeLayout
+from phi_hybrid.deployment.patterns import find_pattern, same_values
 from phi_hybrid.deployment.program import GETITEM, BatchSize, Entry, Program, Value
 from phi_hybrid.errors import CaptureError, SolveError, StateError
 from phi_hybrid.linear_solve import solve_of, varying_of
@@ -22,8 +23,10 @@ from phi_hybrid.tracing import SparseProduct
 
 _aten, _own = torch.ops.aten, torch.ops.phi_hybrid
 _Operator = type(_aten.add.Tensor)
-RECORDINGS = 3
-"""Two sizes say how a number follows the batch size, the third confirms it."""
+RECORDINGS = 2
+"""Sizes say how a number follows the batch size; that the program does what the step does is seen at a third, 1."""
+PRECISION = {torch.float32: 1e-5, torch.complex64: 1e-5}
+"""Of one step of a program, relative to the largest value; 1e-9 in double precision."""
 
 
 def record(step: Step, layout: TreeLayout, tensors: Tensors, batch: str) -> Program:
@@ -58,6 +61,17 @@ def record(step: Step, layout: TreeLayout, tensors: Tensors, batch: str) -> Prog
         merger.constants,
         merger.modules,
     )
+
+
+def require_equal(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
+    """Raises CaptureError if a program computes another state than its step."""
+    for number, (a, b) in enumerate(zip(found, expected, strict=True)):
+        distance, size = float((a - b).abs().max()), float(b.abs().max())
+        if not distance <= PRECISION.get(b.dtype, 1e-9) * size:
+            raise CaptureError(
+                f"the program and the step differ in tensor {number} by {distance:.1e}, largest value {size:.1e}. The step must "
+                "not draw random numbers, and batch entries must not depend on one another"
+            )
 
 
 def _require_captured(step: Step) -> None:
@@ -193,10 +207,9 @@ class _Merger:
         tensors = [r.constant(n) for r, n in zip(self.recordings, nodes)]
         first = tensors[0]
         if (name := self.weights.get(id(first))) is None:
-            shapes = {t.shape for t in tensors}
-            if len(shapes) > 1:
-                return self._take_repeated(tensors, nodes)
-            if not all(_same(t, first) for t in tensors):
+            if len({t.shape for t in tensors}) > 1:
+                return self._take_batched(tensors, nodes)
+            if not all(same_values(t, first) for t in tensors):
                 self._refuse(f"a constant of shape {tuple(first.shape)} has other values at other batch sizes")
             name = f"constant.{len(self.constants)}"
             for known, constant in self.constants.items():
@@ -205,23 +218,36 @@ class _Merger:
         self.constants[name] = first
         self._add(Entry("constant", (name,)), nodes)
 
-    def _take_repeated(self, tensors: Sequence[torch.Tensor], nodes: Sequence[torch.fx.Node]) -> None:
-        """A constant that repeats one entry along the batch, or counts along it."""
+    def _take_batched(self, tensors: Sequence[torch.Tensor], nodes: Sequence[torch.fx.Node]) -> None:
+        """A constant that is repeated along the batch, or counts along it: indices of batch entries."""
+        first = tensors[0]
         if len({t.ndim for t in tensors}) > 1:
-            self._refuse(f"a constant of shape {tuple(tensors[0].shape)} has other dims at other batch sizes")
-        first, single = tensors[0], tensors[0]
+            self._refuse(f"a constant of shape {tuple(first.shape)} has other dims at other batch sizes")
         shape = [self._merge([t.shape[d] for t in tensors]) for d in range(first.ndim)]
-        for axis, size in enumerate(shape):
-            if isinstance(size, BatchSize):
-                single = single.narrow(axis, 0, 1)
-        if not all(_same(t, single.expand(t.shape)) for t in tensors):
+        batched = [d for d, size in enumerate(shape) if isinstance(size, BatchSize)]
+        found = None
+        if len(batched) == 1 and shape[batched[0]].offset == 0:
+            found = find_pattern(tensors, batched[0], shape[batched[0]].factor, self.sizes)
+        if found is None:
             self._refuse(f"a constant of shape {tuple(first.shape)} has other values at other batch sizes")
+        start, change, axis = found
+        whole = [BatchSize(1) if d == axis else n for d, n in enumerate(start.shape)]
+        value = self._expanded(start, whole)
+        if change is not None:
+            number = {"dtype": first.dtype, "device": torch.device("cpu")}
+            count = self._add(Entry("aten.arange.default", (BatchSize(1),), number))
+            count = self._add(Entry("aten.reshape.default", (count, [-1, *[1] * (start.ndim - 1 - axis)])))
+            count = self._add(Entry("aten.mul.Tensor", (count, self._expanded(change, whole))))
+            value = self._add(Entry("aten.add.Tensor", (value, count)))
+        self._add(Entry("aten.reshape.default", (value, shape)), nodes)
+
+    def _expanded(self, constant: torch.Tensor, shape: Sequence[Any]) -> Value:
         name = f"constant.{len(self.constants)}"
-        self.constants[name] = single.contiguous()
+        self.constants[name] = constant.contiguous()
         value = self._add(Entry("constant", (name,)))
-        value = self._add(Entry("aten.expand.default", (value, shape)))
-        # Vectorised loops round otherwise for memory with gaps; the constant had none.
-        self._add(Entry("aten.clone.default", (value,), {"memory_format": torch.contiguous_format}), nodes)
+        value = self._add(Entry("aten.expand.default", (value, list(shape))))
+        # Vectorised loops round otherwise for memory with gaps, which the constant did not have.
+        return self._add(Entry("aten.clone.default", (value,), {"memory_format": torch.contiguous_format}))
 
     def _own_memory(self, number: int) -> int:
         """Copies a result that is an argument or a constant: a caller may write into it."""
@@ -234,7 +260,3 @@ class _Merger:
             f"the step depends on the batch size otherwise than by shapes: {reason}. Let batch entries be independent of one "
             "another: no means over the batch, no normalisation by it"
         )
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a is b or (a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all()))

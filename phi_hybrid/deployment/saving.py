@@ -18,7 +18,7 @@ from phi_hybrid.bridge.layout import TreeLayout
 from phi_hybrid.deployment.batching import Batching, example_batching
 from phi_hybrid.deployment.container import write_container
 from phi_hybrid.deployment.encoding import encode
-from phi_hybrid.deployment.recording import record
+from phi_hybrid.deployment.recording import record, require_equal
 from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.steps import Step, all_finite, evaluation_mode
 from phi_hybrid.steps.face import Tensors
@@ -35,9 +35,12 @@ def save_step(step: Step, path: str | os.PathLike, example: Sequence[Any], keywo
     contents |= {f"state/{name}": t for name, t in weights.items() if f"constant/{name}" not in contents}
     contents |= {f"buffer/{name}": t for name, t in own_buffers(step).items()}
     first = first_entries(tensors, batching)
+    results = results_of(step, layout, first)
+    with torch.no_grad():
+        require_equal(program.build(first[0].device)(*first), results["result"])
     contents |= {f"example/{n}": t for n, t in enumerate(first)}
-    for kind, results in results_of(step, layout, first).items():
-        contents |= {f"{kind}/{n}": t for n, t in enumerate(results)}
+    for kind, tensors in results.items():
+        contents |= {f"{kind}/{n}": t for n, t in enumerate(tensors)}
     header = {
         "program": description,
         "state": list(weights),

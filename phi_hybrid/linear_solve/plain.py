@@ -105,7 +105,7 @@ class BlockFactors(torch.nn.Module):
         n = matrix.shape[0]
         self.block = n if n <= LARGEST_DENSE else min(n, max(bandwidth, -(-n // MOST_BLOCKS)))
         starts = range(0, n, self.block)
-        numbers = 3 * len(starts) * self.block**2
+        numbers = (3 * len(starts) - 2) * self.block**2
         if numbers > LARGEST_FACTORS:
             raise SolveError(
                 f"a matrix of {n} unknowns that reach {bandwidth} others would need {numbers * 8 / 2**20:.0f} MiB as blocks of a "
