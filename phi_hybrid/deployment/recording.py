@@ -243,7 +243,7 @@ class _Merger:
 
     def _expanded(self, constant: torch.Tensor, shape: Sequence[Any]) -> Value:
         name = f"constant.{len(self.constants)}"
-        self.constants[name] = constant.contiguous()
+        self.constants[name] = constant.clone(memory_format=torch.contiguous_format)  # not all that it was cut out of
         value = self._add(Entry("constant", (name,)))
         value = self._add(Entry("aten.expand.default", (value, list(shape))))
         # Vectorised loops round otherwise for memory with gaps, which the constant did not have.
