@@ -22,6 +22,7 @@ from phi_hybrid.errors import CaptureError, SolveError, StateError
 from phi_hybrid.linear_solve import LinearSolve, VaryingSolve, plain_solve
 from phi_hybrid.steps import Step
 from phi_hybrid.steps.face import Tensors
+from phi_hybrid.tracing import fold_constants
 
 DESCRIPTION = "phi_hybrid.json"
 """Name of the description inside of an exported program, and its ending beside a compiled one."""
@@ -95,6 +96,8 @@ def export(
     layout, tensors, batching, batch = example_of(step, (state, *inputs), keywords)
     program = record(step, layout, tensors, batch)
     module = program.build(tensors[0].device, _plain_modules(program, tensors))
+    fold_constants(module)  # inductor fails for some operations on constants without dims
+    module.recompile()
     exported = _exported(module, program, tensors)
     first = first_entries(tensors, batching)
     require_equal(exported.module()(*first), results_of(step, layout, first)["result"])

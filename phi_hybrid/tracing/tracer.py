@@ -65,7 +65,7 @@ def trace(
     _refuse_unsafe(module, guard)
     _replace_operators(module, guard)
     module.graph.eliminate_dead_code()  # among it operations that failed and for which PhiFlow then did others
-    _fold_constants(module)
+    fold_constants(module)
     _own_memory(module.graph)
     module.graph.eliminate_dead_code()
     module.graph.lint()
@@ -145,7 +145,7 @@ def _changes_nothing(node: torch.fx.Node) -> bool:
     return node.target is _aten.reshape.default and node.meta["val"].shape == node.args[0].meta["val"].shape
 
 
-def _fold_constants(module: torch.fx.GraphModule) -> None:
+def fold_constants(module: torch.fx.GraphModule) -> None:
     """Computes once what does not depend on the inputs and keeps it as non-persistent buffers."""
     graph, values = module.graph, {}
     fixed = in_place_targets(graph)
