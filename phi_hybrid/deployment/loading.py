@@ -15,11 +15,12 @@ from phi_hybrid.deployment.batching import Batching
 from phi_hybrid.deployment.comparison import Saved, fill, require_alike
 from phi_hybrid.deployment.container import read_container
 from phi_hybrid.deployment.encoding import decode
+from phi_hybrid.deployment.operators import is_in_place
 from phi_hybrid.deployment.program import Program
 from phi_hybrid.errors import DataError, StateError
 from phi_hybrid.steps import Step, rollout
 from phi_hybrid.steps.face import Call, Signature, Tensors, signature_of
-from phi_hybrid.tracing import in_place_targets
+from phi_hybrid.tracing import owner_of_memory
 
 
 def load(path: str | os.PathLike, into: Step | None = None) -> Step:
@@ -81,9 +82,10 @@ def _named(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.
 
 def _require_pure(program: Program) -> None:
     """Raises DataError for programs that write into their arguments or constants."""
-    written = in_place_targets(program.build(torch.device("cpu")).graph)
-    if any(node.op in ("placeholder", "get_attr") for node in written):
-        raise DataError("writes into its arguments, which no saved solver does")
+    for node in program.build(torch.device("cpu")).graph.nodes:
+        if node.op == "call_function" and is_in_place(node.target) and node.args:
+            if owner_of_memory(node.args[0]).op in ("placeholder", "get_attr"):
+                raise DataError("writes into its arguments or constants, which no saved solver does")
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
 
 from phi_hybrid import _compat
 from phi_hybrid.deployment.program import GETITEM, function_of
 
+OPERATOR = type(torch.ops.aten.add.Tensor)
 _NAME = re.compile(r"aten\.[a-z_][a-z0-9_]*\.[A-Za-z][A-Za-z0-9_]*")
 _TAGS = {torch.Tag.core, torch.Tag.pointwise}
 """Operators with these tags are functions of tensors and numbers, documented by torch as such."""
@@ -55,6 +57,11 @@ def is_allowed(target: str) -> bool:
     if _compat.is_mutable(operator) and plain == name:  # which writes to one of the last arguments
         return False
     return plain in _OTHERS or (not plain.startswith("_") and bool(_TAGS & set(out_of_place.tags)))
+
+
+def is_in_place(function: Callable) -> bool:
+    """Tells if a function of a program writes into its first argument."""
+    return isinstance(function, OPERATOR) and _compat.is_mutable(function)
 
 
 def argument_names(target: str) -> set[str]:

@@ -2,6 +2,6 @@
 
 from phi_hybrid.tracing.block import PhysicsBlock, capture
 from phi_hybrid.tracing.operators import SparseProduct
-from phi_hybrid.tracing.tracer import fold_constants, in_place_targets
+from phi_hybrid.tracing.tracer import fold_constants, owner_of_memory
 
-__all__ = ["PhysicsBlock", "SparseProduct", "capture", "fold_constants", "in_place_targets"]
+__all__ = ["PhysicsBlock", "SparseProduct", "capture", "fold_constants", "owner_of_memory"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cases.deployed import CASES, COUPLINGS, Case, captured_line, coupled, damped, scaled
-from cases.small import SmallNet, equal, forced_step, line, same
+from cases.small import SmallNet, equal, faces, forced_step, line, same
 from phi.torch.flow import Field, math
 
 import phi_hybrid as ph
@@ -118,6 +118,45 @@ def test_files_are_safetensors(saved: Path, cases: dict[str, Case]) -> None:
     header = saved.read_bytes()[8 : 8 + int.from_bytes(saved.read_bytes()[:8], "little")]
     for name, weight in cases["additive"][0].network.named_parameters():
         assert f'"constant/network.{name}": {{"dtype": "F32", "shape": {list(weight.shape)}'.encode() in header
+
+
+class Spectral(torch.nn.Module):
+    """A Fourier layer, with complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(0.1 * torch.ones(2, 2, 3, 3, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        modes = torch.fft.rfft2(x)
+        changed = torch.zeros_like(modes)
+        changed[..., :3, :3] = torch.einsum("bixy,ioxy->boxy", modes[..., :3, :3], self.weights)
+        return torch.fft.irfft2(changed, s=x.shape[-2:])
+
+
+class Multigrid(torch.nn.Module):
+    """Norms, pooling, interpolation, operations in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular")
+        self.norms = torch.nn.Sequential(torch.nn.GroupNorm(2, 4), torch.nn.BatchNorm2d(4), torch.nn.InstanceNorm2d(4))
+        self.last = torch.nn.Conv2d(8, 2, 3, padding=1, padding_mode="reflect")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = torch.relu_(self.norms(self.first(x)))
+        coarse = torch.nn.functional.silu(torch.nn.functional.max_pool2d(fine, 2))
+        back = torch.nn.functional.interpolate(coarse, size=fine.shape[-2:], mode="bilinear")
+        return self.last(torch.cat([fine, back], 1)) * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+
+def test_networks_of_many_operators(tmp_path: Path) -> None:
+    block, state = ph.capture(lambda v: v * 0.9, check=False), faces("periodic", 0, b=2)
+    for network in (Spectral(), Multigrid()):
+        solver = ph.HybridSolver(block, network)
+        solver(state)  # training mode, which does not count
+        solver.save(tmp_path / "solver.ph", state)
+        assert same(ph.load(tmp_path / "solver.ph").rollout(state, 3), solver.rollout(state, 3)), network
 
 
 # --- back into code ---
