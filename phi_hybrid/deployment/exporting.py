@@ -124,7 +124,8 @@ def _plain_modules(program: Program, tensors: Tensors) -> dict[str, torch.nn.Mod
             )
         if isinstance(module, LinearSolve):
             try:
-                module = plain_solve(module, tensors[0].device, tensors[0].dtype)
+                directions = {entry.args[1] for entry in program.entries if entry.target == name}
+                module = plain_solve(module, tensors[0].device, tensors[0].dtype, directions)
             except SolveError as error:
                 raise CaptureError(
                     f"a linear solve cannot leave this package: {error}. Use a coarser grid, a box without obstacles, or "

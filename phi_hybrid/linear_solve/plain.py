@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import scipy.sparse
 import torch
@@ -14,16 +16,24 @@ from phi_hybrid.linear_solve.system import Csr, System
 
 LARGEST_DENSE = 512
 """Unknowns up to which the inverse is kept as one dense block."""
-MOST_BLOCKS = 64
+MOST_BLOCKS = 128
 """Blocks of a larger matrix: each is an operation of its own in the program."""
 LARGEST_FACTORS = 2**24
 """Numbers in the blocks of one solve, 128 MiB."""
 
 
-def plain_solve(module: LinearSolve, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-    """The solve `(rhs, transposed) -> x` of a constant system without checks of its result and without derivatives' rules.
+def plain_solve(
+    module: LinearSolve, device: torch.device, dtype: torch.dtype, directions: Collection[bool] = (False, True)
+) -> torch.nn.Module:
+    """The solve `(rhs, transposed) -> x` of a constant system, without checks and derivatives of its own.
 
     Fast diagonalisations stay as they are; everything else becomes a block-tridiagonal factorisation with dense blocks.
+
+    Args:
+        module: the solve.
+        device: of right-hand sides.
+        dtype: of right-hand sides.
+        directions: values of `transposed` that occur.
 
     Raises:
         SolveError: for matrices whose blocks would be too large, or not accurate.
@@ -31,7 +41,7 @@ def plain_solve(module: LinearSolve, device: torch.device, dtype: torch.dtype) -
     solver = module.solver_for(torch.empty(0, module.system.size, device=device, dtype=dtype))
     if isinstance(solver, (ExactSolver, PseudoInverseSolver)):
         return _Direct(solver, device)
-    return _Blocks(module.system, device)
+    return _Blocks(module.system, device, directions)
 
 
 class _Direct(torch.nn.Module):
@@ -58,7 +68,7 @@ class _Blocks(torch.nn.Module):
     vectors, as in `FactoredSolver`.
     """
 
-    def __init__(self, system: System, device: torch.device) -> None:
+    def __init__(self, system: System, device: torch.device, directions: Collection[bool]) -> None:
         super().__init__()
         null = system.null_vectors
         self.size, self.projects = system.size, system.is_symmetric and null.shape[1] > 0
@@ -72,8 +82,11 @@ class _Blocks(torch.nn.Module):
             matrix, self.border = Csr(scipy.sparse.bmat([[matrix, border], [border.T, None]])), null.shape[1]
         if self.projects:
             self.register_buffer("null", torch.tensor(null, device=device), persistent=False)
-        self.there = BlockFactors(matrix, device)
-        self.adjoint = self.there if system.is_symmetric else BlockFactors(Csr(matrix.T), device)
+        if system.is_symmetric:
+            self.there = self.adjoint = BlockFactors(matrix, device)
+        else:
+            self.there = BlockFactors(matrix, device) if False in directions else None
+            self.adjoint = BlockFactors(Csr(matrix.T), device) if True in directions else None
 
     def forward(self, rhs: torch.Tensor, transposed: bool = False) -> torch.Tensor:
         b = rhs.double()
