@@ -20,6 +20,7 @@ from phi_hybrid._compat.objects import (
 from phi_hybrid._compat.solves import MatrixStandIn, hooked_solves
 from phi_hybrid._compat.tracing import (
     argument_names,
+    compile_ahead,
     forward_mode_active,
     functorch_active,
     hooked_autograd_functions,
@@ -51,6 +52,7 @@ __all__ = [
     "attributes_of",
     "boundary_from_dict",
     "boundary_to_dict",
+    "compile_ahead",
     "constants_of",
     "distinct_boundary_values",
     "forward_mode_active",

@@ -113,6 +113,13 @@ def hooked_autograd_functions(hook: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
+def compile_ahead(exported: torch.export.ExportedProgram, path: str) -> None:
+    """Writes machine code of an exported program; torch documents this entry, underscore or not."""
+    from torch import _inductor as inductor
+
+    inductor.aoti_compile_and_package(exported, package_path=path)
+
+
 # --- torch's transformation state, which has no public face ---
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from phi_hybrid import _compat
 from phi_hybrid.bridge.axes import Axis, position_of
 from phi_hybrid.bridge.checks import require_instance
 from phi_hybrid.bridge.kinds import FieldLayout, TensorLayout
@@ -184,10 +185,7 @@ def _write(exported: torch.export.ExportedProgram, description: ExportedStep) ->
         whole = f"{temporary}.pt2"  # the only ending that torch takes
         try:
             if description.compiled:
-                # The only entry that torch has for this; it is documented, underscore or not.
-                from torch import _inductor as inductor
-
-                inductor.aoti_compile_and_package(exported, package_path=whole)
+                _compat.compile_ahead(exported, whole)
             else:
                 torch.export.save(exported, whole, extra_files={DESCRIPTION: text})
             os.replace(whole, temporary)
