@@ -87,11 +87,11 @@ def read_container(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, t
     """
     require_path("path", path)
     path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise DataError(f"no file at {path}; write one with solver.save(path)")
     try:
         with open(path, "rb") as file:
             content = file.read()
-    except FileNotFoundError:
-        raise DataError(f"no file at {path}; write one with solver.save(path)") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}); give the path of a file written by solver.save") from error
     try:

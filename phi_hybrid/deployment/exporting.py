@@ -15,7 +15,7 @@ from phi_hybrid.bridge.axes import Axis, position_of
 from phi_hybrid.bridge.checks import require_instance
 from phi_hybrid.bridge.kinds import FieldLayout, TensorLayout
 from phi_hybrid.bridge.layout import Layout, TreeLayout
-from phi_hybrid.data import replacing
+from phi_hybrid.data import new_file, replacing
 from phi_hybrid.deployment.program import Program
 from phi_hybrid.deployment.recording import record, require_equal
 from phi_hybrid.deployment.saving import example_of, first_entries, parameter_names, results_of, versions
@@ -26,7 +26,7 @@ from phi_hybrid.steps.face import Tensors
 from phi_hybrid.tracing import fold_constants
 
 DESCRIPTION = "phi_hybrid.json"
-"""Name of the description inside of an exported program, and its ending beside a compiled one."""
+"""Name of the description inside of an exported program."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def _labels(split: Axis, count: int) -> list[str]:
 
 
 def _write(exported: torch.export.ExportedProgram, description: ExportedStep) -> None:
-    text = json.dumps(asdict(description), indent=1)
+    told = {name: value for name, value in asdict(description).items() if name != "path"}
+    text = json.dumps(told, indent=1)
     with replacing(description.path) as temporary:
         whole = f"{temporary}.pt2"  # the only ending that torch takes
         try:
@@ -193,5 +194,5 @@ def _write(exported: torch.export.ExportedProgram, description: ExportedStep) ->
             if os.path.exists(whole):
                 os.unlink(whole)
     if description.compiled:
-        with open(os.path.splitext(description.path)[0] + ".json", "w", encoding="utf-8") as file:
-            file.write(text)
+        with new_file(os.path.splitext(description.path)[0] + ".json") as file:
+            file.write(text.encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases.deployed import BODY, Case, around, iterated, scaled, several, thick
+from cases.deployed import BODY, Case, around, scaled, several, thick
 from cases.small import SmallNet, faces, line, scalar
 from phi.torch.flow import Field, fluid, math
 
@@ -90,6 +90,7 @@ def test_rollouts_in_torch_alone(case: Case, tmp_path: Path) -> None:
     assert [t.name for t in description.outputs] == ["x", "y"] and not description.compiled
 
 
+@pytest.mark.smoke
 def test_programs_hold_torch_operators_alone(tmp_path: Path) -> None:
     """Of a state of several parts, without a batch dim and with Python numbers."""
     solver, (state, dt) = several()
@@ -106,16 +107,6 @@ def test_programs_hold_torch_operators_alone(tmp_path: Path) -> None:
         found = program.module()(*(t[None] for t in tensors))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a[0], b, rtol=0, atol=1e-6)
-
-
-def test_iterations_become_factorisations(tmp_path: Path) -> None:
-    solver, example = iterated()
-    ph.export(solver, *example, path=tmp_path / "step.pt2")
-    tensors, _ = flatten(tuple(example))
-    with torch.no_grad():
-        found, expected = torch.export.load(tmp_path / "step.pt2").module()(*tensors), solver(*example)
-    for a, b in zip(found, flatten(expected)[0], strict=True):
-        assert deviation(a, b) < 1e-6
 
 
 # --- wrong uses ---

@@ -61,6 +61,7 @@ def saved(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> P
 # --- the step in the file ---
 
 
+@pytest.mark.smoke
 def test_batch_dims_are_free(cases: dict[str, Case], saved: Path) -> None:
     """Any sizes, names and numbers of them, also none."""
     solver, step = cases["additive"][0], ph.load(saved)

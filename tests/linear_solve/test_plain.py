@@ -8,7 +8,7 @@ import torch
 from cases.solves import CPU, axis_matrix, box_matrix, noise, relative_error, sum_over_axes, system, with_obstacle
 
 import phi_hybrid as ph
-from phi_hybrid.linear_solve import LinearSolve, SparseFactorization, plain, plain_solve
+from phi_hybrid.linear_solve import ConjugateGradient, LinearSolve, SparseFactorization, plain, plain_solve
 
 SHAPE = (6, 5)
 SIZE = 30
@@ -54,6 +54,13 @@ def test_large_matrices_have_many_small_blocks() -> None:
     assert relative_error(own(b), solve.solve(b, False)) < 1e-10
     kept = sum(buffer.numel() for buffer in own.buffers())
     assert len(list(own.buffers())) > 60 and kept < 0.15 * 1200**2
+
+
+def test_iterations_become_factorisations() -> None:
+    matrix = with_obstacle(box_matrix(("outlet", "walls"), SHAPE), [7], cuts=False)
+    solve = LinearSolve(system(matrix, SHAPE), ConjugateGradient(), 1e-6, 0.0)
+    b = noise(2, SIZE)
+    assert relative_error(plain_solve(solve, CPU, torch.float64)(b), solve.solve(b, False)) < 1e-9
 
 
 def test_too_many_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
