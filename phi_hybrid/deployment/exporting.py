@@ -101,11 +101,13 @@ def export(
     module.recompile()
     exported = _exported(module, program, tensors)
     first = first_entries(tensors, batching)
-    require_equal(exported.module()(*first), results_of(step, layout, first)["result"])
+    with torch.no_grad():
+        found = exported.module()(*first)
+    require_equal(found, results_of(step, layout, first)["result"])
     description = ExportedStep(
         os.fspath(path),
-        tuple(_described(_named_call(step, layout), program.dtypes)),
-        tuple(_described(program.output_layout, [t.dtype for t in exported.module()(*first)])),
+        tuple(_described(_named_call(step, layout), first, batch)),
+        tuple(_described(program.output_layout, found, batch)),
         compile,
         versions(),
     )
@@ -148,10 +150,10 @@ def _several(tensors: Tensors, positions: list[int | None]) -> Tensors:
     return tuple(t if p is None else torch.cat([t, t, t], p) for t, p in zip(tensors, positions))
 
 
-def _described(layout: Layout, dtypes: Any) -> Iterator[TensorDescription]:
-    for name, axes, dtype in zip(leaf_names(layout), layout.leaves, dtypes):
-        sizes = tuple(a.size for a in axes)
-        yield TensorDescription(name, tuple(a.name for a in axes), sizes, str(dtype).removeprefix("torch."))
+def _described(layout: Layout, tensors: Tensors, batch: str) -> Iterator[TensorDescription]:
+    for name, axes, tensor in zip(leaf_names(layout), layout.leaves, tensors):
+        sizes = tuple(None if a.name == batch else size for a, size in zip(axes, tensor.shape))
+        yield TensorDescription(name, tuple(a.name for a in axes), sizes, str(tensor.dtype).removeprefix("torch."))
 
 
 def _named_call(step: Step, layout: TreeLayout) -> TreeLayout:

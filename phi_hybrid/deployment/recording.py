@@ -109,6 +109,7 @@ class _Recording:
         self.output_layout = native.output_layout
         try:
             with torch.random.fork_rng(enabled=True):
+                native(*tensors)  # parts that are captured when they are first called must not be so while recording
                 self.module = make_fx(lambda *t: tuple(native(*t)))(*tensors)
         except (CaptureError, SolveError, StateError):
             raise

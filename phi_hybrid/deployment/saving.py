@@ -14,7 +14,7 @@ import torch
 
 from phi_hybrid import _compat
 from phi_hybrid._version import __version__
-from phi_hybrid.bridge.layout import TreeLayout
+from phi_hybrid.bridge.layout import TreeLayout, batch_names
 from phi_hybrid.deployment.batching import Batching, example_batching
 from phi_hybrid.deployment.container import write_container
 from phi_hybrid.deployment.encoding import encode
@@ -30,6 +30,11 @@ def save_step(step: Step, path: str | os.PathLike, example: Sequence[Any], keywo
     """Writes a step to a file, see `HybridSolver.save`."""
     layout, tensors, batching, batch = example_of(step, example, keywords)
     program = record(step, layout, tensors, batch)
+    if added := set(batch_names(program.output_layout)) - {batch}:
+        raise StateError(
+            f"the step adds the batch dims {sorted(added)} to its state, so that it cannot go on from there; save solvers of "
+            "its members, or start from a state that has these dims"
+        )
     description, contents = encode(program)
     weights, others = _state_of(step)
     contents |= {f"state/{name}": t for name, t in weights.items() if f"constant/{name}" not in contents}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases.deployed import CASES, COUPLINGS, Case, captured_line, coupled, damped, scaled
 from cases.small import SmallNet, equal, faces, forced_step, line, same
-from phi.torch.flow import Field, math
+from phi.torch.flow import Field, batch, math
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import flatten
@@ -223,6 +223,9 @@ def test_wrong_uses_name_the_way_out(tmp_path: Path, cases: dict[str, Case]) -> 
         ph.HybridSolver(block, Looking(2, 1, 1)).save(path, u, f)
     with pytest.raises(ph.CaptureError, match="batch size"):
         ph.HybridSolver(block, Normalising(2, 1, 1)).save(path, u, f)
+    copying = ph.capture(lambda u: math.expand(u, batch(copy=2)), check=False)
+    with pytest.raises(ph.StateError, match="copy"):
+        ph.HybridSolver(copying, SmallNet(1, 1, 1)).save(path, u)
     with pytest.raises(ph.StateError, match="path = 3"):
         ph.load(3)
     with pytest.raises(ph.StateError, match="into = "):
