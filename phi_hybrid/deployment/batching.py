@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -82,8 +81,3 @@ def example_batching(layout: TreeLayout) -> tuple[Batching, str]:
     batch = names[0] if len(names) == 1 else "batch"
     batched = [number == 0 or bool(batch_names(child)) for number, child in enumerate(layout.children)]
     return Batching.of(layout, batch, batched), batch
-
-
-def total(sizes: Mapping[str, int]) -> int:
-    """Number of entries along all batch dims together."""
-    return math.prod(sizes.values())
