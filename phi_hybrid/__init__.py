@@ -3,6 +3,7 @@
 from phi_hybrid import bridge, inverse, linear_solve, optim, pde
 from phi_hybrid._version import __version__
 from phi_hybrid.data import Trajectories
+from phi_hybrid.deployment import export, load
 from phi_hybrid.errors import CaptureError, DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluation import calibration, evaluate, metrics, quantities
 from phi_hybrid.hybrid import Ensemble, HybridSolver, coupling
@@ -35,9 +36,11 @@ __all__ = [
     "check_gradients",
     "coupling",
     "evaluate",
+    "export",
     "gradient",
     "inverse",
     "linear_solve",
+    "load",
     "losses",
     "metrics",
     "optim",

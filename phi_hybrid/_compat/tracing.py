@@ -35,6 +35,16 @@ def is_tracing() -> bool:
     return get_proxy_mode() is not None
 
 
+def argument_names(operator: Any) -> set[str]:
+    """Names of the arguments of a torch operator, e.g. `torch.ops.aten.add.Tensor`."""
+    return {argument.name for argument in operator._schema.arguments}
+
+
+def is_mutable(operator: Any) -> bool:
+    """Tells if a torch operator writes into an argument."""
+    return operator._schema.is_mutable
+
+
 without_tracing = disable_proxy_modes_tracing
 """Context manager: operations inside are executed but not recorded."""
 
@@ -107,6 +117,13 @@ def hooked_autograd_functions(hook: Callable[..., Any]) -> Iterator[None]:
 
     with replaced(torch.autograd.Function, "apply", apply):
         yield
+
+
+def compile_ahead(exported: torch.export.ExportedProgram, path: str) -> None:
+    """Writes machine code of an exported program; torch documents this entry, underscore or not."""
+    from torch import _inductor as inductor
+
+    inductor.aoti_compile_and_package(exported, package_path=path)
 
 
 # --- torch's transformation state, which has no public face ---

@@ -67,7 +67,7 @@ def to_dict(layout: Layout) -> dict:
     if isinstance(layout, ConstantLayout) and (layout.value is None or isinstance(layout.value, (int, float, str))):
         return {"constant": layout.value}
     raise StateError(
-        f"{layout} cannot be written to a file of trajectories, which holds tensors, numbers, and fields on grids with "
+        f"{layout} cannot be written to a file, which holds tensors, numbers, and fields on grids with "
         "constant boundaries; write the tensors in it, e.g. body.geometry.center, as further parts of the state"
     )
 

@@ -1,4 +1,4 @@
-"""Floor 6: how good solvers are: rollouts beside references, metrics, tables, calibration."""
+"""Floor 8: how good solvers are: rollouts beside references, metrics, tables, calibration."""
 
 from phi_hybrid.evaluation import calibration, metrics, quantities
 from phi_hybrid.evaluation.measurement import evaluate, trajectory_errors

@@ -1,4 +1,4 @@
-"""Floor 5: physics with a network, and ensembles of such solvers."""
+"""Floor 7: physics with a network, and ensembles of such solvers."""
 
 from phi_hybrid.hybrid import coupling
 from phi_hybrid.hybrid.ensemble import Ensemble

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 
 from phi_hybrid.bridge.channels import require_tensors
 from phi_hybrid.bridge.checks import require, require_arguments, require_instance
-from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten
+from phi_hybrid.bridge.layout import Layout, TreeLayout, describe_leaves, flatten
+from phi_hybrid.deployment import save_step
 from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid.coupling import Additive, Combination, Coupling, as_coupling
 from phi_hybrid.hybrid.step import Features, HybridStep
@@ -187,6 +190,38 @@ class HybridSolver(Step):
         chosen = {"sees": self.sees, "corrects": self.corrects, "features": self._features or None}
         settings = "".join(f", {name}={value}" for name, value in chosen.items() if value is not None)
         return f"{self.coupling}{settings}; {count} parameters, scales {scales}"
+
+    def settings(self) -> dict[str, Any]:
+        """Coupling, choices and kinds of features, as a file names them."""
+        return {
+            "coupling": re.sub(r" at 0x[0-9a-f]+", "", repr(self.coupling)),  # of functions
+            "sees": self.sees if self.sees is None else list(self.sees),
+            "corrects": self.corrects if self.corrects is None else list(self.corrects),
+            "features": describe_leaves(self._features_layout) if self._features else None,
+            "project": self.project is not None,
+        }
+
+    def save(self, path: str | os.PathLike, *example: Any, **keywords: Any) -> None:
+        """Writes this solver to one file: weights, scales, features, boundaries, and the whole step as data.
+
+        `ph.load(path)` gives a step that runs where neither the network's nor the physics' code is known, equal to the last
+        bit on the same kind of machine; `ph.load(path, into=solver)` fills a solver made of that code. Nothing in the file
+        is executed when it is loaded, so that files of strangers can be.
+
+        Args:
+            path: of the file, e.g. `"wake.safetensors"`; it can be read by other programs for safetensors.
+            *example: state and inputs to save the step for, e.g. fields of shape `(batch, x, y, vector)`; by default those
+                that the solver was called with last, filled with numbers around 1. Domain, boundaries and Python numbers
+                are fixed by it, the batch size is not.
+            **keywords: inputs by name.
+
+        Raises:
+            StateError: for a solver that was never called and no example; for physics that was not captured; for states
+                and operators that a file does not hold.
+            CaptureError: if the network looks at values, or batch entries depend on one another.
+            DataError: if the file cannot be written.
+        """
+        save_step(self, path, example, keywords)
 
     def get_extra_state(self) -> list[list[str]]:
         """Kinds of boundaries of the training data, saved with the scales."""

@@ -1,4 +1,4 @@
-"""Floor 5: inverse problems, steady states, and simulators run backwards."""
+"""Floor 7: inverse problems, steady states, and simulators run backwards."""
 
 from phi_hybrid.inverse import flow, motion
 from phi_hybrid.inverse.reconstruction import Reconstruction, reconstruct

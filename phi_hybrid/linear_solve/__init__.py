@@ -4,9 +4,10 @@ from phi_hybrid.linear_solve.conjugate_gradient import ConjugateGradient
 from phi_hybrid.linear_solve.factorization import SparseFactorization
 from phi_hybrid.linear_solve.fast_diagonalization import FastDiagonalization
 from phi_hybrid.linear_solve.operator import LinearSolve, solve_numbered, solve_of
+from phi_hybrid.linear_solve.plain import plain_solve
 from phi_hybrid.linear_solve.solution import Method
 from phi_hybrid.linear_solve.solves import Solves, by_parts, in_order, linear_solves
-from phi_hybrid.linear_solve.varying import VaryingSolve, solve_varying
+from phi_hybrid.linear_solve.varying import VaryingSolve, solve_varying, varying_of
 
 __all__ = [
     "ConjugateGradient",
@@ -19,7 +20,9 @@ __all__ = [
     "by_parts",
     "in_order",
     "linear_solves",
+    "plain_solve",
     "solve_numbered",
     "solve_of",
     "solve_varying",
+    "varying_of",
 ]

@@ -44,12 +44,12 @@ class LinearSolve(torch.nn.Module):
         if torch.compiler.is_compiling():
             return solve_numbered(rhs, self.number, transposed)
         if not (torch.is_grad_enabled() or _compat.functorch_active() or _compat.forward_mode_active()):
-            return self.solve(rhs, transposed)
+            return solve_numbered(rhs, self.number, transposed) if _compat.is_tracing() else self.solve(rhs, transposed)
         return _Solve.apply(rhs, self.number, transposed)
 
     def solve(self, rhs: torch.Tensor, transposed: bool) -> torch.Tensor:
         """The solution, checked, without derivatives."""
-        solver = self._solver_for(rhs)
+        solver = self.solver_for(rhs)
         b = rhs.detach().double()
         norm = b.norm(dim=1)
         if not bool(torch.isfinite(norm).all()):
@@ -88,7 +88,8 @@ class LinearSolve(torch.nn.Module):
                 solution.iterations,
             )
 
-    def _solver_for(self, rhs: torch.Tensor) -> Solver:
+    def solver_for(self, rhs: torch.Tensor) -> Solver:
+        """The solver for the device and the precision of right-hand sides."""
         key = (rhs.device, rhs.dtype)
         if key not in self._solvers:
             precise = 1e-11 if rhs.dtype == torch.float64 else 1e-7

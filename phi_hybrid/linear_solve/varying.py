@@ -59,7 +59,7 @@ class VaryingSolve(torch.nn.Module):
         if torch.compiler.is_compiling():
             return solve_varying(*arguments)
         if not (torch.is_grad_enabled() or _compat.functorch_active() or _compat.forward_mode_active()):
-            return self.solve(values, rhs, transposed)
+            return solve_varying(*arguments) if _compat.is_tracing() else self.solve(values, rhs, transposed)
         return _VaryingSolve.apply(*arguments)
 
     def solve(self, values: torch.Tensor, rhs: torch.Tensor, transposed: bool) -> torch.Tensor:

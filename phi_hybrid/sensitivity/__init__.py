@@ -1,4 +1,4 @@
-"""Floor 6: whether a simulator is fit for training through it: gradients, jumps, growth, and the lines to blame."""
+"""Floor 8: whether a simulator is fit for training through it: gradients, jumps, growth, and the lines to blame."""
 
 from phi_hybrid.sensitivity.check import check_gradients
 from phi_hybrid.sensitivity.differences import SIZES, Agreement

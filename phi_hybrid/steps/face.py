@@ -94,6 +94,10 @@ class Step(torch.nn.Module):
         self.known: Sequence[NativeStep] = ()
         self._flattened: list[TreeLayout] = []
 
+    def settings(self) -> dict[str, Any]:
+        """JSON values, beside weights and layouts, that tell this step from others of its kind in a file."""
+        return {}
+
     def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> NativeStep:
         """The native step for arguments of this layout and signature.
 

@@ -30,7 +30,12 @@ class CapturedGraph(torch.nn.Module):
         self.module, self.output_layout = trace(step, layout, tensors, solves)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if self.compile and not _compat.functorch_active() and not _compat.forward_mode_active():
+        if (
+            self.compile
+            and not _compat.is_tracing()
+            and not _compat.functorch_active()
+            and not _compat.forward_mode_active()
+        ):
             return self._compiled()(*tensors)
         return self.module(*tensors)
 

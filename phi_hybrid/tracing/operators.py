@@ -109,6 +109,8 @@ class SparseProduct(torch.nn.Module):
     def forward(
         self, columns: torch.Tensor, row_pointers: torch.Tensor, values: torch.Tensor, rows: int, dense: torch.Tensor
     ) -> torch.Tensor:
+        if _compat.is_tracing() and not (torch.is_grad_enabled() or _compat.functorch_active()):
+            return csr_product(columns, row_pointers, values, rows, dense)
         transformed = torch.compiler.is_compiling() or _compat.functorch_active() or _compat.forward_mode_active()
         multiply = _multiply_by_gather if transformed else _multiply
         return multiply(columns, row_pointers, values, rows, dense)

@@ -66,7 +66,7 @@ def trace(
     _refuse_unsafe(module, guard)
     _replace_operators(module, guard)
     module.graph.eliminate_dead_code()  # among it operations that failed and for which PhiFlow then did others
-    _fold_constants(module)
+    fold_constants(module)
     _own_memory(module.graph)
     module.graph.eliminate_dead_code()
     module.graph.lint()
@@ -146,7 +146,7 @@ def _changes_nothing(node: torch.fx.Node) -> bool:
     return node.target is _aten.reshape.default and node.meta["val"].shape == node.args[0].meta["val"].shape
 
 
-def _fold_constants(module: torch.fx.GraphModule) -> None:
+def fold_constants(module: torch.fx.GraphModule) -> None:
     """Computes once what does not depend on the inputs and keeps it as non-persistent buffers."""
     graph, values = module.graph, {}
     fixed = in_place_targets(graph)
@@ -183,19 +183,22 @@ def _own_memory(graph: torch.fx.Graph) -> None:
     results = []
     with graph.inserting_before(output):
         for result in output.args[0]:
-            owner = _owner_of_memory(result)
+            owner = owner_of_memory(result)
             results.append(graph.call_function(_aten.clone.default, (result,)) if owner in taken else result)
             taken.add(owner)
     output.args = (tuple(results),)
 
 
-def _owner_of_memory(node: torch.fx.Node) -> torch.fx.Node:
+def owner_of_memory(node: torch.fx.Node) -> torch.fx.Node:
+    """The node whose result this one is, or is a view of."""
     while node.target is operator.getitem or _is_view(node):
         node = node.args[0]
     return node
 
 
 def _is_view(node: torch.fx.Node) -> bool:
+    if node.target is _aten._unsafe_view.default:  # which says that it is none
+        return True
     returns = getattr(getattr(node.target, "_schema", None), "returns", ())
     return node.op == "call_function" and bool(returns) and returns[0].alias_info is not None
 

@@ -1,4 +1,4 @@
-"""Floor 7: training of hybrid solvers: objectives, losses, gradient modes, noise."""
+"""Floor 9: training of hybrid solvers: objectives, losses, gradient modes, noise."""
 
 from phi_hybrid.training import gradient, losses
 from phi_hybrid.training.callbacks import AveragedWeights, BestWeights, Callback, EarlyStop, Log

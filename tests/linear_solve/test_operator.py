@@ -226,7 +226,7 @@ def test_missed_tolerance() -> None:
     solve = module(matrix, ConjugateGradient(max_iterations=1))
     with pytest.raises(ph.SolveError, match="batch entry 2.*SparseFactorization") as error:
         solve(rhs)
-    x = solve._solver_for(rhs).solve(rhs, False).x
+    x = solve.solver_for(rhs).solve(rhs, False).x
     residual = (rhs - x @ torch.as_tensor(matrix).T).norm(dim=1) / rhs.norm(dim=1)
     assert error.value.residual == pytest.approx(residual[2].item(), rel=1e-6) and error.value.iterations == 1
     assert f"{residual[2].item():.2e}" in str(error.value) and "relative 1.0e-05" in str(error.value)
@@ -238,7 +238,7 @@ def test_iterations_go_on_beyond_loose_tolerances(rel_tol: float, single: float,
     solve = LinearSolve(system(with_obstacle(BOX, [7]), SHAPE), METHODS["iterative"], rel_tol, 0.0)
     for dtype, bound in ((torch.float32, single), (torch.float64, double), (torch.float32, single)):
         rhs = noise(2, SIZE, dtype=dtype)
-        solution = solve._solver_for(rhs).solve(rhs.double(), False)
+        solution = solve.solver_for(rhs).solve(rhs.double(), False)
         assert bool((solution.residual <= bound * rhs.double().norm(dim=1)).all())
     assert len(solve._solvers) == 2
 
