@@ -200,6 +200,18 @@ def test_places_of_tensors_are_checked(entry: dict, path: Path, monkeypatch: pyt
     refused(path)
 
 
+def test_nonsense_for_the_network_changes_nothing(path: Path) -> None:
+    """A program that is right, beside boundaries that are none."""
+    solver = ph.HybridSolver(forced_step, SmallNet(2, 1, 1))
+    before = [t.clone() for t in solver.parameters()]
+    for others in ({"_extra_state": [["x-"]]}, {"_extra_state": 3}, {"_extra_state": [["x-", "none"]]}):
+        header, tensors = read_container(path)
+        write_container(path, {**header, "others": others}, tensors)
+        with pytest.raises(ph.StateError, match="does not fit this solver.*fails for the example"):
+            ph.load(path, into=solver)
+    assert all(map(torch.equal, before, solver.parameters())) and solver.boundaries == ()
+
+
 def test_operators_compute_tensors_and_do_nothing_else() -> None:
     for name in ("add.Tensor", "relu_.default", "convolution.default", "_fft_r2c.default", "index_put_.default"):
         assert is_allowed(f"aten.{name}"), name
