@@ -150,7 +150,7 @@ class HybridStep:
         try:
             channels = self._network(seen) if output is None else output
         except RuntimeError as error:
-            if re.search("channels|shape|size|dimension", str(error)):
+            if re.search("channels|shapes cannot|size|dimension", str(error)):
                 raise self._explained(error, seen) from error
             raise
         flat = self._output_map.from_channels(channels, self._shape)
