@@ -113,6 +113,7 @@ CASES = {
         lambda cells, count, seed: ns.divergence_free_noise(ns.periodic_square(cells), count, 5, 1.5, seed),
         {"divergence": losses.Vanishing(field.divergence), "energy": losses.Conserved(ph.quantities.energy, VOLUME)},
         {"divergence": metrics.Divergence(), "energy": metrics.Drift(ph.quantities.energy)},
+        updates=250,
     ),
     "smoke": Case(
         smoke_step,

@@ -68,6 +68,7 @@ def test_jacobian_by_hand_is_that_of_finite_differences() -> None:
     assert (jacobian(u) @ direction - slope).norm() < 1e-6 * slope.norm()
 
 
+@pytest.mark.slow
 def test_an_inverse_simulator_works_before_the_shock_only() -> None:
     trajectory = ph.rollout(study.BLOCK, study.sine(), 16)
     errors = {

@@ -74,7 +74,7 @@ def test_rollouts_in_torch_alone(case: Case, tmp_path: Path) -> None:
     for size in (1, 7):
         torch.save(list(flatten(arguments(size))[0]), tmp_path / f"{size}.pt")
     code = [sys.executable, "-c", TORCH_ALONE, str(STEPS), "1", "7"]
-    run = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     for size in (1, 7):
         found, expected = torch.load(tmp_path / f"{size}.result.pt"), rolled_out(solver, size, STEPS)
@@ -150,6 +150,6 @@ def test_compiled_steps_are_called_from_cpp(case: Case, tmp_path: Path) -> None:
     for size in (1, 7):
         torch.save(list(flatten(arguments(size))[0]), tmp_path / "arguments.pt")
         call = [str(program), "step.pt2", "arguments.pt", "50", "result.pt"]
-        subprocess.run(call, cwd=tmp_path, check=True, timeout=120)
+        subprocess.run(call, cwd=tmp_path, check=True, timeout=300)
         for a, b in zip(torch.load(tmp_path / "result.pt"), rolled_out(solver, size, 50)):
             assert deviation(a, b[-1]) < 1e-5

@@ -129,6 +129,7 @@ def backward(steps: int, advection: Callable = advect.mac_cormack) -> Callable[[
     return times(carried_back(1 / steps, navier_stokes_back(1 / steps, advection), advection), steps)
 
 
+@pytest.mark.slow
 def test_navier_stokes_comes_back_with_first_order() -> None:
     """Velocity and marker, without viscosity. Measured: .110 .061 .033 and .030 .016 .0081."""
     x, errors = start(64), []
