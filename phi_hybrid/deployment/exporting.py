@@ -139,7 +139,7 @@ def _plain_modules(program: Program, tensors: Tensors) -> dict[str, torch.nn.Mod
 
 
 def _exported(module: torch.fx.GraphModule, program: Program, tensors: Tensors) -> torch.export.ExportedProgram:
-    size = torch.export.Dim("batch", min=1)
+    size = torch.export.Dim("batch", min=1, max=2**31 - 1)  # the largest number would be a special case for torch 2.6
     positions = [position_of(program.batch, axes) for axes in program.layout.leaves]
     shapes = tuple({} if p is None else {p: size} for p in positions)
     return torch.export.export(module, _several(tensors, positions), dynamic_shapes=shapes, strict=False)

@@ -17,7 +17,7 @@ _TAGS = {torch.Tag.core, torch.Tag.pointwise}
 _OTHERS = frozenset(
     """
     _adaptive_avg_pool2d _adaptive_avg_pool3d _conj _fft_c2c _fft_c2r _fft_r2c _linalg_solve_ex _log_softmax
-    _native_batch_norm_legit_no_training _native_multi_head_attention _neg_view _prelu_kernel _reshape_copy
+    _native_batch_norm_legit _native_batch_norm_legit_no_training _native_multi_head_attention _neg_view _prelu_kernel _reshape_copy
     _scaled_dot_product_attention_math _scaled_dot_product_flash_attention_for_cpu
     _scaled_dot_product_fused_attention_overrideable _softmax _stack _to_copy _unsafe_view _upsample_bicubic2d_aa
     _upsample_bilinear2d_aa adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d
