@@ -1,10 +1,10 @@
 """Train on trajectories that the reference computes meanwhile, or on a stored set that took the same time?
 
 A correction of a coarse solver for a range of viscosities and amplitudes, both drawn at random: Burgers' equation in 1D
-(256 cells → 64) and decaying turbulence in 2D (64² → 32²). `stream_R` trains on a `Stream`, a new
-block of which comes every R updates. `stored_N` trains on N stored trajectories of the same distribution. All have the same
-processor time, that of the reference included, so that streams make fewer updates. All unroll 4 steps, with a rate that falls like a cosine over the updates of each. Test
-trajectories have parameters and initial states that none has seen.
+(256 cells → 64) and decaying turbulence in 2D (64² → 32²). `stream_R` trains on a `Stream`, a new block of which comes
+every R updates. `stored_N` trains on N stored trajectories of the same distribution. All have the same processor time,
+that of the reference included, so that streams make fewer updates. All unroll 4 steps, with a rate that falls like a
+cosine over the updates of each. Test trajectories have parameters and initial states that none has seen.
 
     python demos/studies/stream_or_stored.py [--case burgers|turbulence] [--quick | --full] [--seed N] [--seeds N] [--out DIR]
 """
