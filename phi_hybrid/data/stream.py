@@ -87,6 +87,7 @@ class Stream(IterableDataset):
         self.computed = 0
         self._generate = partial(Trajectories.generate, steps=steps, coarsen=coarsen, every=every, progress=False)
         self._held: tuple[int, Trajectories] | None = None
+        self._repeatable = False
 
     @property
     def first(self) -> Trajectories:
@@ -116,9 +117,10 @@ class Stream(IterableDataset):
     def block(self, number: int) -> Trajectories:
         """The trajectories of one block, computed anew."""
         require_count("number", number, 0)
+        if not self._repeatable:
+            self._require_repeatable(number)
         with _seeded(seed_of(self.seed, number)):
-            drawn = self.draw(self.trajectories)
-            state, *inputs = drawn if isinstance(drawn, tuple) else (drawn,)
+            state, *inputs = self._drawn()
             if self.device.type != "cpu":
                 state, *inputs = _moved((state, *inputs), self.device)
             try:
@@ -132,6 +134,24 @@ class Stream(IterableDataset):
             )
         self.computed += 1
         return found
+
+    def _drawn(self) -> tuple:
+        drawn = self.draw(self.trajectories)
+        return drawn if isinstance(drawn, tuple) else (drawn,)
+
+    def _require_repeatable(self, number: int) -> None:
+        """Raises StateError if the same block would be another when it is drawn again."""
+        found = []
+        for _ in range(2):
+            with _seeded(seed_of(self.seed, number)):
+                found.append(flatten(self._drawn()))
+        (first, layout), (second, again) = found
+        if layout != again or not all(map(torch.equal, first, second)):
+            raise StateError(
+                f"draw = {self.draw!r} gives other numbers for the same seed, so that no block could be computed again: draw from "
+                "the global generators, e.g. torch.rand or np.random.rand, not from one of your own such as default_rng()"
+            )
+        self._repeatable = True
 
     def stored(self, blocks: int) -> Trajectories:
         """The first blocks as a data set, to be looked at or saved: the samples that a training sees."""

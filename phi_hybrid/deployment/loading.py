@@ -152,7 +152,7 @@ class LoadedStep(Step):
         batching = Batching.of(layout, self.program.batch, batched)
         if batching.target != own:
             raise StateError(
-                f"this step was saved for other arguments: {own.difference(batching.target)}. Save it again with such an "
+                f"this step was saved for other arguments, first as in the file, then as given: {own.difference(batching.target)}. Save it again with such an "
                 "example: solver.save(path, state, *inputs)"
             )
         given = tuple(t.dtype for t in tensors)

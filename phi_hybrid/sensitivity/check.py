@@ -86,6 +86,8 @@ def check_gradients(
         tensors, arguments = doubled(tensors), Inputs(doubled(arguments.tensors), arguments.layout)
         real = any(map(is_real, tensors))
         require(real, "state", state, "real or complex numbers to differentiate by, e.g. a Field")
+        finite = all(t.isfinite().all() for t in (*tensors, *arguments.tensors))
+        require(finite, "state", state, "finite numbers, inputs too; this one holds NaN or infinity")
         arguments.check_length(steps)
         unrepeated = ""
         try:

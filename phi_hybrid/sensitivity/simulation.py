@@ -11,7 +11,9 @@ import torch
 
 from phi_hybrid import _compat
 from phi_hybrid.bridge import Layout
+from phi_hybrid.bridge.checks import require
 from phi_hybrid.bridge.parts import parts_of
+from phi_hybrid.deployment import LoadedStep
 from phi_hybrid.errors import SolveError
 from phi_hybrid.sensitivity.coordinates import Coordinates, Tensors, is_real
 from phi_hybrid.sensitivity.differences import Function
@@ -27,6 +29,10 @@ def own_copy(step: Callable) -> Step:
         return PhysicsBlock(step)
     if isinstance(step, PlainStep):
         return PhysicsBlock(step.step)
+    loaded = any(isinstance(part, LoadedStep) for part in step.modules())
+    require(
+        not loaded, "step", step, "a step made of its code: a loaded one has one precision, and the check needs float64"
+    )
     own = copy.deepcopy(step).double().requires_grad_(False)
     for module in list(own.modules()):
         for name, part in module.named_children():

@@ -73,12 +73,20 @@ def check_trainer(
                 f"the validation data has {held} inputs of a step and the training data {own}: give both those that the "
                 "solver's step takes, e.g. with data.with_inputs(…)"
             )
-        if shared := len(_places(data) & _places(validation)):
+        if shared := _shared(data, validation):
             warnings.warn(
                 f"validation = {validation}: {shared} of its trajectories are trained on, so that its error does not show "
                 "whether others are learned; hold some out, data.split(0.8)",
                 stacklevel=3,
             )
+
+
+def _shared(data: Trajectories | Mixture | Stream, validation: Trajectories | Mixture) -> int:
+    """Number of validation trajectories that are trained on; of a stream, those of its first update are known."""
+    if not isinstance(data, Stream):
+        return len(_places(data) & _places(validation))
+    seen = {t.numpy(force=True).tobytes() for t in data.first.states[0][:, 0]}
+    return sum(t.numpy(force=True).tobytes() in seen for p in sets_of(validation).values() for t in p.states[0][:, 0])
 
 
 def _places(data: Trajectories | Mixture) -> set[int]:
@@ -102,6 +110,7 @@ def check_combination(combine: Any, optimizer: torch.optim.Optimizer) -> None:
         return
     combines = callable(combine) and not isinstance(combine, type)
     require(combines, "combine", combine, "a combination of gradients, e.g. ph.optim.ConFIG(), or None for their sum")
+    require_arguments("combine", combine, "gradients", "generator")
     if getattr(optimizer, "takes_outputs", False) or isinstance(optimizer, torch.optim.LBFGS):
         raise StateError(
             f"combine = {combine}: {type(optimizer).__name__} needs a loss of which its gradient is the gradient, which a "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from phi_hybrid.bridge.checks import require
 from phi_hybrid.optim import Combination, pack, unpack
 from phi_hybrid.training.gradient import GradientMode
 
@@ -50,6 +51,12 @@ class TermGradients:
         for n in touched:
             zero = torch.zeros_like(self._parameters[n])
             stacked.append(torch.stack([zero if g is None else g for g in rows[n]]))
-        combined = combination(pack(stacked), generator)
+        gradients = pack(stacked)
+        combined = combination(gradients, generator)
+        fits = isinstance(combined, torch.Tensor) and combined.shape == gradients.shape[1:]
+        shape = tuple(getattr(combined, "shape", ()))
+        require(
+            fits, f"result of {combination!r}", shape, f"one gradient, a tensor of shape {tuple(gradients.shape[1:])}"
+        )
         for n, grad in zip(touched, unpack(combined[None], [s[:1] for s in stacked])):
             self._parameters[n].grad = grad[0].contiguous()

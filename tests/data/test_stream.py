@@ -190,6 +190,13 @@ def test_memory_stays_flat(updates: int) -> None:
     assert grown(updates) <= 2
 
 
+def test_validation_on_the_stream_itself_is_told() -> None:
+    own = stream(keep=2)
+    with pytest.warns(UserWarning, match="6 of its trajectories are trained on"):
+        trainer(own, validation=own.stored(4))
+    trainer(own, validation=stream(seed=1).stored(2))
+
+
 # --- wrong uses ---
 
 
@@ -197,7 +204,12 @@ def exploding(u: Field, rate: Tensor) -> Field:
     return u / (rate * 0)
 
 
+def own_generator(count: int) -> tuple[Field, Tensor]:
+    return draw(count)[0], math.wrap(np.random.default_rng().random(count), batch("trajectory"))
+
+
 WRONG = [
+    (lambda: stream(draw=own_generator).block(0), ph.StateError, "other numbers for the same seed.*default_rng"),
     (lambda: Stream(fine, 3, 4), ph.StateError, "draw = 3"),
     (lambda: Stream(fine, draw, 0), ph.StateError, "steps = 0"),
     (lambda: stream(reuse=0), ph.StateError, "reuse = 0"),

@@ -95,6 +95,9 @@ def test_loaded_steps_are_steps(cases: dict[str, Case], saved: Path) -> None:
     again = saved.with_name("again.ph")
     outer.save(again, u, f)
     assert same(ph.load(again)(u, f), expected)
+    for one in (step, outer):
+        with pytest.raises(ph.StateError, match="step = .*a loaded one has one precision"):
+            ph.check_gradients(one, u, f)
 
 
 def test_an_example_is_not_needed_after_a_call(cases: dict[str, Case], tmp_path: Path) -> None:

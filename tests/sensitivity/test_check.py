@@ -213,6 +213,8 @@ def test_wrong_inputs() -> None:
     ):
         with pytest.raises(ph.StateError, match=name):
             check(simulators.smooth, U, **settings)
+    with pytest.raises(ph.StateError, match="state = .*holds NaN"):
+        ph.check_gradients(lambda u: 0.9 * u, line(0) * float("nan"))
     with pytest.raises(ph.StateError, match="step = 3"):
         check(3, U)
     with pytest.raises(ph.StateError, match="real or complex"):

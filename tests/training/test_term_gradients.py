@@ -102,6 +102,11 @@ def test_wrong_uses(block: ph.PhysicsBlock) -> None:
     for combine in ("ConFIG", ConFIG, 3):
         with pytest.raises(ph.StateError, match=r"combine = .*ConFIG\(\)"):
             trainer(block, data, combine)
+    with pytest.raises(ph.StateError, match="combine is called with .gradients, generator"):
+        trainer(block, data, lambda gradients: gradients[0])
+    for wrong in (lambda g, generator: g, lambda g, generator: None):
+        with pytest.raises(ph.StateError, match=r"result of .*one gradient, a tensor of shape \(\d+,\)"):
+            trainer(block, data, wrong).fit(1)
     for optimizer in (torch.optim.LBFGS, lambda p, lr: HIG(SmallNet(2, 1, 1), lr)):
         with pytest.raises(ph.StateError, match="ConFIG.*leave it out"):
             trainer(block, data, ConFIG(), optimizer=optimizer)
