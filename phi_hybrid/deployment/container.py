@@ -103,8 +103,14 @@ def read_container(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, t
 
 
 def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if len(content) < 8:
+        raise DataError(f"is no saved solver, or truncated: it has {len(content)} bytes")
     (length,) = struct.unpack("<Q", content[:8])
     if length > len(content) - 8:
+        if content.startswith(b"PK\x03\x04"):
+            raise DataError(
+                "is a file of torch: read a checkpoint with Trainer.resume, a program with torch.export.load"
+            )
         raise DataError(f"is no saved solver, or truncated: a header of {length} bytes in a file of {len(content)}")
     text, data = content[8 : 8 + length], memoryview(content)[8 + length :]
     entries = json.loads(text)

@@ -119,6 +119,15 @@ def test_foreign_files_are_refused_and_not_run(kind: str, path: Path) -> None:
     refused(path)
 
 
+def test_files_of_torch_are_told_from_damage(path: Path) -> None:
+    torch.save({"weights": torch.ones(2)}, path)
+    with pytest.raises(ph.DataError, match=r"a file of torch.*Trainer\.resume"):
+        ph.load(path)
+    path.write_bytes(b"short")
+    with pytest.raises(ph.DataError, match="truncated: it has 5 bytes"):
+        ph.load(path)
+
+
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     for path in (tmp_path / "solver.ph", tmp_path, "/dev/zero"):
         with pytest.raises(ph.DataError, match=r"no file at .*solver\.save"):
