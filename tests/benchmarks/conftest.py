@@ -46,6 +46,26 @@ def measure(benchmark: Any) -> Callable[..., None]:
 
 
 @pytest.fixture
+def by_turns(benchmark: Any) -> Callable[..., None]:
+    """Times ways of a case by turns, in processor time of one thread: for differences that the noise of a machine hides."""
+
+    def run(case: str, ways: dict[str, Callable[[], Any]], rounds: int) -> None:
+        torch.set_num_threads(1)
+        times: dict[str, list[float]] = {way: [] for way in ways}
+
+        def turn() -> None:
+            for way, work in ways.items():
+                began = time.process_time()
+                work()
+                times[way].append(time.process_time() - began)
+
+        benchmark.pedantic(turn, rounds=rounds, iterations=1, warmup_rounds=2)
+        _medians[case] |= {way: float(np.median(spent[2:])) for way, spent in times.items()}
+
+    return run
+
+
+@pytest.fixture
 def ratio() -> Callable[[str, str, str], float]:
     """How many times faster one way of a case is than another, by the medians of this run."""
 

@@ -2,7 +2,8 @@
 
     pytest tests/benchmarks/test_bench_trainer.py -n 0
 
-Forced Burgers, 64 cells, 8 windows, 16 unrolled steps, Adam, three convolutions of 32 channels; twenty updates each.
+Forced Burgers, 64 cells, 8 windows, 16 unrolled steps, Adam, three convolutions of 32 channels; ten updates each, by turns.
+`bare` is the trainer without snapshots and fingerprints.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ from phi.torch.flow import PERIODIC, CenteredGrid, Noise, batch, channel
 
 import phi_hybrid as ph
 from phi_hybrid.pde.burgers import burgers_step
-from phi_hybrid.training import AveragedWeights, BestWeights, Callback, EarlyStop, Log
+from phi_hybrid.training import AveragedWeights, Callback, Log
 from phi_hybrid.training.snapshot import Snapshot
 
-STEPS, UPDATES = 16, 20
+STEPS, UPDATES = 16, 10
 
 
 class NoWriter:
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         pass
+
+
+class Keep(Callback):
+    """Looks at what there is to be seen."""
+
+    def after_update(self, trainer: ph.Trainer, loss: float) -> None:
+        self.last = trainer.history["loss"][-1]
 
 
 def network() -> torch.nn.Module:
@@ -61,22 +69,32 @@ def by_hand(solver: ph.HybridSolver, data: ph.Trajectories, optimizer: torch.opt
     return work
 
 
-@pytest.mark.parametrize("way", ["loop by hand", "bare", "Trainer", "Trainer with five callbacks"])
-def test_updates(measure: Callable, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`bare` is a `Trainer` without snapshots and fingerprints."""
-    torch.set_num_threads(1)
-    data = trajectories()
+class Bare(ph.Trainer):
+    """A trainer without snapshots and fingerprints."""
+
+    def fit(self, updates: int = 1000) -> dict[str, Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("take", "restore"):
+                patch.setattr(Snapshot, name, lambda *args, **settings: None)
+            patch.setattr("phi_hybrid.tracing.graph.CapturedGraph.is_fresh", lambda graph: True)
+            return super().fit(updates)
+
+
+def trainer(kind: type[ph.Trainer], data: ph.Trajectories, callbacks: list[Callback]) -> Callable[[], Any]:
     solver = ph.HybridSolver(ph.capture(burgers_step(0.01, 0.02)), network())
     optimizer = torch.optim.Adam(solver.parameters(), 1e-4)
-    if way == "loop by hand":
-        ph.training.estimate_scales(solver, data)
-        return measure("20 updates, 64 cells", way, by_hand(solver, data, optimizer), rounds=40)
-    if way == "bare":
-        for name in ("take", "restore"):
-            monkeypatch.setattr(Snapshot, name, lambda *args, **settings: None)
-        monkeypatch.setattr("phi_hybrid.tracing.graph.CapturedGraph.is_fresh", lambda graph: True)
-    many: list[Any] = [BestWeights(), EarlyStop(5), AveragedWeights(), Log(NoWriter()), Callback()]
-    callbacks = many if "callbacks" in way else ()
-    settings = {"optimizer": optimizer, "callbacks": callbacks, "progress": False}
-    trainer = ph.Trainer(solver, data, ph.Unrolled(STEPS), **settings)
-    return measure("20 updates, 64 cells", way, lambda: trainer.fit(trainer.update + UPDATES), rounds=40)
+    made = kind(solver, data, ph.Unrolled(STEPS), optimizer=optimizer, callbacks=callbacks, progress=False)
+    return lambda: made.fit(made.update + UPDATES)
+
+
+def test_updates(by_turns: Callable) -> None:
+    data = trajectories()
+    solver = ph.HybridSolver(ph.capture(burgers_step(0.01, 0.02)), network())
+    ph.training.estimate_scales(solver, data)
+    ways = {
+        "loop by hand": by_hand(solver, data, torch.optim.Adam(solver.parameters(), 1e-4)),
+        "bare": trainer(Bare, data, []),
+        "Trainer": trainer(ph.Trainer, data, []),
+        "Trainer, four callbacks": trainer(ph.Trainer, data, [AveragedWeights(), Log(NoWriter()), Keep(), Callback()]),
+    }
+    by_turns(f"{UPDATES} updates, 64 cells", ways, rounds=40)
