@@ -105,6 +105,11 @@ class _NativeProgram:
         merged, sizes = self.batching.merge(tensors)
         return self.batching.split(self.module(*merged), self.merged_layout, sizes)
 
+    @property
+    def together(self) -> int:
+        """One step at a time."""
+        return 1
+
     def is_fresh(self) -> bool:
         return True
 

@@ -116,6 +116,11 @@ class EnsembleStep:
         self._first: NativeStep = members[0].native_for(self._frame, self._of(0, tensors))
         self._stacked = Stacked(members, self._first) if alike(members) else None
 
+    @property
+    def together(self) -> int:
+        """One step at a time."""
+        return 1
+
     def is_fresh(self) -> bool:
         """Tells if the physics is still what it was made of."""
         return self._first.is_fresh()

@@ -119,6 +119,11 @@ class HybridStep:
         record = self.respond(tensors)
         return record.state if self._projection is None else self._projected(record.state)
 
+    @property
+    def together(self) -> int:
+        """One step at a time."""
+        return 1
+
     def is_fresh(self) -> bool:
         """Tells if the physics is still what it was made of."""
         return self._physics.is_fresh()

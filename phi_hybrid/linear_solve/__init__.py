@@ -5,6 +5,7 @@ from phi_hybrid.linear_solve.factorization import SparseFactorization
 from phi_hybrid.linear_solve.fast_diagonalization import FastDiagonalization
 from phi_hybrid.linear_solve.operator import LinearSolve, solve_numbered, solve_of
 from phi_hybrid.linear_solve.plain import plain_solve
+from phi_hybrid.linear_solve.quick import quick_solve
 from phi_hybrid.linear_solve.solution import Method
 from phi_hybrid.linear_solve.solves import Solves, by_parts, in_order, linear_solves
 from phi_hybrid.linear_solve.varying import VaryingSolve, solve_varying, varying_of
@@ -21,6 +22,7 @@ __all__ = [
     "in_order",
     "linear_solves",
     "plain_solve",
+    "quick_solve",
     "solve_numbered",
     "solve_of",
     "solve_varying",

@@ -64,25 +64,34 @@ class SpectralSolver:
             eigenvalues += own.reshape([-1 if e == d else 1 for e in range(len(shape))])
         self.zero = eigenvalues.abs() <= 1e-11 * eigenvalues.abs().max()
         self.eigenvalues = eigenvalues
-        self.inverse = self._half(torch.where(self.zero, 0.0, 1 / torch.where(self.zero, 1.0, eigenvalues)))
+        self.inverse = self.half(torch.where(self.zero, 0.0, 1 / torch.where(self.zero, 1.0, eigenvalues)))
 
     def regularised(self) -> SpectralSolver:
         """A definite version: vanishing eigenvalues are replaced by the smallest other one."""
         others = self.eigenvalues[~self.zero]
         smallest = others[others.abs().argmin()]
         result = copy.copy(self)
-        result.inverse = self._half(1 / torch.where(self.zero, smallest, self.eigenvalues))
+        result.inverse = self.half(1 / torch.where(self.zero, smallest, self.eigenvalues))
         return result
 
     def apply(self, rhs: torch.Tensor) -> torch.Tensor:
-        """A⁺·b for float64 `(batch, size)`."""
+        """A⁺·b for `(batch, size)`."""
+        return self.synthesise(self.analyse(rhs)).reshape(rhs.shape)
+
+    def analyse(self, rhs: torch.Tensor) -> torch.Tensor:
+        """Q⁻¹·b for `(batch, size)`, `(batch, *modes)`; half of them, unscaled, if all axes are periodic."""
         x = rhs.reshape(-1, *self.shape)
         if self.is_periodic:
-            modes = torch.fft.rfftn(x, dim=self.axes)
-            return torch.fft.irfftn(modes * self.inverse, self.shape, self.axes).reshape(rhs.shape)
+            return torch.fft.rfftn(x, dim=self.axes)
         for transform in reversed(self.transforms):
             x = transform.analyse(x).movedim(-1, 1)
-        return self._synthesise(x * self.inverse).reshape(rhs.shape)
+        return x
+
+    def synthesise(self, modes: torch.Tensor) -> torch.Tensor:
+        """Q·Λ⁺·modes, `(batch, *shape)`."""
+        if self.is_periodic:
+            return torch.fft.irfftn(modes * self.inverse, self.shape, self.axes)
+        return self._synthesise(modes * self.inverse)
 
     def null_vectors(self) -> torch.Tensor:
         """The columns of Q with λ = 0, `(size, count)`; for transforms that are not periodic."""
@@ -94,8 +103,8 @@ class SpectralSolver:
             x = transform.synthesise(x).movedim(-1, 1)
         return x
 
-    def _half(self, factors: torch.Tensor) -> torch.Tensor:
-        """The half of a spectrum that a real FFT needs."""
+    def half(self, factors: torch.Tensor) -> torch.Tensor:
+        """The half of a spectrum that a real FFT needs; all of it where not all axes are periodic."""
         return factors[..., : self.shape[-1] // 2 + 1] if self.is_periodic else factors
 
 

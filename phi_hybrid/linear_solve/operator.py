@@ -42,7 +42,7 @@ class LinearSolve(torch.nn.Module):
     def forward(self, rhs: torch.Tensor, transposed: bool = False) -> torch.Tensor:
         """Raises SolveError if b is not finite, has no solution, or the solution misses the tolerance."""
         if torch.compiler.is_compiling():
-            return solve_numbered(rhs, self.number, transposed)
+            return torch.ops.phi_hybrid.quick_solve(rhs, self.number, transposed)
         if not (torch.is_grad_enabled() or _compat.functorch_active() or _compat.forward_mode_active()):
             return solve_numbered(rhs, self.number, transposed) if _compat.is_tracing() else self.solve(rhs, transposed)
         return _Solve.apply(rhs, self.number, transposed)
@@ -100,10 +100,12 @@ class LinearSolve(torch.nn.Module):
     def _register(self) -> None:
         self.number = next(_numbers)
         self._solvers: dict[tuple, Solver] = {}
+        self.quick: dict[tuple, Any] = {}
+        """Solvers of `quick.py` by device, precision and direction."""
         _alive[self.number] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_solvers", "number")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_solvers", "quick", "number")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

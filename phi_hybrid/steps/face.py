@@ -75,7 +75,16 @@ class NativeStep(Protocol):
     output_layout: Layout
     signature: Signature
 
+    @property
+    def together(self) -> int:
+        """Steps that are best done together, by `several`; 1 where each is done by itself."""
+        ...
+
     def __call__(self, *tensors: torch.Tensor) -> Tensors: ...
+
+    def several(self, state: Tensors, inputs: Sequence[Tensors]) -> list[Tensors]:
+        """The states after one step for each of the inputs; never called where `together` is 1."""
+        ...
 
     def is_fresh(self) -> bool:
         """Tells if nothing has changed that the step was made of."""

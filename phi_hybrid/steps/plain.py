@@ -80,6 +80,11 @@ class _PlainNativeStep:
             )
         return result
 
+    @property
+    def together(self) -> int:
+        """One step at a time."""
+        return 1
+
     def is_fresh(self) -> bool:
         return True
 

@@ -13,18 +13,32 @@ from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.bridge.layout import Layout, batch_names, position_of, stack, unflatten
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.steps.bound import Inputs, Repeatable, bind, flatten_arguments
-from phi_hybrid.steps.face import Tensors
+from phi_hybrid.steps.face import NativeStep, Tensors
 from phi_hybrid.steps.plain import as_step
+
+LONG = 8
+"""Times that a program of several steps must be used in a rollout to be worth compiling."""
 
 
 def unroll(bound: Repeatable, inputs: Inputs, steps: int, start: int = 0) -> list[Tensors]:
     """`steps` states after the first, differentiable: uₙ₊₁ = S(uₙ, inputs(n))."""
-    state, states = bound.state, []
-    for n in range(start, start + steps):
-        state = bound.step(*state, *inputs.at(n))
-        states.append(state)
+    states: list[Tensors] = []
+    while (done := len(states)) < steps:
+        count = min(bound.step.together, steps - done)
+        states += advance(bound.step, states[-1] if states else bound.state, inputs, start + done, count)
     if states:
         _require_same_numbers(bound.state, states[0])
+    return states
+
+
+def advance(step: NativeStep, state: Tensors, inputs: Inputs, start: int, count: int) -> list[Tensors]:
+    """The states after `count` steps from number `start` on: as one program, if that many are done together."""
+    if count == step.together > 1:
+        return step.several(state, [inputs.at(n) for n in range(start, start + count)])
+    states = []
+    for n in range(start, start + count):
+        state = step(*state, *inputs.at(n))
+        states.append(state)
     return states
 
 
@@ -98,25 +112,30 @@ def _advance(
         return [tensors], layout
     with torch.no_grad(), evaluation_mode(step):
         bound = bind(step, tensors, layout, arguments)
-        frames, layout = [bound.state], bound.layout
-        for n in range(steps):
+        frames, layout, n = [bound.state], bound.layout, 0
+        together = bound.step.together if steps >= LONG * bound.step.together else 1
+        while n < steps:
             try:
-                new = bound.step(*frames[-1], *arguments.at(n))
+                states = advance(bound.step, frames[-1], arguments, n, min(together, steps - n))
             except SolveError as error:
+                if together > 1:  # which of them?
+                    together = 1
+                    continue
                 raise error.at(n + 1, f"in step {n + 1} of {steps}", _as_trajectory(frames, layout)) from None
             if n == 0:
-                _require_same_numbers(bound.state, new)
-            if check and not all_finite(new):
-                raise NonFiniteError(
-                    f"the state became NaN or infinite in step {n + 1} of {steps}{non_finite_entries(new, layout)}. The "
-                    "states before are in error.trajectory; reduce the time step, train with longer unrolling, or pass "
-                    "check=False",
-                    n + 1,
-                    _as_trajectory(frames, layout),
-                )
-            if not keep:
-                frames.clear()
-            frames.append(new)
+                _require_same_numbers(bound.state, states[0])
+            for new in states:
+                n += 1
+                if check and not all_finite(new):
+                    raise NonFiniteError(
+                        f"the state became NaN or infinite in step {n} of {steps}{non_finite_entries(new, layout)}. The states "
+                        "before are in error.trajectory; reduce the time step, train with longer unrolling, or pass check=False",
+                        n,
+                        _as_trajectory(frames, layout),
+                    )
+                if not keep:
+                    frames.clear()
+                frames.append(new)
     return frames, layout
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,14 @@ import torch
 from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import TreeLayout
 from phi_hybrid.linear_solve import Solves
-from phi_hybrid.steps.face import signature_of
+from phi_hybrid.steps.face import Tensors, signature_of
 from phi_hybrid.tracing.fingerprint import Fingerprint
+from phi_hybrid.tracing.passes import for_compiler
+from phi_hybrid.tracing.passes.rewriter import shapes_of, with_shapes
 from phi_hybrid.tracing.tracer import trace
+
+TOGETHER = 4
+"""Steps in one compiled program: more are hardly faster, but take longer to compile."""
 
 
 class CapturedGraph(torch.nn.Module):
@@ -29,24 +34,37 @@ class CapturedGraph(torch.nn.Module):
         self.compile = compile
         self.module, self.output_layout = trace(step, layout, tensors, solves)
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if (
-            self.compile
-            and not _compat.is_tracing()
-            and not _compat.functorch_active()
-            and not _compat.forward_mode_active()
-        ):
-            return self._compiled()(*tensors)
-        return self.module(*tensors)
+    def forward(self, *tensors: torch.Tensor) -> Tensors:
+        return self._program(1)(*tensors) if self._runs_compiled() else self.module(*tensors)
+
+    @property
+    def together(self) -> int:
+        """Steps that `several` runs as one compiled program."""
+        return TOGETHER if self._runs_compiled() else 1
+
+    def several(self, state: Tensors, inputs: Sequence[Tensors]) -> list[Tensors]:
+        """The states after one step for each of the inputs, by one compiled program."""
+        results = self._program(len(inputs))(*state, *(t for own in inputs for t in own))
+        return [results[n : n + len(state)] for n in range(0, len(results), len(state))]
+
+    def _runs_compiled(self) -> bool:
+        transformed = _compat.is_tracing() or _compat.functorch_active() or _compat.forward_mode_active()
+        return self.compile and not transformed
 
     def is_fresh(self) -> bool:
         """Tells if what the step closes over is what it was at capture; always, after unpickling."""
         return self.fingerprint is None or self.fingerprint.holds()
 
-    def _compiled(self) -> Callable:
-        if "_inductor" not in self.__dict__:
-            self.__dict__["_inductor"] = torch.compile(self.module, dynamic=False)
-        return self.__dict__["_inductor"]
+    def _program(self, steps: int) -> Callable:
+        programs = self.__dict__.setdefault("_programs", {})
+        if steps not in programs:
+            one = self.__dict__.setdefault("_for_compiler", for_compiler(self.module))
+            programs[steps] = torch.compile(one if steps == 1 else _Unrolled(one, steps), dynamic=False)
+        return programs[steps]
+
+    def _forget_programs(self) -> None:
+        self.__dict__.pop("_programs", None)
+        self.__dict__.pop("_for_compiler", None)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> CapturedGraph:
         """Follows a move to another device; the precision belongs to the signature and stays."""
@@ -57,19 +75,39 @@ class CapturedGraph(torch.nn.Module):
         for node in self.module.graph.nodes:
             node.kwargs = {k: device if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
         self.module.recompile()
-        self.__dict__.pop("_inductor", None)
+        self._forget_programs()
         self.device, self.signature = device, self.signature.on(device)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_inductor"}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_programs", "_for_compiler")}
+        return state | {"shapes": shapes_of(self.module)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, deep or unpickled, in which torch has made persistent buffers of the constants."""
+        shapes = state.pop("shapes", [])
         super().__setstate__(state)
+        with_shapes(self.module, shapes)
         for part in self.module.modules():
             for name, constant in list(part.named_buffers(recurse=False)):
                 part.register_buffer(name, constant, persistent=False)
+
+
+class _Unrolled(torch.nn.Module):
+    """Several steps of a graph: `(*state, *inputs of the first step, *inputs of the second, …)` to all states."""
+
+    def __init__(self, module: torch.fx.GraphModule, steps: int) -> None:
+        super().__init__()
+        self.module, self.steps = module, steps
+        self.state = len(module.graph.output_node().args[0])
+
+    def forward(self, *tensors: torch.Tensor) -> Tensors:
+        state, inputs = tensors[: self.state], tensors[self.state :]
+        own, results = len(inputs) // self.steps, []
+        for n in range(self.steps):
+            state = self.module(*state, *inputs[n * own : (n + 1) * own])
+            results += state
+        return tuple(results)
 
 
 def graphs_in(module: torch.nn.Module) -> list[torch.fx.GraphModule]:

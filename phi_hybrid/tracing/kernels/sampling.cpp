@@ -1,0 +1,214 @@
+// Multilinear interpolation at points given in cells, and its adjoint: Σ over the 2^D corners of weight · value.
+//
+// values (batch, channel, *sizes), each component of the points (batch, count), results (batch, channel, count), all
+// contiguous. Coordinates wrap around where an axis is periodic and stop at its outermost values elsewhere. NaN gives NaN.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+namespace {
+
+constexpr int BLOCK = 256;  // points at a time: what is known about them stays in the first cache
+
+struct Shape {
+    int64_t batch, channels, count, cells, sizes[3];
+    bool periodic;
+    int threads;
+};
+
+// Indices of the corners and fractions of one block of points.
+template <typename T, int D>
+struct Corners {
+    int32_t index[1 << D][BLOCK];
+    T fraction[D][BLOCK];
+    T inside[D][BLOCK];  // 1 where the result depends on the coordinate, 0 beyond an end
+
+    void find(const Shape& shape, const T* const* points, int64_t offset, int n) {
+        for (int c = 0; c < 1 << D; ++c) std::fill(index[c], index[c] + n, 0);
+        for (int d = 0; d < D; ++d) {
+            const T* point = points[d] + offset;
+            const T size = shape.sizes[d], inverse = 1 / size;
+            const int32_t last = shape.sizes[d] - 1;
+            int32_t low[BLOCK], high[BLOCK];
+            if (shape.periodic) {
+                for (int p = 0; p < n; ++p) {
+                    const T lower = std::floor(point[p]);
+                    fraction[d][p] = point[p] - lower;
+                    int32_t i = static_cast<int32_t>(lower - std::floor(lower * inverse) * size);
+                    i = i > last ? i - (last + 1) : i;
+                    i = i < 0 || i > last ? 0 : i;  // NaN and infinity
+                    low[p] = i;
+                    high[p] = i == last ? 0 : i + 1;
+                    inside[d][p] = 1;
+                }
+            } else {
+                for (int p = 0; p < n; ++p) {
+                    T x = point[p] < 0 ? T(0) : point[p];
+                    x = x > last ? T(last) : x;
+                    inside[d][p] = point[p] > 0 && point[p] < last ? T(1) : T(0);
+                    const T lower = std::floor(x);
+                    fraction[d][p] = x - lower;
+                    int32_t i = static_cast<int32_t>(lower);
+                    i = i < 0 || i > last ? 0 : i;
+                    low[p] = i;
+                    high[p] = i == last ? i : i + 1;
+                }
+            }
+            const int32_t stride = shape.sizes[d];
+            for (int c = 0; c < 1 << D; ++c) {
+                const int32_t* own = c >> d & 1 ? high : low;
+                for (int p = 0; p < n; ++p) index[c][p] = index[c][p] * stride + own[p];
+            }
+        }
+    }
+};
+
+// Values at the corners of a block of points.
+template <typename T, int D>
+void gather(T (*level)[BLOCK], const Corners<T, D>& corners, const T* values, int n) {
+    for (int c = 0; c < 1 << D; ++c)
+        for (int p = 0; p < n; ++p) level[c][p] = values[corners.index[c][p]];
+}
+
+// Interpolation along the axes one after the other, but for `skip`; the result replaces the values at the first corner.
+template <typename T, int D>
+void interpolate(T (*level)[BLOCK], const Corners<T, D>& corners, int skip, int n) {
+    for (int d = D - 1; d >= 0; --d) {
+        if (d == skip) continue;
+        for (int c = 0; c < 1 << d; ++c) {
+            if (skip >= 0 && c >> skip & 1) continue;
+            const T *fraction = corners.fraction[d], *high = level[c | 1 << d];
+            T* low = level[c];
+            for (int p = 0; p < n; ++p) low[p] += fraction[p] * (high[p] - low[p]);
+        }
+    }
+}
+
+template <typename T, int D>
+void sample(const Shape& shape, const T* values, const T* const* points, T* result) {
+    const int64_t blocks = (shape.count + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static) num_threads(shape.threads)
+    for (int64_t job = 0; job < shape.batch * blocks; ++job) {
+        const int64_t b = job / blocks, first = job % blocks * BLOCK;
+        const int n = std::min<int64_t>(BLOCK, shape.count - first);
+        Corners<T, D> corners;
+        corners.find(shape, points, b * shape.count + first, n);
+        for (int64_t k = 0; k < shape.channels; ++k) {
+            const T* own = values + (b * shape.channels + k) * shape.cells;
+            T* out = result + (b * shape.channels + k) * shape.count + first;
+            T level[1 << D][BLOCK];
+            gather<T, D>(level, corners, own, n);
+            interpolate<T, D>(level, corners, -1, n);
+            std::copy(level[0], level[0] + n, out);
+        }
+    }
+}
+
+// Adds the share of one block of points to the gradients of one channel.
+template <typename T, int D>
+void pull_back_block(const Corners<T, D>& corners, const T* given, const T* values, T* by_values, T* const* by_points,
+                     int n) {
+    T level[1 << D][BLOCK], other[1 << D][BLOCK];
+    gather<T, D>(level, corners, values, n);
+    for (int d = 0; d < D; ++d) {  // differences along d, interpolated across
+        for (int c = 0; c < 1 << D; ++c) {
+            if (c >> d & 1) continue;
+            for (int p = 0; p < n; ++p) other[c][p] = level[c | 1 << d][p] - level[c][p];
+        }
+        interpolate<T, D>(other, corners, d, n);
+        T* __restrict out = by_points[d];
+        for (int p = 0; p < n; ++p) out[p] += corners.inside[d][p] * given[p] * other[0][p];
+    }
+    std::copy(given, given + n, level[0]);
+    for (int d = 0; d < D; ++d)
+        for (int c = 0; c < 1 << d; ++c)
+            for (int p = 0; p < n; ++p) {
+                level[c | 1 << d][p] = corners.fraction[d][p] * level[c][p];
+                level[c][p] -= level[c | 1 << d][p];
+            }
+    for (int c = 0; c < 1 << D; ++c)  // neighbours in a row meet in one cell, but not at the same corner
+        for (int p = 0; p < n; ++p) by_values[corners.index[c][p]] += level[c][p];
+}
+
+// Threads add to values of their own, which are summed afterwards, always in the same order: reproducible for a number of
+// threads. Batch entries are apart anyway.
+template <typename T, int D>
+void pull_back(const Shape& shape, const T* cotangent, const T* values, const T* const* points, T* by_values,
+               T* const* by_points) {
+    const int64_t blocks = (shape.count + BLOCK - 1) / BLOCK, own = shape.channels * shape.cells;
+    const int parts = std::max<int64_t>(1, std::min<int64_t>(shape.threads / std::max<int64_t>(shape.batch, 1), blocks));
+    std::unique_ptr<T[]> copies(parts > 1 ? new T[shape.batch * (parts - 1) * own] : nullptr);
+#pragma omp parallel num_threads(shape.threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t job = 0; job < shape.batch * parts; ++job) {
+            const int64_t b = job / parts, part = job % parts;
+            T* target = part ? copies.get() + (b * (parts - 1) + part - 1) * own : by_values + b * own;
+            std::memset(target, 0, own * sizeof(T));
+            for (int64_t i = blocks * part / parts; i < blocks * (part + 1) / parts; ++i) {
+                const int n = std::min<int64_t>(BLOCK, shape.count - i * BLOCK);
+                const int64_t offset = b * shape.count + i * BLOCK;
+                Corners<T, D> corners;
+                corners.find(shape, points, offset, n);
+                T* own_points[D];
+                for (int d = 0; d < D; ++d) {
+                    own_points[d] = by_points[d] + offset;
+                    std::fill(own_points[d], own_points[d] + n, T(0));
+                }
+                for (int64_t k = 0; k < shape.channels; ++k) {
+                    const int64_t channel = b * shape.channels + k;
+                    const T* given = cotangent + channel * shape.count + i * BLOCK;
+                    pull_back_block<T, D>(corners, given, values + channel * shape.cells, target + k * shape.cells,
+                                          own_points, n);
+                }
+            }
+        }
+        for (int part = 1; part < parts; ++part) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < shape.batch * own; ++i)
+                by_values[i] += copies[(i / own * (parts - 1) + part - 1) * own + i % own];
+        }
+    }
+}
+
+template <typename T>
+void sample_in(int dims, const Shape& s, const T* values, const T* const* points, T* result) {
+    dims == 1 ? sample<T, 1>(s, values, points, result)
+    : dims == 2 ? sample<T, 2>(s, values, points, result) : sample<T, 3>(s, values, points, result);
+}
+
+template <typename T>
+void pull_back_in(int dims, const Shape& s, const T* cotangent, const T* values, const T* const* points, T* by_values,
+                  T* const* by_points) {
+    dims == 1 ? pull_back<T, 1>(s, cotangent, values, points, by_values, by_points)
+    : dims == 2 ? pull_back<T, 2>(s, cotangent, values, points, by_values, by_points)
+                : pull_back<T, 3>(s, cotangent, values, points, by_values, by_points);
+}
+
+Shape shape_of(int dims, const int64_t* sizes, int64_t batch, int64_t channels, int64_t count, int periodic,
+               int threads) {
+    Shape shape{batch, channels, count, 1, {1, 1, 1}, periodic != 0, batch * count > 4 * BLOCK ? threads : 1};
+    for (int d = 0; d < dims; ++d) shape.cells *= shape.sizes[d] = sizes[d];
+    return shape;
+}
+
+}  // namespace
+
+#define ENTRIES(T, NAME)                                                                                             \
+    extern "C" void sample_##NAME(int dims, const int64_t* sizes, int64_t batch, int64_t channels, int64_t count,    \
+                                  int periodic, int threads, const T* values, const T* const* points, T* result) {   \
+        const Shape shape = shape_of(dims, sizes, batch, channels, count, periodic, threads);                        \
+        sample_in<T>(dims, shape, values, points, result);                                                           \
+    }                                                                                                                \
+    extern "C" void pull_back_##NAME(int dims, const int64_t* sizes, int64_t batch, int64_t channels, int64_t count, \
+                                     int periodic, int threads, const T* cotangent, const T* values,                 \
+                                     const T* const* points, T* by_values, T* const* by_points) {                    \
+        const Shape shape = shape_of(dims, sizes, batch, channels, count, periodic, threads);                        \
+        pull_back_in<T>(dims, shape, cotangent, values, points, by_values, by_points);                               \
+    }
+
+ENTRIES(float, float32)
+ENTRIES(double, float64)

@@ -1,0 +1,157 @@
+"""Interpolation in the coordinates of cells, for compilers: `grid_sampler` without its detour over [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from phi_hybrid.tracing.kernels.sampling import pull_back, takes
+
+_aten = torch.ops.aten
+
+
+class PointSampler(torch.nn.Module):
+    """`grid_sampler` of points that are given component by component, in the same order."""
+
+    def __init__(self, sampler: torch.nn.Module) -> None:
+        super().__init__()
+        self.sampler = sampler
+
+    def forward(self, values: torch.Tensor, points: Sequence[torch.Tensor], *rest: Any) -> torch.Tensor:
+        """Values `(batch, channel, *spatial)` at points of shape `(batch, *points)` per component."""
+        return self.sampler(values, torch.stack(tuple(points), -1), *rest)
+
+
+class PeriodicSampler(torch.nn.Module):
+    """Multilinear interpolation of periodic values, Σ over the 2ᵈ corners of weight · value; equal to rounding.
+
+    Compilers fuse the gathers with what comes before and after. Their adjoint adds to memory that several points share; on the
+    CPU the kernel in C++ does that, if there is a compiler (`native`).
+    """
+
+    def __init__(self, native: bool) -> None:
+        super().__init__()
+        self.native = native
+
+    def forward(self, values: torch.Tensor, points: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Values `(batch, channel, *spatial)` at points in cells, `(batch, *points)` for each spatial axis."""
+        if self.native and torch.is_grad_enabled() and takes(values, points):
+            return _Sample.apply(values, *points)
+        return gathered(values, points)
+
+
+class _Sample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, *points: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(values, *points)
+        return gathered(values, points)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values, *points = ctx.saved_tensors
+        return tuple(pull_back(cotangent, values, points, True))
+
+
+def gathered(values: torch.Tensor, points: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Periodic interpolation by gathers, `(batch, channel, *points)`."""
+    lower = [p.detach().floor() for p in points]
+    fractions = [p - low for p, low in zip(points, lower)]
+    corners = [_wrapped(low, size) for low, size in zip(lower, values.shape[2:])]
+    return torch.stack([_interpolated(channel, corners, fractions) for channel in values.unbind(1)], 1)
+
+
+def _wrapped(lower: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lower and upper index along an axis; one that exists also where the coordinate is NaN."""
+    if size & (size - 1) == 0:
+        index = lower.to(torch.int32) & (size - 1)
+        return index, (index + 1) & (size - 1)
+    index = (lower - (lower * (1 / size)).floor() * size).to(torch.int32).clamp(0, size - 1)
+    return index, torch.where(index == size - 1, 0, index + 1)
+
+
+def _interpolated(values: torch.Tensor, corners: Sequence[Any], fractions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Interpolation along the first axis of the values between those along the others."""
+    gather = _gather_from(values, corners[0][0].shape)
+
+    def along(axis: int, chosen: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if axis < 0:
+            return gather(chosen)
+        low, high = (along(axis - 1, (corners[axis][side], *chosen)) for side in (0, 1))
+        return low + fractions[axis] * (high - low)
+
+    return along(len(corners) - 1, ())
+
+
+def _gather_from(values: torch.Tensor, shape: torch.Size) -> Callable[[tuple[torch.Tensor, ...]], torch.Tensor]:
+    batch, *sizes = values.shape
+    if batch > 1:
+        own = torch.arange(batch, device=values.device).reshape(-1, *[1] * (len(shape) - 1))
+        return lambda index: _aten.index(values, [own, *index])
+    flat = values.reshape(-1)
+
+    def gather(index: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        linear = index[0]
+        for size, own in zip(sizes[1:], index[1:]):
+            linear = linear * size + own
+        return flat.index_select(0, linear.reshape(-1)).reshape(shape)
+
+    return gather
+
+
+# --- what PhiFlow computes before it samples: 2·(x mod n + width)/(n + 2·width − 1) − 1 ---
+
+
+def wrapped_coordinates(
+    module: torch.nn.Module, points: Sequence[Node], sizes: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> list[Node] | None:
+    """The coordinates x, in cells, of points that were wrapped and scaled like this for every axis; else `None`."""
+    found = []
+    for point, size, (start, length) in zip(points, sizes, spans, strict=True):
+        scale, offset, node = 0.5 * (length - 1), 0.5 * (length - 1), point
+        while node.target is not _aten.remainder.Tensor and node.target is not _aten.remainder.Scalar:
+            step = _affine(module, node)
+            if step is None:
+                return None
+            node, factor, shift = step
+            scale, offset = scale * factor, offset + scale * shift
+        beside = (offset + start + size / 2) % size - size / 2
+        if number_of(module, node.args[1]) != size or abs(scale - 1) > 1e-5 or abs(beside) > 1e-5 * length:
+            return None
+        found.append(node.args[0])
+    return found
+
+
+def _affine(module: torch.nn.Module, node: Any) -> tuple[Node, float, float] | None:
+    """`(x, a, b)` of an operation that computes a·x + b."""
+    if not isinstance(node, Node) or len(node.args) != 2 or node.kwargs:
+        return None
+    a, b = node.args
+    first, second = number_of(module, a), number_of(module, b)
+    if node.target in (_aten.add.Tensor, _aten.add.Scalar) and first is not None:
+        return b, 1.0, first
+    if node.target in (_aten.mul.Tensor, _aten.mul.Scalar) and first is not None:
+        return b, first, 0.0
+    if second is None:
+        return None
+    by_target = {
+        _aten.add: (1.0, second),
+        _aten.sub: (1.0, -second),
+        _aten.mul: (second, 0.0),
+        _aten.div: (1 / second, 0.0),
+    }
+    known = by_target.get(getattr(node.target, "overloadpacket", None))
+    return None if known is None else (a, *known)
+
+
+def number_of(module: torch.nn.Module, value: Any) -> float | None:
+    """A Python number, or the one that fills a constant of the graph."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if not isinstance(value, Node) or value.op != "get_attr":
+        return None
+    constant = getattr(module, value.target)
+    first = constant.flatten()[:1]
+    return float(first) if constant.numel() and bool((constant == first).all()) else None
