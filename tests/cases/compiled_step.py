@@ -1,4 +1,7 @@
-"""Run in processes of its own: captures a step, compiles it, and prints what torch's caches on disk had of it."""
+"""Run in processes of its own: captures a step, compiles it, and prints what torch's caches on disk had of it.
+
+Arguments: cells along x, and along y of other flows that are captured before.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ def step(v: Field) -> Field:
 def main() -> None:
     torch.set_num_threads(1)
     math.seed(0)
+    for cells in map(int, sys.argv[2:]):
+        ph.capture(step, StaggeredGrid(Noise(), PERIODIC, x=8, y=cells))
     v = StaggeredGrid(Noise(), PERIODIC, x=int(sys.argv[1]), y=8)
     block = ph.capture(step, v, compile=True)
     tensors = [t.requires_grad_() for t in block.flatten(v)]
