@@ -38,7 +38,6 @@ from phi.torch.flow import (
 from phiml.backend.torch._torch_backend import TorchBackend
 from phiml.math import Tensor as PhiTensor
 from phiml.math._lin_trace import LinTracer
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import phi_hybrid as ph
 from phi_hybrid import _compat
@@ -606,23 +605,6 @@ def test_outside_transformations_computes_with_plain_tensors() -> None:
     assert torch.equal(tangent, 2 * x)
     assert torch.equal(torch.func.jacrev(f)(x), 2 * torch.eye(2))
     assert all(torch.equal(g, torch.full((2,), 6.0)) for g in inside) and len(inside) == 2
-
-
-def test_proxy_nodes_and_untraced_operations() -> None:
-    outer = torch.ones(2)
-    nodes = []
-
-    def f(x: torch.Tensor) -> torch.Tensor:
-        nodes.append((_compat.proxy_node(x), _compat.proxy_node(outer), _compat.proxy_node(3)))
-        with _compat.without_tracing():
-            outer * 7.0
-        return x + 1
-
-    graph = make_fx(f)(torch.zeros(2)).graph
-    (traced, constant, number) = nodes[0]
-    assert traced.op == "placeholder" and constant is None and number is None
-    assert not [n for n in graph.nodes if n.op == "call_function" and "mul" in str(n.target)]
-    assert _compat.proxy_node(outer) is None
 
 
 def test_hooks_come_and_go() -> None:

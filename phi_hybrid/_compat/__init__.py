@@ -17,6 +17,7 @@ from phi_hybrid._compat.objects import (
     is_object_tensor,
     state_of,
 )
+from phi_hybrid._compat.recorder import record
 from phi_hybrid._compat.solves import MatrixStandIn, hooked_solves
 from phi_hybrid._compat.tracing import (
     argument_names,
@@ -76,6 +77,7 @@ __all__ = [
     "parts_of_boundary",
     "plain_products",
     "proxy_node",
+    "record",
     "sides_in_order",
     "state_of",
     "traced_graph",

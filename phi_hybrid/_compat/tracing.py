@@ -10,29 +10,29 @@ import torch
 from phiml.backend.torch import TORCH
 from phiml.math import _functional
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 
+from phi_hybrid._compat.recorder import current_recorder, recording_paused
 from phi_hybrid._compat.replacement import current, replaced
 
 
 def proxy_node(tensor: Any) -> torch.fx.Node | None:
     """The graph node that stands for `tensor` in the trace under way, `None` if it is not being traced."""
-    mode = get_proxy_mode()
-    if mode is None or not isinstance(tensor, torch.Tensor):
+    recorder = current_recorder()
+    if recorder is None or not isinstance(tensor, torch.Tensor):
         return None
-    slot = get_proxy_slot(tensor, mode.tracer, None)
-    return None if slot is None else slot.proxy.node
+    return recorder.nodes.get(tensor)
 
 
 def traced_graph() -> torch.fx.Graph | None:
     """The graph of the trace under way, `None` outside of one."""
-    mode = get_proxy_mode()
-    return None if mode is None else mode.tracer.graph
+    recorder = current_recorder()
+    return None if recorder is None else recorder.graph
 
 
 def is_tracing() -> bool:
-    """Tells if a trace is under way."""
-    return get_proxy_mode() is not None
+    """Tells if a trace is under way, here or in torch (`make_fx`, `torch.export`)."""
+    return current_recorder() is not None or get_proxy_mode() is not None
 
 
 def argument_names(operator: Any) -> set[str]:
@@ -45,8 +45,11 @@ def is_mutable(operator: Any) -> bool:
     return operator._schema.is_mutable
 
 
-without_tracing = disable_proxy_modes_tracing
-"""Context manager: operations inside are executed but not recorded."""
+@contextlib.contextmanager
+def without_tracing() -> Iterator[None]:
+    """Context in which operations are executed but not recorded."""
+    with recording_paused(), disable_proxy_modes_tracing():
+        yield
 
 
 @contextlib.contextmanager

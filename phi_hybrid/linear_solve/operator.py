@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from typing import Any
 
@@ -13,12 +12,12 @@ from phi_hybrid.errors import SolveError
 from phi_hybrid.linear_solve.conjugate_gradient import ConjugateGradient
 from phi_hybrid.linear_solve.factorization import SparseFactorization
 from phi_hybrid.linear_solve.fast_diagonalization import FastDiagonalization
+from phi_hybrid.linear_solve.numbers import free_number
 from phi_hybrid.linear_solve.solution import Method, Solution, Solver
 from phi_hybrid.linear_solve.system import System
 
 _alive: weakref.WeakValueDictionary[int, LinearSolve] = weakref.WeakValueDictionary()
 """Graphs hold numbers and tensors only, so the operator below finds its solver by number."""
-_numbers = itertools.count()
 
 
 class LinearSolve(torch.nn.Module):
@@ -98,7 +97,7 @@ class LinearSolve(torch.nn.Module):
         return self._solvers[key]
 
     def _register(self) -> None:
-        self.number = next(_numbers)
+        self.number = free_number(_alive, self.system.key, self.method, self.rel_tol, self.abs_tol)
         self._solvers: dict[tuple, Solver] = {}
         self.quick: dict[tuple, Any] = {}
         """Solvers of `quick.py` by device, precision and direction."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +11,13 @@ import torch
 
 from phi_hybrid import _compat
 from phi_hybrid.errors import SolveError
+from phi_hybrid.linear_solve.numbers import free_number
 from phi_hybrid.linear_solve.operator import LinearSolve
 from phi_hybrid.linear_solve.pattern import Pattern, PatternSystem
 from phi_hybrid.linear_solve.pattern_methods import PatternMethod
 from phi_hybrid.linear_solve.solution import Method
 
 _alive: weakref.WeakValueDictionary[int, VaryingSolve] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
 
 KEPT_ENTRIES = 500_000
 """Matrix entries up to which solvers of recent values are kept; those of the last two calls in any case."""
@@ -94,7 +93,8 @@ class VaryingSolve(torch.nn.Module):
         return solver
 
     def _register(self) -> None:
-        self.number = next(_numbers)
+        content = self.pattern.key, self.tolerates_imbalance, self.method, self.rel_tol, self.abs_tol
+        self.number = free_number(_alive, *content)
         self._solvers: dict[bytes, LinearSolve] = {}
         _alive[self.number] = self
 

@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass
 from numbers import Real
 
-import scipy.optimize
 import torch
 
 from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance
@@ -123,6 +122,8 @@ class NewtonKrylov:
 
     def solve(self, residual: Function, start: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, int]:
         """The point with a small residual, and the number of iterations."""
+        from scipy import optimize  # loads for a while, and few need it
+
         self._require_equations(residual, start)
         count = [0]
 
@@ -139,7 +140,7 @@ class NewtonKrylov:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # what it finds is judged by its residual
-                found = scipy.optimize.newton_krylov(
+                found = optimize.newton_krylov(
                     equations,
                     start.cpu().numpy(),
                     method=self.method,
@@ -148,7 +149,7 @@ class NewtonKrylov:
                     tol_norm=lambda r: float(lengths(tensor(r).reshape(start.shape)).max()),
                     callback=counted,
                 )
-        except scipy.optimize.NoConvergence as error:
+        except optimize.NoConvergence as error:
             found = error.args[0]
         except StateError:
             raise

@@ -49,7 +49,8 @@ def capture(
         step: `state, *inputs -> state`, ordinary PhiFlow code; states are `Field`, `Tensor`, geometries, obstacles,
             classes that name their tensors to PhiML, or tuples, lists, dicts of them.
         *example: state and inputs to capture with, e.g. fields of shape `(batch, x, y, vector)`; none to capture later.
-        compile: whether to compile the graph with inductor (first call takes 5-30 s; equal to rounding, not to the bit).
+        compile: whether to compile the graph with inductor (first call takes 5-30 s, some 4 s where torch's cache
+            on disk has the graph; equal to rounding, not to the bit).
         check: whether to compare each new graph with eager PhiFlow on perturbed values.
         solver: how to solve the linear systems in the step: `linear_solve.FastDiagonalization()`,
             `SparseFactorization()` or `ConjugateGradient(…)`. By default the structure of the matrix decides.

@@ -69,13 +69,20 @@ def _with_gradients(f: Callable, inputs: Sequence[torch.Tensor], seed: int) -> R
         varying = [o for o in outputs if o.requires_grad]
         if not varying or not differentiable:
             return [*outputs, *(None for _ in differentiable)]
-        cotangents = [o.detach().clone() for o in varying]
         try:
-            return [*outputs, *torch.autograd.grad(varying, differentiable, cotangents, allow_unused=True)]
+            return [*outputs, *torch.autograd.grad(_half_square(varying), differentiable, allow_unused=True)]
         except RuntimeError as error:
             if "is not implemented" not in str(error):
                 raise
             return [*outputs, *(None for _ in differentiable)]  # torch has no derivative, in graphs as in eager code
+
+
+def _half_square(results: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A number whose gradient by each result is this result, to the last bit.
+
+    `torch.autograd.grad` would take the results as cotangents, but loads a library for symbolic mathematics to do so.
+    """
+    return sum((r * r.detach().conj()).real.sum() for r in results)
 
 
 def _perturb(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

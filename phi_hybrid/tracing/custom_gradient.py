@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from phi_hybrid import _compat
 
@@ -97,8 +96,7 @@ class TracedFunction:
         cotangents = [self.results[i].detach() for i in self.kept]
         saved = [t.detach() for t in self.context.tensors]
         count = len(cotangents)
-        with _compat.without_tracing():
-            graph = make_fx(lambda *t: self.pull_back(t[:count], t[count:]))(*cotangents, *saved)
+        graph = _compat.record(lambda *t: self.pull_back(t[:count], t[count:]), *cotangents, *saved)
         constants = [getattr(graph, n.target) for n in graph.graph.nodes if n.op == "get_attr"]
         return None if any(map(depends, constants)) else CustomGradient(graph, self.saved.positions)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from phi_hybrid import _compat
 from phi_hybrid.bridge.layout import Layout, TreeLayout
 from phi_hybrid.errors import CaptureError, SolveError
 from phi_hybrid.linear_solve import Solves
@@ -45,7 +45,7 @@ def trace(
     try:
         with torch.random.fork_rng(enabled=True):  # a capture must not shift the user's random numbers
             torch.manual_seed(_SEED)
-            module = make_fx(native)(*tensors)
+            module = _compat.record(native, *tensors)
             if torch.initial_seed() != _SEED:
                 raise CaptureError(
                     "the step seeds torch's random generator, which the graph would not do. Way out: seed before the call, or "
@@ -93,23 +93,16 @@ def _refuse_unsafe(module: torch.fx.GraphModule, guard: Guard) -> None:
 
 def _shape_depends_on_values(node: torch.fx.Node, guard: Guard) -> bool:
     if node.target is _aten.index.Tensor:  # harmless with integers and constant masks
-        masks = [n for n in node.args[1] if n is not None and _dtype_of(n) == torch.bool]
+        masks = [n for n in node.args[1] if n is not None and n.meta["val"].dtype == torch.bool]
         return any(guard.depends(n) for n in masks)
     tags = getattr(node.target, "tags", ())
     by_value = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
     return by_value and guard.depends(node)
 
 
-def _dtype_of(node: torch.fx.Node) -> torch.dtype:
-    if node.op == "get_attr":  # whose value torch before 2.7 does not note
-        return getattr(node.graph.owning_module, node.target).dtype
-    return node.meta["val"].dtype
-
-
 def _replace_operators(module: torch.fx.GraphModule, guard: Guard) -> None:
     module.add_submodule("grid_sampler", GridSampler())
     module.add_submodule("sparse_product", SparseProduct())
-    module._tracer_cls = torch.fx.Tracer  # by which unpickling rebuilds the graph; this one leaves submodules alone
     for node in module.graph.nodes:
         if node.target in (_aten.grid_sampler_2d.default, _aten.grid_sampler_3d.default):
             node.op, node.target = "call_module", "grid_sampler"
@@ -170,9 +163,8 @@ def fold_constants(module: torch.fx.GraphModule) -> None:
     for name, value in constants.items():
         module.register_buffer(name, value, persistent=False)
     graph.eliminate_dead_code()
-    for name in [n for n in vars(module) if n.startswith("_tensor_constant")]:
-        delattr(module, name)
-    for name in [n for n in module._buffers if n not in constants]:
+    own = (n for n, _ in (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)))
+    for name in [n for n in own if n not in constants]:
         delattr(module, name)
 
 

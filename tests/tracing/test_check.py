@@ -25,7 +25,7 @@ from phi.torch.flow import (
 from phi_hybrid import capture
 from phi_hybrid.bridge import flatten
 from phi_hybrid.errors import CaptureError
-from phi_hybrid.tracing.check import _rounding
+from phi_hybrid.tracing.check import _half_square, _rounding
 
 CHANNEL = {"x": 0, "y": PERIODIC}
 
@@ -100,3 +100,13 @@ def test_operations_without_a_derivative_are_captured() -> None:
     u = math.random_normal(spatial(x=5))
     block = capture(lambda u: u // 0.3, u)
     assert torch.equal(block(u).native("x"), (u // 0.3).native("x"))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.complex64])
+def test_gradients_of_the_check_are_those_of_the_results_as_cotangents(kind: torch.dtype) -> None:
+    leaf = torch.randn(7, dtype=kind, requires_grad=True)
+    results = [torch.sin(leaf) / 3, leaf.abs() * 1e-20, leaf[:2] * 1e20]
+    cotangents = [r.detach().clone() for r in results]
+    (expected,) = torch.autograd.grad(results, leaf, cotangents, retain_graph=True)
+    (found,) = torch.autograd.grad(_half_square(results), leaf)
+    assert torch.equal(found, expected)
