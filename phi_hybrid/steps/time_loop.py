@@ -14,6 +14,7 @@ from phi_hybrid.bridge.layout import Layout, batch_names, position_of, stack, un
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.steps.bound import Inputs, Repeatable, bind, flatten_arguments
 from phi_hybrid.steps.face import Tensors
+from phi_hybrid.steps.looks import Looks, finite
 from phi_hybrid.steps.plain import as_step
 
 
@@ -99,24 +100,29 @@ def _advance(
     with torch.no_grad(), evaluation_mode(step):
         bound = bind(step, tensors, layout, arguments)
         frames, layout = [bound.state], bound.layout
-        for n in range(steps):
+        looks, begin = Looks(tensors[0].device if tensors else torch.device("cpu"), steps, check), 0
+        for n in range(1, steps + 1):
             try:
-                new = bound.step(*frames[-1], *arguments.at(n))
+                frames.append(bound.step(*frames[-1], *arguments.at(n - 1)))
+                if n == 1:
+                    _require_same_numbers(*frames)
+                bad = looks.after(n, frames[-1])
             except SolveError as error:
-                raise error.at(n + 1, f"in step {n + 1} of {steps}", _as_trajectory(frames, layout)) from None
-            if n == 0:
-                _require_same_numbers(bound.state, new)
-            if check and not all_finite(new):
+                bad, first = looks.cause(n, error)
+                if bad is None:
+                    before = _as_trajectory(frames[: first.step - begin], layout)
+                    raise first.at(first.step, f"in step {first.step} of {steps}", before) from None
+            if bad is not None:
+                entries = non_finite_entries(frames[bad - begin], layout)
                 raise NonFiniteError(
-                    f"the state became NaN or infinite in step {n + 1} of {steps}{non_finite_entries(new, layout)}. The "
-                    "states before are in error.trajectory; reduce the time step, train with longer unrolling, or pass "
-                    "check=False",
-                    n + 1,
-                    _as_trajectory(frames, layout),
+                    f"the state became NaN or infinite in step {bad} of {steps}{entries}. The states before are in "
+                    "error.trajectory; reduce the time step, train with longer unrolling, or pass check=False",
+                    bad,
+                    _as_trajectory(frames[: bad - begin], layout),
                 )
-            if not keep:
-                frames.clear()
-            frames.append(new)
+            if not keep and looks.done:
+                begin = n
+                del frames[:-1]
     return frames, layout
 
 
@@ -139,7 +145,7 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
 
 def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
     """Tells whether no tensor holds NaN or infinity."""
-    return all(bool(torch.isfinite(t).all()) for t in tensors)
+    return bool(finite(tensors))
 
 
 def non_finite_entries(tensors: Sequence[torch.Tensor], layout: Layout) -> str:
