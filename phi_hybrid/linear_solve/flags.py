@@ -15,6 +15,9 @@ import torch
 
 from phi_hybrid.errors import SolveError
 
+AT_ONCE = frozenset({"cpu"})
+"""Kinds of devices on which a look costs nothing."""
+
 MOST = 4096
 """Verdicts that wait at most; the one after these is a look."""
 
@@ -43,7 +46,7 @@ _waiting: list[Verdict] = []
 
 def waits(device: torch.device) -> bool:
     """Tells if verdicts on this device wait."""
-    return device.type != "cpu"
+    return device.type not in AT_ONCE
 
 
 def demand(

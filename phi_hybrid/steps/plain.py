@@ -15,7 +15,7 @@ from phi_hybrid import _compat
 from phi_hybrid.bridge.checks import require, require_callable
 from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten, precision_of, unflatten
 from phi_hybrid.errors import StateError
-from phi_hybrid.linear_solve import Solves
+from phi_hybrid.linear_solve import Solves, checked_solves
 from phi_hybrid.steps.face import Call, Signature, Step, Tensors, arguments_of, signature_of
 
 
@@ -97,7 +97,7 @@ class PlainStep(Step):
         return arguments_of(self.step, args, keywords)
 
     def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> _PlainNativeStep:
-        with torch.no_grad():
+        with torch.no_grad(), checked_solves():
             output_layout = run_eager(self.step, layout, tensors, self.solves)[1]
         return _PlainNativeStep(self.step, layout, output_layout, signature_of(tensors), self.solves)
 
