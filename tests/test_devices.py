@@ -9,10 +9,11 @@ import pytest
 import torch
 from cases.devices import DEVICE, Transfers, pretended
 from cases.equations import EQUATIONS, PARTS, captured
-from cases.small import SmallNet, forced_data, forced_step, line
+from cases.small import SmallNet, forced_data, forced_step, line, noise
 from torch.utils._pytree import tree_leaves
 
 import phi_hybrid as ph
+from phi_hybrid.tracing.operators import gather_linear
 
 META = torch.device("meta")
 
@@ -116,3 +117,41 @@ def test_unrolled_training_copies_nothing_and_waits_for_nothing(name: str, monke
             sum(objective.contributions(objective.outputs(solver, batch), batch).values()).backward()
         assert transfers.found == []
         assert all(p.grad is not None for p in solver.parameters())
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", ["wake", "smoke"])
+def test_sampling_has_a_deterministic_gradient(name: str, deterministic: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of torch has none on GPUs; values without a gradient stay those of torch."""
+    block, arguments = captured(name, check=False)
+    tensors = block.flatten(*arguments)
+    with pretended(monkeypatch):
+        graph = block.to(DEVICE).known[0]
+        tensors = [t.to(DEVICE).requires_grad_() for t in tensors]
+        graph(*tensors)  # makes the solvers
+        with Transfers() as transfers:
+            sum(r.sum() for r in graph(*tensors)).backward()
+        assert not transfers.found and not any("grid_sampler" in n for n in transfers.operations)
+        with Transfers() as transfers, torch.no_grad():
+            graph(*tensors)
+        assert any("grid_sampler" in n for n in transfers.operations)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gradient_of_sampling_by_gathers_is_that_of_torch(dims: int, padding: int) -> None:
+    values = noise(2, 3, *(5, 4, 3)[:dims], dtype=torch.float64).requires_grad_()
+    grid = (1.5 * noise(2, 7, *(1,) * (dims - 2), 6, dims, seed=1, dtype=torch.float64).tanh()).requires_grad_()
+    weights = noise(2, 3, 7, *(1,) * (dims - 2), 6, seed=2, dtype=torch.float64)
+    sampler = torch.ops.aten.grid_sampler_2d if dims == 2 else torch.ops.aten.grid_sampler_3d
+    found = gather_linear(values, grid, 0, padding, True)
+    expected = sampler(values, grid, 0, padding, True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad((r * weights).sum(), (values, grid)) for r in (found, expected))):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

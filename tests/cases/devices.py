@@ -58,9 +58,11 @@ class Transfers(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.operations: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.operations.append(str(func))
         devices = {t.device.type for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)}
         if len(devices) > 1 and not (kwargs or {}).get("non_blocking"):
             self.found.append(f"{func}: {sorted(devices)}")
