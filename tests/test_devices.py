@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases.devices import DEVICE, Transfers, pretended
+from cases.devices import DEVICE, Transfers, devices_in, pretended
 from cases.equations import EQUATIONS, PARTS, captured
 from cases.small import SmallNet, forced_data, forced_step, line, noise
-from torch.utils._pytree import tree_leaves
 
 import phi_hybrid as ph
 from phi_hybrid.tracing.operators import gather_linear
+from phi_hybrid.training.closure import Closure
 
 META = torch.device("meta")
 
@@ -25,17 +25,6 @@ COUPLINGS = {
     "parameter and state": ph.coupling.Parameter(0, torch.add, ph.Additive()),
     "replacement": ph.coupling.Replacement(),
 }
-
-
-def devices_in(module: torch.nn.Module) -> Iterator[torch.device]:
-    """Of all tensors in a module, and those that its graphs make."""
-    for part in module.modules():
-        for value in [*part._parameters.values(), *part._buffers.values(), *vars(part).values()]:
-            if isinstance(value, torch.Tensor):
-                yield value.device
-        if isinstance(part, torch.fx.GraphModule):
-            for node in part.graph.nodes:
-                yield from (v for v in tree_leaves((node.args, node.kwargs)) if isinstance(v, torch.device))
 
 
 @pytest.mark.parametrize("name", [*EQUATIONS, *PARTS])
@@ -107,7 +96,8 @@ def test_steps_and_gradients_copy_nothing_and_wait_for_nothing(
 def test_unrolled_training_copies_nothing_and_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data, solver = forced_data(2), hybrid(COUPLINGS[name])
     batch = data.windows(3).shuffled(0, 2, 0)
-    objective = ph.Unrolled(3, ph.losses.Losses({"last": ph.losses.L2(at=ph.losses.Geometric(0.9))}))
+    losses = ph.losses.Losses({"early": ph.losses.L2(at=ph.losses.Geometric(0.9))})
+    objective = ph.Unrolled(3, losses, noise=ph.Noise(0.01, where="every_step"))
     objective.outputs(solver, batch)
     with pretended(monkeypatch):
         solver.to(DEVICE)
@@ -117,6 +107,44 @@ def test_unrolled_training_copies_nothing_and_waits_for_nothing(name: str, monke
             sum(objective.contributions(objective.outputs(solver, batch), batch).values()).backward()
         assert transfers.found == []
         assert all(p.grad is not None for p in solver.parameters())
+
+
+def test_ensembles_at_once_copy_nothing_and_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    physics = ph.capture(forced_step)
+    members = [ph.HybridSolver(physics, SmallNet(2, 1, 1, seed=n)) for n in range(3)]
+    for member in members:
+        member.network.seen = None
+    ensemble, u, f = ph.Ensemble(members), line(0, b=2), line(1, b=2)
+    bound = ensemble.bind(u, f)
+    tensors = bound.flatten(ensemble.repeat(u), f)
+    with pretended(monkeypatch):
+        ensemble.to(DEVICE)
+        tensors = [t.to(DEVICE) for t in tensors]
+        bound.native(*tensors)
+        step = ensemble.known[0]
+        assert step._stacked is not None
+        with Transfers() as transfers, torch.no_grad():
+            step(*tensors)
+        assert not transfers.found and step._stacked is not None
+
+
+def test_random_numbers_on_gpus_follow_update_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator of a GPU is another one than that which checkpoints hold."""
+    solver, seeds = hybrid(ph.Additive()), []
+    optimizer = torch.optim.Adam(solver.parameters())
+    trainer = ph.Trainer(solver, forced_data(2), ph.Unrolled(2), optimizer=optimizer, progress=False)
+    batch = trainer.windows.shuffled(0, 2, 0)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
+    monkeypatch.setattr(trainer, "_device", torch.device("cuda"))
+    for update, state in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(state)
+            trainer.update = update
+            closure = Closure(trainer, trainer.objective, batch)
+        for _ in range(2):  # as a line search evaluates
+            closure.outputs()
+    assert seeds[0] == seeds[1] == seeds[2] == seeds[3]
+    assert len({seeds[0], seeds[4], seeds[6]}) == 3 and seeds[4] == seeds[5] and seeds[6] == seeds[7]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases.devices import devices_in
 from cases.equations import EQUATIONS, PARTS
 from cases.hig import Task, relative, update_by_hand
 from cases.small import SmallNet, equal, forced_data, forced_step, line, noise, relative_difference
@@ -80,6 +81,7 @@ def test_captured_steps_are_plain_phiflow(name: str, device: torch.device) -> No
     for block in blocks:
         found = flatten(block(*there))[0]
         assert {t.device.type for t in found} == {device.type} and len(block.known) == 1
+        assert {d.type for d in devices_in(block)} <= {device.type}  # nothing is copied in a step
         require_close(found, expected)
 
 

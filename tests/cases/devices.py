@@ -19,6 +19,17 @@ DEVICE = torch.device("lazy")
 """Of a kind that needs no driver. Reading a value of its tensors, or mixing them with others, is an error."""
 
 
+def devices_in(module: torch.nn.Module) -> Iterator[torch.device]:
+    """Of all tensors in a module, and those that its graphs make."""
+    for part in module.modules():
+        for value in [*part._parameters.values(), *part._buffers.values(), *vars(part).values()]:
+            if isinstance(value, torch.Tensor):
+                yield value.device
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:
+                yield from (v for v in tree_leaves((node.args, node.kwargs)) if isinstance(v, torch.device))
+
+
 @contextlib.contextmanager
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Context in which tensors can be moved to `DEVICE`; solvers are made on the CPU and moved."""
