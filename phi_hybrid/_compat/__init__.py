@@ -30,6 +30,7 @@ from phi_hybrid._compat.tracing import (
     outside_transformations,
     plain_products,
     proxy_node,
+    tensors_on,
     traced_graph,
     without_tracing,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "proxy_node",
     "sides_in_order",
     "state_of",
+    "tensors_on",
     "traced_graph",
     "undecorated",
     "without_tracing",

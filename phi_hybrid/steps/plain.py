@@ -50,10 +50,11 @@ def run_eager(step: Callable, layout: TreeLayout, tensors: Tensors, solves: Solv
 
 @contextlib.contextmanager
 def computing_like(tensors: tuple[torch.Tensor, ...]) -> Iterator[None]:
-    """PhiFlow computes in the precision and on the device of these tensors, with torch."""
+    """PhiFlow computes in the precision and on the device of these tensors, with torch; others are taken there."""
     device = tensors[0].device if tensors else torch.device("cpu")
     previous = _compat.TORCH.get_default_device()
-    with math.precision(precision_of(tensors)), _compat.TORCH, _compat.distinct_boundary_values():
+    on_device = contextlib.nullcontext() if device.type == "cpu" else _compat.tensors_on(device)
+    with math.precision(precision_of(tensors)), _compat.TORCH, _compat.distinct_boundary_values(), on_device:
         if device.type != "cpu" or previous.ref != "cpu":
             ref = f"cuda:{device.index or 0}" if device.type == "cuda" else device.type
             _compat.TORCH.set_default_device(_compat.TORCH.get_device_by_ref(ref))
