@@ -9,11 +9,9 @@ import pytest
 import torch
 from cases.devices import DEVICE, Transfers, devices_in, pretended
 from cases.equations import EQUATIONS, PARTS, captured
-from cases.small import SmallNet, forced_data, forced_step, line, noise
+from cases.small import SmallNet, forced_data, forced_step, line
 
 import phi_hybrid as ph
-from phi_hybrid.tracing.operators import gather_linear
-from phi_hybrid.training.closure import Closure
 
 META = torch.device("meta")
 
@@ -128,25 +126,6 @@ def test_ensembles_at_once_copy_nothing_and_wait_for_nothing(monkeypatch: pytest
         assert not transfers.found and step._stacked is not None
 
 
-def test_random_numbers_on_gpus_follow_update_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generator of a GPU is another one than that which checkpoints hold."""
-    solver, seeds = hybrid(ph.Additive()), []
-    optimizer = torch.optim.Adam(solver.parameters())
-    trainer = ph.Trainer(solver, forced_data(2), ph.Unrolled(2), optimizer=optimizer, progress=False)
-    batch = trainer.windows.shuffled(0, 2, 0)
-    monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
-    monkeypatch.setattr(trainer, "_device", torch.device("cuda"))
-    for update, state in ((0, 0), (0, 0), (1, 0), (0, 1)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(state)
-            trainer.update = update
-            closure = Closure(trainer, trainer.objective, batch)
-        for _ in range(2):  # as a line search evaluates
-            closure.outputs()
-    assert seeds[0] == seeds[1] == seeds[2] == seeds[3]
-    assert len({seeds[0], seeds[4], seeds[6]}) == 3 and seeds[4] == seeds[5] and seeds[6] == seeds[7]
-
-
 @pytest.fixture
 def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
@@ -169,17 +148,3 @@ def test_sampling_has_a_deterministic_gradient(name: str, deterministic: None, m
         with Transfers() as transfers, torch.no_grad():
             graph(*tensors)
         assert any("grid_sampler" in n for n in transfers.operations)
-
-
-@pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("dims", [2, 3])
-def test_gradient_of_sampling_by_gathers_is_that_of_torch(dims: int, padding: int) -> None:
-    values = noise(2, 3, *(5, 4, 3)[:dims], dtype=torch.float64).requires_grad_()
-    grid = (1.5 * noise(2, 7, *(1,) * (dims - 2), 6, dims, seed=1, dtype=torch.float64).tanh()).requires_grad_()
-    weights = noise(2, 3, 7, *(1,) * (dims - 2), 6, seed=2, dtype=torch.float64)
-    sampler = torch.ops.aten.grid_sampler_2d if dims == 2 else torch.ops.aten.grid_sampler_3d
-    found = gather_linear(values, grid, 0, padding, True)
-    expected = sampler(values, grid, 0, padding, True)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    for a, b in zip(*(torch.autograd.grad((r * weights).sum(), (values, grid)) for r in (found, expected))):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
