@@ -607,6 +607,17 @@ def test_outside_transformations_computes_with_plain_tensors() -> None:
     assert all(torch.equal(g, torch.full((2,), 6.0)) for g in inside) and len(inside) == 2
 
 
+def test_tensors_are_taken_to_a_device() -> None:
+    """`meta` stands for a GPU; on their own, tensors on two devices cannot be added."""
+    there, here = math.wrap(torch.ones(3, device="meta"), spatial("x")), math.wrap(torch.ones(3), spatial("x"))
+    with pytest.raises(RuntimeError, match="device"):
+        there + here
+    with _compat.tensors_on(torch.device("meta")):
+        for result in (there + here, here * there, math.maximum(here, there), math.stack([there, here], batch("b"))):
+            assert result.native(result.shape).device.type == "meta"
+    assert (here + here).native("x").device.type == "cpu"
+
+
 def test_hooks_come_and_go() -> None:
     special = torch.ones(1)
     with pytest.raises(KeyError):

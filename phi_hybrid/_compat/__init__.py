@@ -31,6 +31,7 @@ from phi_hybrid._compat.tracing import (
     outside_transformations,
     plain_products,
     proxy_node,
+    tensors_on,
     traced_graph,
     without_tracing,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "record",
     "sides_in_order",
     "state_of",
+    "tensors_on",
     "traced_graph",
     "undecorated",
     "without_tracing",

@@ -101,6 +101,19 @@ def unavailable(unknown: Callable[[torch.Tensor], bool]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def tensors_on(device: torch.device) -> Iterator[None]:
+    """Context in which PhiML takes torch tensors to this device before it computes with them, as it does with arrays."""
+    own = current(TORCH, "as_tensor")
+
+    def as_tensor(x: Any, convert_external: bool = True) -> Any:
+        found = own(x, convert_external)
+        return found.to(device) if isinstance(found, torch.Tensor) and found.device != device else found
+
+    with replaced(TORCH, "as_tensor", as_tensor):
+        yield
+
+
+@contextlib.contextmanager
 def plain_products() -> Iterator[None]:
     """`math.safe_mul` without its custom gradient: same values, and the same gradients to rounding while finite."""
     with replaced(_functional, "_safe_mul", lambda x, y: x * y):

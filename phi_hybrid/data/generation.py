@@ -24,6 +24,7 @@ from phi_hybrid.bridge.layout import (
 )
 from phi_hybrid.data.coarsening import coarsen as coarsen_by
 from phi_hybrid.errors import DataError, SolveError, StateError
+from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.steps import Inputs, Repeatable, all_finite, as_step, bind, flatten_arguments
 
 Tensors = tuple[torch.Tensor, ...]
@@ -77,11 +78,12 @@ def _stored(bound: Repeatable, inputs: Inputs, steps: int, every: int, sizes: Ma
     """
     state = bound.state
     for n in range(steps + 1):
-        for _ in range(every if n > 0 else 0):
-            try:
-                state = bound.step(*state, *inputs.at(n - 1))
-            except SolveError as error:
-                raise DataError(f"the reference solver failed in stored step {n}: {error}") from error
+        try:
+            with checked_solves():
+                for _ in range(every if n > 0 else 0):
+                    state = bound.step(*state, *inputs.at(n - 1))
+        except SolveError as error:
+            raise DataError(f"the reference solver failed in stored step {n}: {error}") from error
         if not all_finite(state):
             raise DataError(_divergence([_lead(t, axes, sizes) for t, axes in zip(state, bound.layout.leaves)], n))
         yield state

@@ -20,6 +20,7 @@ from phi_hybrid.deployment.container import write_container
 from phi_hybrid.deployment.encoding import encode
 from phi_hybrid.deployment.recording import record, require_equal
 from phi_hybrid.errors import SolveError, StateError
+from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.steps import Step, all_finite, evaluation_mode
 from phi_hybrid.steps.face import Tensors
 
@@ -104,7 +105,8 @@ def results_of(step: Step, layout: TreeLayout, tensors: Tensors) -> dict[str, Te
     with evaluation_mode(step), torch.no_grad():
         for name, part in steps.items():
             try:
-                results[name] = part.native_for(layout, tensors)(*tensors)
+                with checked_solves():
+                    results[name] = part.native_for(layout, tensors)(*tensors)
             except SolveError as error:
                 raise StateError(f"the step cannot be saved, since it fails for its example: {error}") from error
             if not all_finite(results[name]):

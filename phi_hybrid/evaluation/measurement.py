@@ -17,6 +17,7 @@ from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.evaluation.metrics import MAE, NRMSE, Frame, Metric, as_metric, defaults
 from phi_hybrid.evaluation.result import Evaluation
 from phi_hybrid.hybrid.ensemble import Ensemble
+from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.steps.bound import Repeatable, Tensors, bind
 from phi_hybrid.steps.face import Step
 from phi_hybrid.steps.plain import as_step
@@ -157,21 +158,26 @@ def _bind_members(ensemble: Ensemble, batch: Batch) -> Repeatable:
 
 def _step(bound: Repeatable, state: Tensors, inputs: Tensors, failed: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     """One step of all trajectories. Those that have failed go on from their first state, out of the way."""
+
+    def advanced(others: torch.Tensor) -> Tensors:
+        with checked_solves():
+            return bound.step(*_replaced(state, bound.state, others), *inputs)
+
     try:
-        state = bound.step(*_replaced(state, bound.state, failed), *inputs)
+        new = advanced(failed)
     except SolveError:
         failed = failed.clone()
         for entry in (~failed).nonzero().flatten().tolist():
             others = torch.ones_like(failed)
             others[entry] = False
             try:
-                bound.step(*_replaced(state, bound.state, others), *inputs)
+                advanced(others)
             except SolveError:
                 failed[entry] = True
-        state = bound.step(*_replaced(state, bound.state, failed), *inputs)
-    for tensor in state:
+        new = advanced(failed)
+    for tensor in new:
         failed = failed | ~torch.isfinite(tensor).reshape(len(failed), -1).all(1)
-    return state, failed
+    return new, failed
 
 
 def _replaced(state: Tensors, by: Tensors, chosen: torch.Tensor) -> Tensors:

@@ -31,6 +31,7 @@ from phi_hybrid.bridge.layout import (
     with_batch,
 )
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
+from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.optim import Chain, Distance, Gradient, Link, Rule, as_tuple, half_square, pack
 from phi_hybrid.steps import (
     Inputs,
@@ -117,7 +118,8 @@ def reconstruct(
         frames, losses = [_copies(x)], []
         for n in range(iterations):
             try:
-                losses.append(_iterate(search, chain, x))
+                with checked_solves():
+                    losses.append(_iterate(search, chain, x))
             except NonFiniteError as error:
                 so_far = problem.result(frames, losses, keep_path)
                 raise NonFiniteError(
@@ -127,7 +129,7 @@ def reconstruct(
                 so_far = problem.result(frames, losses, keep_path)
                 raise error.at(n + 1, f"iteration {n + 1} of {iterations}", so_far) from error
             frames = [*frames, _copies(x)] if keep_path else [_copies(x)]
-        with torch.no_grad():
+        with torch.no_grad(), checked_solves():
             losses.append(float(loss(problem.error(*problem.predicted(*x))).mean()))
     if not math.isfinite(losses[-1]):
         so_far = problem.result(frames, losses, keep_path)

@@ -8,6 +8,7 @@ import torch
 
 from phi_hybrid.bridge.checks import require_callable, require_count, require_instance, require_number
 from phi_hybrid.errors import SolveError
+from phi_hybrid.linear_solve import checked_solves
 
 __all__ = ["fixed_point", "steady_state"]
 
@@ -104,7 +105,7 @@ def steady_state(
     class Steady(torch.autograd.Function):
         @staticmethod
         def forward(ctx: object, *inputs: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), checked_solves():
                 state, steps = fixed_point(lambda x: flow(x, *inputs), _join(start), tolerance, max_steps, memory)
             counted("forward", steps)
             ctx.save_for_backward(state, *inputs)
@@ -120,7 +121,8 @@ def steady_state(
             def pull(cotangent: torch.Tensor) -> torch.Tensor:
                 return gradient + torch.autograd.grad(after, state, cotangent, retain_graph=True)[0]
 
-            adjoint, steps = fixed_point(pull, gradient, tolerance, max_steps, memory)
+            with checked_solves():
+                adjoint, steps = fixed_point(pull, gradient, tolerance, max_steps, memory)
             counted("adjoint", steps)
             return torch.autograd.grad(after, inputs, adjoint)
 

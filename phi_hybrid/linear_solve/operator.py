@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from phi_hybrid.errors import SolveError
 from phi_hybrid.linear_solve.conjugate_gradient import ConjugateGradient
 from phi_hybrid.linear_solve.factorization import SparseFactorization
 from phi_hybrid.linear_solve.fast_diagonalization import FastDiagonalization
+from phi_hybrid.linear_solve.flags import demand
 from phi_hybrid.linear_solve.numbers import free_number
 from phi_hybrid.linear_solve.solution import Method, Solution, Solver
 from phi_hybrid.linear_solve.system import System
@@ -39,7 +41,7 @@ class LinearSolve(torch.nn.Module):
         self._register()
 
     def forward(self, rhs: torch.Tensor, transposed: bool = False) -> torch.Tensor:
-        """Raises SolveError if b is not finite, has no solution, or the solution misses the tolerance."""
+        """Raises SolveError if b is not finite, has no solution, or the solution misses the tolerance; see `flags` when."""
         if torch.compiler.is_compiling():
             return torch.ops.phi_hybrid.quick_solve(rhs, self.number, transposed)
         if not (torch.is_grad_enabled() or _compat.functorch_active() or _compat.forward_mode_active()):
@@ -51,18 +53,20 @@ class LinearSolve(torch.nn.Module):
         solver = self.solver_for(rhs)
         b = rhs.detach().double()
         norm = b.norm(dim=1)
-        if not bool(torch.isfinite(norm).all()):
-            bad = int((~torch.isfinite(b)).sum())
-            raise SolveError(
-                f"the right-hand side of a linear solve holds {bad} NaN or infinite values of {b.numel()}. The state was "
-                "damaged before: reduce the time step, or look at the operations before the solve"
-            )
+        self.demand_finite(b, norm)
         solution = solver.solve(b, transposed)
-        self._check(solution, norm, transposed)
+        self.check(solution, norm, transposed)
         return solution.x.to(rhs.dtype).contiguous()
 
-    def _check(self, solution: Solution, norm: torch.Tensor, adjoint: bool) -> None:
-        """Solutions have no part in the null space, so that a cotangent's part there has no effect on b̄ and is left out."""
+    def demand_finite(self, b: torch.Tensor, norm: torch.Tensor) -> None:
+        """Demands right-hand sides without NaN and infinity; `norm` of each, `(batch)`."""
+        demand(torch.isfinite(norm).all(), lambda: (torch.isfinite(b).sum(),), partial(_damaged, b.numel()))
+
+    def check(self, solution: Solution, norm: torch.Tensor, adjoint: bool) -> None:
+        """Demands a solution within the tolerances, and a right-hand side in the range of A.
+
+        Solutions have no part in the null space, so that a cotangent's part there has no effect on b̄ and is left out.
+        """
         allowed = (self.rel_tol * norm).clamp_min(self.abs_tol)
         if solution.imbalance is not None and not adjoint and not self.system.tolerates_imbalance:
             self._require(solution.imbalance, allowed, norm, solution, _UNBALANCED)
@@ -73,19 +77,22 @@ class LinearSolve(torch.nn.Module):
     def _require(
         self, error: torch.Tensor, allowed: torch.Tensor, norm: torch.Tensor, solution: Solution, message: str
     ) -> None:
-        error = error.to(allowed.device)
-        if not bool((error <= allowed).all()):
+        error, iterations = error.to(allowed.device), solution.iterations
+
+        def failure(error: torch.Tensor, allowed: torch.Tensor, norm: torch.Tensor) -> SolveError:
             worst = int(torch.where(error <= allowed, 0.0, error / allowed).nan_to_num(torch.inf).argmax())
             relative = float(error[worst] / norm[worst])
             description = message.format(
                 error=float(error[worst]), allowed=float(allowed[worst]), relative=relative, entry=worst
             )
-            raise SolveError(
-                f"{description} ({self.system.size} unknowns, {solution.iterations} iterations, tolerances: relative "
+            return SolveError(
+                f"{description} ({self.system.size} unknowns, {iterations} iterations, tolerances: relative "
                 f"{self.rel_tol:.1e}, absolute {self.abs_tol:.1e})",
                 relative,
-                solution.iterations,
+                iterations,
             )
+
+        demand((error <= allowed).all(), lambda: (error, allowed, norm), failure)
 
     def solver_for(self, rhs: torch.Tensor) -> Solver:
         """The solver for the device and the precision of right-hand sides."""
@@ -109,6 +116,13 @@ class LinearSolve(torch.nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._register()
+
+
+def _damaged(count: int, finite: torch.Tensor) -> SolveError:
+    return SolveError(
+        f"the right-hand side of a linear solve holds {count - int(finite)} NaN or infinite values of {count}. The state was "
+        "damaged before: reduce the time step, or look at the operations before the solve"
+    )
 
 
 _UNBALANCED = (

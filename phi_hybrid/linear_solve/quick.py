@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from phi_hybrid.linear_solve.fast_diagonalization import ExactSolver, SpectralSolver
+from phi_hybrid.linear_solve.flags import waits
 from phi_hybrid.linear_solve.operator import LinearSolve, solve_of
+from phi_hybrid.linear_solve.solution import Solution
 
 SAFETY = 10.0
 """Single precision must beat the tolerance of a solve by this factor to be used."""
@@ -41,6 +43,9 @@ class QuickSolver:
         b = rhs.to(self.dtype)
         modes = self.spectral.analyse(b)
         x = self.spectral.synthesise(modes).reshape(rhs.shape)
+        if waits(rhs.device):
+            self._demand(modes, b, x)
+            return x.to(rhs.dtype)
         part = max([abs(v) for at in self.watched for v in modes[(slice(None), *at)].tolist()], default=0.0)
         if not math.isfinite(part) or not (self.spectral.is_periodic or math.isfinite(x.sum().item())):
             return None
@@ -48,10 +53,21 @@ class QuickSolver:
             return None
         return x.to(rhs.dtype)
 
+    def _demand(self, modes: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> None:
+        """The same on a device that is not waited for."""
+        norm = b.norm(dim=1).double()
+        self.solve.demand_finite(b, norm)
+        parts = torch.stack([modes[(slice(None), *at)].abs() for at in self.watched]) if self.checks else norm[None] * 0
+        imbalance = parts.amax(0) * (math.sqrt(2 * len(self.watched)) / self._scale(b))
+        self.solve.check(Solution(x.double(), imbalance=imbalance.double()), norm, adjoint=not self.checks)
+
+    def _scale(self, b: torch.Tensor) -> float:
+        """Norm of the modes of a vector of norm 1."""
+        return math.sqrt(b.shape[1]) if self.spectral.is_periodic else 1.0
+
     def _is_small(self, part: float, b: torch.Tensor) -> bool:
         """Bounds the part outside of the range of A, whose coefficients are at most `part`."""
-        scale = math.sqrt(b.shape[1]) if self.spectral.is_periodic else 1.0
-        bound = part * math.sqrt(2 * len(self.watched)) / scale
+        bound = part * math.sqrt(2 * len(self.watched)) / self._scale(b)
         return bound <= self.solve.abs_tol or bound <= self.solve.rel_tol * b.norm(dim=1).amin().item()
 
 

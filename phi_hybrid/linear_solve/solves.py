@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from phi_hybrid import _compat
+from phi_hybrid.linear_solve.flags import checked_solves
 from phi_hybrid.linear_solve.operator import LinearSolve
 from phi_hybrid.linear_solve.pattern import gathered, pattern_of
 from phi_hybrid.linear_solve.solution import Method
@@ -103,7 +104,7 @@ def linear_solves(solver: Method | None = None) -> Iterator[None]:
             decides.
 
     Raises:
-        SolveError: in the body, where a solve misses its tolerance, has no solution, or is given NaN.
+        SolveError: in the body, where a solve misses its tolerance, has no solution, or is given NaN; at its end on a GPU.
     """
-    with Solves(solver).active():
+    with Solves(solver).active(), checked_solves():
         yield

@@ -11,6 +11,7 @@ import torch
 
 from phi_hybrid import _compat
 from phi_hybrid.errors import SolveError
+from phi_hybrid.linear_solve.flags import checked_solves
 from phi_hybrid.linear_solve.numbers import free_number
 from phi_hybrid.linear_solve.operator import LinearSolve
 from phi_hybrid.linear_solve.pattern import Pattern, PatternSystem
@@ -54,12 +55,16 @@ class VaryingSolve(torch.nn.Module):
         Raises:
             SolveError: if A or b is not finite, b has no solution, or the solution misses the tolerance.
         """
-        arguments = values, rhs, self.rows, self.columns, self.number, transposed
+        arguments = values, rhs, *self.places(values.device), self.number, transposed
         if torch.compiler.is_compiling():
             return solve_varying(*arguments)
         if not (torch.is_grad_enabled() or _compat.functorch_active() or _compat.forward_mode_active()):
             return solve_varying(*arguments) if _compat.is_tracing() else self.solve(values, rhs, transposed)
         return _VaryingSolve.apply(*arguments)
+
+    def places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and columns of the entries on a device; steps on several devices may share this module."""
+        return self.rows.to(device), self.columns.to(device)
 
     def solve(self, values: torch.Tensor, rhs: torch.Tensor, transposed: bool) -> torch.Tensor:
         """The solution, checked, without derivatives."""
@@ -74,7 +79,8 @@ class VaryingSolve(torch.nn.Module):
         solutions = []
         for block, (own_values, own_rhs) in enumerate(zip(matrices, rhs)):
             try:
-                solutions.append(self._solver_for(own_values).solve(own_rhs, transposed))
+                with checked_solves():  # the entries of the matrix had to come to the host anyway
+                    solutions.append(self._solver_for(own_values).solve(own_rhs, transposed))
             except SolveError as error:
                 where = f"matrix {block} of {len(matrices)}: " if len(matrices) > 1 else ""
                 raise SolveError(f"{where}{error}", error.residual, error.iterations) from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from phi_hybrid.errors import SolveError
+from phi_hybrid.linear_solve import checked_solves
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 """ℝⁿ → ℝᵐ, differentiable."""
@@ -140,7 +141,8 @@ def pull_back(f: Function, x: torch.Tensor, cotangents: torch.Tensor) -> torch.T
     rows = []
     for w in cotangents:
         try:
-            (row,) = torch.autograd.grad(result, x, w, retain_graph=True, allow_unused=True)
+            with checked_solves():
+                (row,) = torch.autograd.grad(result, x, w, retain_graph=True, allow_unused=True)
         except SolveError:  # what comes back to a linear solve is not finite
             row = torch.full_like(x, math.nan)
         rows.append(torch.zeros_like(x) if row is None else row)
@@ -150,7 +152,8 @@ def pull_back(f: Function, x: torch.Tensor, cotangents: torch.Tensor) -> torch.T
 def push_forward(f: Function, x: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """f'(x)·d in forward mode, `(entry)`."""
     try:
-        return torch.func.jvp(f, (x,), (d,))[1]
+        with checked_solves():
+            return torch.func.jvp(f, (x,), (d,))[1]
     except SolveError:
         return torch.full_like(f(x), math.nan)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from phi_hybrid.errors import SolveError
+from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.sensitivity.coordinates import Tensors, is_real
 from phi_hybrid.tracing import Line, line_of
 
@@ -216,7 +217,8 @@ def _matters(graph: Graph, node: torch.fx.Node, calls: dict[torch.fx.Node, _Call
     if not isinstance(total, torch.Tensor):
         return False
     try:
-        gradients = torch.autograd.grad(total, inner.leaves, allow_unused=True)
+        with checked_solves():
+            gradients = torch.autograd.grad(total, inner.leaves, allow_unused=True)
     except SolveError:  # what comes back to a linear solve is not finite
         return True
     return any(g is not None and bool(g.any()) for g in gradients)

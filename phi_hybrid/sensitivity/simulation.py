@@ -15,6 +15,7 @@ from phi_hybrid.bridge.checks import require
 from phi_hybrid.bridge.parts import parts_of
 from phi_hybrid.deployment import LoadedStep
 from phi_hybrid.errors import SolveError
+from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.sensitivity.coordinates import Coordinates, Tensors, is_real
 from phi_hybrid.sensitivity.differences import Function
 from phi_hybrid.steps import Inputs, NativeStep, PlainStep, Step
@@ -97,7 +98,8 @@ class Simulation:
         for n in range(max(steps, 1)):
             calls.append((*state, *inputs.at(n)))
             try:
-                state = _seeded(native, calls[-1], seed)
+                with checked_solves():
+                    state = _seeded(native, calls[-1], seed)
             except SolveError as error:
                 raise error.at(n + 1, f"in step {n + 1} of {steps}") from None
             if not all(bool(t.isfinite().all()) for t in state):
@@ -136,7 +138,8 @@ class Simulation:
     def result(self, call: Tensors) -> torch.Tensor:
         """Coordinates of the result of a call, NaN where a linear solve fails."""
         try:
-            return self.results.vector(_seeded(self.native, call, self.seed))
+            with checked_solves():
+                return self.results.vector(_seeded(self.native, call, self.seed))
         except SolveError:
             return torch.full_like(self.results.vector(self.last), torch.nan)
 

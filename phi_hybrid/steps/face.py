@@ -24,6 +24,7 @@ from phi_hybrid.bridge.layout import (
     with_batch,
 )
 from phi_hybrid.errors import StateError
+from phi_hybrid.linear_solve import checked_solves
 
 Tensors = tuple[torch.Tensor, ...]
 Call = tuple[Sequence[Any], Mapping[str, Any]]
@@ -129,7 +130,8 @@ class Step(torch.nn.Module):
         """One step on PhiFlow states: `state, *inputs -> state`."""
         tensors, layout = self.flatten_call(args, keywords)
         native = self.native_for(layout, tensors, (args, keywords))
-        return unflatten(native.output_layout, native(*tensors))
+        with checked_solves():
+            return unflatten(native.output_layout, native(*tensors))
 
     def bind(self, *args: Any, **keywords: Any) -> BoundStep:
         """This step for one layout: domain, boundaries, dims and Python numbers of these arguments, for good.

@@ -15,7 +15,7 @@ from phi_hybrid import _compat
 from phi_hybrid.bridge.checks import require, require_callable
 from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten, precision_of, unflatten
 from phi_hybrid.errors import StateError
-from phi_hybrid.linear_solve import Solves
+from phi_hybrid.linear_solve import Solves, checked_solves
 from phi_hybrid.steps.face import Call, Signature, Step, Tensors, arguments_of, signature_of
 
 
@@ -50,10 +50,11 @@ def run_eager(step: Callable, layout: TreeLayout, tensors: Tensors, solves: Solv
 
 @contextlib.contextmanager
 def computing_like(tensors: tuple[torch.Tensor, ...]) -> Iterator[None]:
-    """PhiFlow computes in the precision and on the device of these tensors, with torch."""
+    """PhiFlow computes in the precision and on the device of these tensors, with torch; others are taken there."""
     device = tensors[0].device if tensors else torch.device("cpu")
     previous = _compat.TORCH.get_default_device()
-    with math.precision(precision_of(tensors)), _compat.TORCH, _compat.distinct_boundary_values():
+    on_device = contextlib.nullcontext() if device.type == "cpu" else _compat.tensors_on(device)
+    with math.precision(precision_of(tensors)), _compat.TORCH, _compat.distinct_boundary_values(), on_device:
         if device.type != "cpu" or previous.ref != "cpu":
             ref = f"cuda:{device.index or 0}" if device.type == "cuda" else device.type
             _compat.TORCH.set_default_device(_compat.TORCH.get_device_by_ref(ref))
@@ -102,7 +103,7 @@ class PlainStep(Step):
         return arguments_of(self.step, args, keywords)
 
     def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> _PlainNativeStep:
-        with torch.no_grad():
+        with torch.no_grad(), checked_solves():
             output_layout = run_eager(self.step, layout, tensors, self.solves)[1]
         return _PlainNativeStep(self.step, layout, output_layout, signature_of(tensors), self.solves)
 

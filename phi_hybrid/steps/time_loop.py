@@ -14,6 +14,7 @@ from phi_hybrid.bridge.layout import Layout, batch_names, position_of, stack, un
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.steps.bound import Inputs, Repeatable, bind, flatten_arguments
 from phi_hybrid.steps.face import NativeStep, Tensors
+from phi_hybrid.steps.looks import Looks, finite
 from phi_hybrid.steps.plain import as_step
 
 LONG = 8
@@ -113,29 +114,37 @@ def _advance(
     with torch.no_grad(), evaluation_mode(step):
         bound = bind(step, tensors, layout, arguments)
         frames, layout, n = [bound.state], bound.layout, 0
+        looks, begin = Looks(tensors[0].device if tensors else torch.device("cpu"), steps, check), 0
         together = bound.step.together if steps >= LONG * bound.step.together else 1
         while n < steps:
+            count, bad = min(together, steps - n), None
             try:
-                states = advance(bound.step, frames[-1], arguments, n, min(together, steps - n))
+                for new in advance(bound.step, frames[-1], arguments, n, count):
+                    n += 1
+                    frames.append(new)
+                    if n == 1:
+                        _require_same_numbers(*frames)
+                    if (bad := looks.after(n, new)) is not None:
+                        break
             except SolveError as error:
-                if together > 1:  # which of them?
+                if count > 1 and looks.every == 1:  # which of these steps? They are repeated one by one
                     together = 1
                     continue
-                raise error.at(n + 1, f"in step {n + 1} of {steps}", _as_trajectory(frames, layout)) from None
-            if n == 0:
-                _require_same_numbers(bound.state, states[0])
-            for new in states:
-                n += 1
-                if check and not all_finite(new):
-                    raise NonFiniteError(
-                        f"the state became NaN or infinite in step {n} of {steps}{non_finite_entries(new, layout)}. The states "
-                        "before are in error.trajectory; reduce the time step, train with longer unrolling, or pass check=False",
-                        n,
-                        _as_trajectory(frames, layout),
-                    )
-                if not keep:
-                    frames.clear()
-                frames.append(new)
+                bad, first = looks.cause(n + 1, error)
+                if bad is None:
+                    before = _as_trajectory(frames[: first.step - begin], layout)
+                    raise first.at(first.step, f"in step {first.step} of {steps}", before) from None
+            if bad is not None:
+                entries = non_finite_entries(frames[bad - begin], layout)
+                raise NonFiniteError(
+                    f"the state became NaN or infinite in step {bad} of {steps}{entries}. The states before are in "
+                    "error.trajectory; reduce the time step, train with longer unrolling, or pass check=False",
+                    bad,
+                    _as_trajectory(frames[: bad - begin], layout),
+                )
+            if not keep and looks.done:
+                begin = n
+                del frames[:-1]
     return frames, layout
 
 
@@ -158,7 +167,7 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
 
 def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
     """Tells whether no tensor holds NaN or infinity."""
-    return all(bool(torch.isfinite(t).all()) for t in tensors)
+    return bool(finite(tensors))
 
 
 def non_finite_entries(tensors: Sequence[torch.Tensor], layout: Layout) -> str:

@@ -19,7 +19,7 @@ from phi_hybrid import _compat
 from phi_hybrid.bridge.checks import require
 from phi_hybrid.bridge.layout import Layout, TreeLayout, describe_leaves, unflatten
 from phi_hybrid.errors import CaptureError, SolveError, StateError
-from phi_hybrid.linear_solve import Method, Solves
+from phi_hybrid.linear_solve import Method, Solves, checked_solves
 from phi_hybrid.steps.face import MAX_KNOWN, Call, Step, Tensors, arguments_of
 from phi_hybrid.steps.plain import computing_like, flat_result, name_of, require_step, run_eager
 from phi_hybrid.tracing.check import check_against_eager, seeded
@@ -107,7 +107,8 @@ class PhysicsBlock(Step):
             except (CaptureError, StateError):  # the step needs them as Python numbers
                 self._fixed |= self._changing
         native = native or self.native_for(layout, tensors, (args, keywords))
-        return unflatten(native.output_layout, native(*tensors))
+        with checked_solves():
+            return unflatten(native.output_layout, native(*tensors))
 
     def _numbers_in(self, layout: TreeLayout) -> NumberInputs | None:
         """Floats that changed since other calls, unless the step cannot have them as tensors."""
@@ -128,7 +129,7 @@ class PhysicsBlock(Step):
         self.graphs = torch.nn.ModuleList(known)
 
     def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> CapturedGraph:
-        with _capturing, torch.inference_mode(False):
+        with _capturing, torch.inference_mode(False), checked_solves():
             if not _compat.functorch_active():
                 return self._capture(layout, tuple(t.detach().clone() for t in tensors), call)
             with _compat.outside_transformations():  # tracing needs plain tensors; their values do not matter to it

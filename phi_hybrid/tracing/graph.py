@@ -72,9 +72,9 @@ class CapturedGraph(torch.nn.Module):
         if device == self.device:
             return self
         super()._apply(lambda t: t.to(device), recurse)
-        for node in self.module.graph.nodes:
-            node.kwargs = {k: device if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
-        self.module.recompile()
+        for part in self.module.modules():  # ways back of custom gradients are graphs of their own
+            if isinstance(part, torch.fx.GraphModule):
+                _put_on(part, device)
         self._forget_programs()
         self.device, self.signature = device, self.signature.on(device)
         return self
@@ -108,6 +108,17 @@ class _Unrolled(torch.nn.Module):
             state = self.module(*state, *inputs[n * own : (n + 1) * own])
             results += state
         return tuple(results)
+
+
+def _put_on(module: torch.fx.GraphModule, device: torch.device) -> None:
+    """Makes the tensors that a graph creates on this device."""
+
+    def moved(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    for node in module.graph.nodes:
+        node.args, node.kwargs = torch.fx.node.map_aggregate((node.args, node.kwargs), moved)
+    module.recompile()
 
 
 def graphs_in(module: torch.nn.Module) -> list[torch.fx.GraphModule]:

@@ -105,7 +105,8 @@ class Guard(TorchFunctionMode):
         if matrix.entries is not None:
             module, values = self.solves.varying_for(matrix, rel_tol, abs_tol)
             self.used_solves[f"varying_solve{module.number}"] = module
-            return by_parts(lambda b: solve_varying(values, b, module.rows, module.columns, module.number, False), rhs)
+            places = module.places(values.device)
+            return by_parts(lambda b: solve_varying(values, b, *places, module.number, False), rhs)
         with _compat.without_tracing():
             module, order = self.solves.module_for(matrix, rel_tol, abs_tol)
         self.used_solves[f"linear_solve{module.number}"] = module

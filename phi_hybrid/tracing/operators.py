@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -13,7 +14,9 @@ _ZEROS, _BORDER = 0, 1
 
 
 class GridSampler(torch.nn.Module):
-    """`aten.grid_sampler_2d` and `_3d`, bit for bit, except while tangents flow: then gathers, equal to rounding.
+    """`aten.grid_sampler_2d` and `_3d`, bit for bit, except where torch has no derivative: then gathers, equal to rounding.
+
+    It has none in forward mode, and none on GPUs under `torch.use_deterministic_algorithms(True)`.
 
     A module without state rather than a function, since graphs that are unpickled keep their submodules as they are.
     """
@@ -26,10 +29,16 @@ class GridSampler(torch.nn.Module):
             padding: 0 zeros, 1 border, 2 reflection.
             align: whether ±1 are the centres of the outermost values.
         """
-        if not torch.compiler.is_compiling() and _compat.forward_mode_active():
-            return gather_linear(values, grid, mode, padding, align)
+        if not torch.compiler.is_compiling():
+            known = mode == 0 and align and padding in (_ZEROS, _BORDER)
+            if _compat.forward_mode_active() or (known and _must_be_deterministic(values.device)):
+                return gather_linear(values, grid, mode, padding, align)
         sampler = torch.ops.aten.grid_sampler_2d if values.ndim == 4 else torch.ops.aten.grid_sampler_3d
         return sampler(values, grid, mode, padding, align)
+
+
+def _must_be_deterministic(device: torch.device) -> bool:
+    return device.type != "cpu" and torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled()
 
 
 def gather_linear(values: torch.Tensor, grid: torch.Tensor, mode: int, padding: int, align: bool) -> torch.Tensor:
@@ -40,7 +49,7 @@ def gather_linear(values: torch.Tensor, grid: torch.Tensor, mode: int, padding: 
             "use zero, constant, zero-gradient or periodic boundaries, or reverse mode"
         )
     sizes = values.shape[2:]
-    limits = torch.tensor([s - 1 for s in reversed(sizes)], dtype=grid.dtype, device=grid.device)
+    limits = _vector([s - 1 for s in reversed(sizes)], grid)
     position = (grid + 1) / 2 * limits
     if padding == _BORDER:
         position = torch.minimum(position.clamp_min(0), limits)
@@ -49,7 +58,7 @@ def gather_linear(values: torch.Tensor, grid: torch.Tensor, mode: int, padding: 
     flat = values.flatten(2)
     result = 0.0
     for corner in product((0, 1), repeat=len(sizes)):
-        offset = torch.tensor(corner, dtype=grid.dtype, device=grid.device)
+        offset = _vector(corner, grid)
         index = lower + offset
         inside = ((index >= 0) & (index <= limits)).all(-1)
         weight = torch.where(offset == 1, fraction, 1 - fraction).prod(-1) * inside
@@ -58,6 +67,11 @@ def gather_linear(values: torch.Tensor, grid: torch.Tensor, mode: int, padding: 
         gathered = flat.gather(2, linear.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1))
         result = result + gathered.reshape(*flat.shape[:2], *linear.shape[1:]) * weight.unsqueeze(1)
     return result
+
+
+def _vector(numbers: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """A small vector, made on its device: a copy from the host would be waited for."""
+    return torch.stack([like.new_full((), n) for n in numbers])
 
 
 def _stride(sizes: torch.Size, axis: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 
 from phi_hybrid.data import Batch, epoch_generator
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
+from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.training.gradient import running_buffers, unchanged
 from phi_hybrid.training.objective import Objective, Outputs
 from phi_hybrid.training.term_gradients import TermGradients
@@ -39,10 +41,11 @@ class Closure:
         trainer = self.trainer
         trainer.optimizer.zero_grad(set_to_none=True)
         total = self._gradient()
-        norm = torch.nn.utils.clip_grad_norm_(trainer._parameters, math.inf if trainer.clip is None else trainer.clip)
+        longest = math.inf if trainer.clip is None else trainer.clip
+        norm = float(torch.nn.utils.clip_grad_norm_(trainer._parameters, longest))
         trainer.require_finite("gradient norm", norm)
         if trainer._gradient_norm is None:  # further calls of an update are trials of a line search
-            trainer._gradient_norm = float(norm)
+            trainer._gradient_norm = norm
             if trainer.norm_average.exceeded_by(trainer._gradient_norm):
                 raise Skipped(float(total))
         return total
@@ -114,21 +117,27 @@ class Closure:
     def _evaluation(self) -> Iterator[None]:
         """Random numbers are the same in all evaluations of an update; running statistics count the first one only."""
         torch.set_rng_state(self.rng)
+        if self.trainer._device.type == "cuda":  # which draws from a generator of its own, say in dropout
+            torch.cuda.manual_seed(zlib.crc32(self.rng.numpy()) + self.trainer.update)
         torch.clear_autocast_cache()  # which would hold the weights of an earlier update
         again = running_buffers(self.trainer.solver) if self.evaluations else []
         self.evaluations.append(None)
-        with unchanged(again):
+        with unchanged(again), checked_solves():
             yield
 
     def _contributions(self, outputs: Outputs, batch: Batch, recorded: bool) -> dict[str, torch.Tensor]:
         contributions = self.objective.contributions(outputs, batch)
-        self.trainer.require_finite("loss", sum(contributions.values()))
+        total, *values = numbers([sum(contributions.values()), *contributions.values()])
+        self.trainer.require_finite("loss", total)
         if recorded:
             seen, parts = self.trainer._contributions, self.trainer.accumulate
-            seen.update(
-                {name: seen.get(name, 0.0) + float(value.detach()) / parts for name, value in contributions.items()}
-            )
+            seen.update({name: seen.get(name, 0.0) + value / parts for name, value in zip(contributions, values)})
         return contributions
+
+
+def numbers(tensors: Sequence[torch.Tensor]) -> list[float]:
+    """Values of tensors of one number each, for which a device is waited for once."""
+    return torch.stack([t.detach().double().reshape(()) for t in tensors]).tolist()
 
 
 class Skipped(Exception):

@@ -10,6 +10,7 @@ from phi_hybrid.bridge.layout import Layout, describe_axes
 from phi_hybrid.data import Batch
 from phi_hybrid.errors import SolveError, StateError
 from phi_hybrid.hybrid import HybridSolver
+from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.steps import Step
 
 
@@ -31,7 +32,9 @@ def first_non_finite(solver: Step, batch: Batch, parts: int = 1) -> str:
     first = 0
     for part in batch.parts(parts):
         try:
-            if (found := _unrolled(solver, part, first)) is not None:
+            with checked_solves():
+                found = _unrolled(solver, part, first)
+            if found is not None:
                 return found
         except (SolveError, StateError) as error:
             return f"The windows cannot be unrolled again with these weights: {error}."

@@ -12,6 +12,7 @@ import torch
 from phi_hybrid.data import Batch, Mixture, Stream, Trajectories
 from phi_hybrid.errors import SolveError
 from phi_hybrid.hybrid import HybridSolver
+from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.steps import Step
 
 BLOCKS, VALUES = 64, 2**14
@@ -45,7 +46,7 @@ def identity_of_solver(solver: Step, batch: Batch) -> dict[str, Any]:
         return {}
     coupling = f"{solver.coupling}, sees {solver.sees}, corrects {solver.corrects}"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), checked_solves():
             bound = batch.bind(solver)
             after = bound.step.respond((*bound.state, *batch.step_inputs.at(0)), bound.step.no_output()).state
     except SolveError:  # which must not keep a checkpoint from being written

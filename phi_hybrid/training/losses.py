@@ -341,7 +341,7 @@ def _mean(entries: list[torch.Tensor], at: At) -> torch.Tensor:
     if all(w == weights[0] for w in weights):
         return sum(e.sum() for e in entries) / count
     weighted = [e.sum([0, *range(2, e.ndim)]) for e in entries]
-    factor = torch.tensor(weights, dtype=entries[0].dtype, device=entries[0].device)
+    factor = torch.tensor(weights, dtype=entries[0].dtype).to(entries[0].device, non_blocking=True)
     return (sum(weighted) * factor).sum() * (steps / (sum(weights) * count))
 
 

@@ -145,7 +145,7 @@ class Noise:
             values.normal_()
         else:
             torch.nn.init.trunc_normal_(values, a=-self.truncated, b=self.truncated)
-        return values.to(like.device)
+        return values.to(like.device, non_blocking=True)
 
 
 def _walk(noise: Tensors, batch: Batch) -> Tensors:

@@ -10,6 +10,7 @@ from phi_hybrid.bridge.checks import require_count, require_instance
 from phi_hybrid.data import Mixture, Stream, Trajectories, require_sets, sets_of
 from phi_hybrid.errors import NonFiniteError
 from phi_hybrid.hybrid import HybridSolver, HybridStep
+from phi_hybrid.linear_solve import checked_solves
 
 CONSTANT = 1e-6
 """Deviation, relative to the root mean square, up to which a channel counts as constant; roundings are below it."""
@@ -58,6 +59,7 @@ def estimate_scales(
     solver.set_scales(torch.where(varies, deviation.to(scale), scale), needed.sqrt(), boundaries, mean)
 
 
+@checked_solves()
 def _means(solver: HybridSolver, data: Trajectories, samples: int, name: str) -> list[torch.Tensor]:
     """Means `(channel,)`: squares of what the network sees, and of what it has to return; what it sees, and its squares."""
     starts = torch.linspace(0, data.steps - 1, min(samples, data.steps)).long().unique().tolist()

@@ -18,6 +18,7 @@ from phi_hybrid.bridge.checks import require_count
 from phi_hybrid.data import Batch, Mixture, Stream, Trajectories, require_writable
 from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.hybrid import HybridSolver
+from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.optim import Combination
 from phi_hybrid.steps import Step
 from phi_hybrid.training.callbacks import Callback
@@ -29,7 +30,7 @@ from phi_hybrid.training.checks import (
     check_trainer,
     trained_parameters,
 )
-from phi_hybrid.training.closure import Closure, Skipped
+from phi_hybrid.training.closure import Closure, Skipped, numbers
 from phi_hybrid.training.diagnosis import first_non_finite
 from phi_hybrid.training.gradient import running_buffers
 from phi_hybrid.training.gradient_norm import GradientNormAverage
@@ -320,11 +321,13 @@ class Trainer:
     def _update(self, objective: Objective, batch: Batch) -> float:
         self._gradient_norm, self._contributions = None, {}
         try:
-            loss = float(self.optimizer.step(Closure(self, objective, batch)))
-            if self._gradient_norm is None:  # the closure itself was not called
-                self._gradient_norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._parameters]))
-            largest = torch.nn.utils.get_total_norm([p.detach() for p in self._parameters], math.inf)
-            self.require_finite("largest weight after the update", largest)
+            with checked_solves():
+                loss = torch.as_tensor(self.optimizer.step(Closure(self, objective, batch)), device=self._device)
+                if self._gradient_norm is None:  # the closure itself was not called
+                    self._gradient_norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._parameters]))
+                largest = torch.nn.utils.get_total_norm([p.detach() for p in self._parameters], math.inf)
+                loss, largest = numbers([loss, largest])
+                self.require_finite("largest weight after the update", largest)
             return loss
         except SolveError as error:
             raise error.at(self.update, f"at update {self.update}") from error
@@ -350,11 +353,11 @@ class Trainer:
         where = first_non_finite(self.solver, batch, self.accumulate)  # writes into running statistics, restored later
         return NonFiniteError(f"{error}. {where}{kept}", error.step)
 
-    def require_finite(self, name: str, value: torch.Tensor) -> None:
+    def require_finite(self, name: str, value: float) -> None:
         """Raises NonFiniteError unless a number of this update is finite."""
-        if not torch.isfinite(value):
+        if not math.isfinite(value):
             raise NonFiniteError(
-                f"{name} is {value.item()} at update {self.update} (learning rate {self.optimizer.param_groups[0]['lr']:g}); "
+                f"{name} is {value} at update {self.update} (learning rate {self.optimizer.param_groups[0]['lr']:g}); "
                 "the solver keeps the weights before it. Reduce the learning rate, clip the gradient, or unroll fewer steps",
                 self.update,
             )

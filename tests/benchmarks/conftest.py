@@ -1,4 +1,7 @@
-"""Collects the medians of the benchmarks and prints them side by side, as ratios to the first way of a case."""
+"""Collects the medians of the benchmarks and prints them side by side, as ratios to the first way of a case.
+
+`--device cuda` runs them on a GPU; those that compare what runs on CPUs only are left out then.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import timed
 from phiml.backend._numpy_backend import NumPyBackend
 from phiml.backend.torch._torch_backend import TorchBackend
 
@@ -17,6 +21,26 @@ LONG = 10.0
 """Seconds that the rounds of one measurement should not exceed, and a warm-up call that is the last one."""
 
 _medians: dict[str, dict[str, float]] = defaultdict(dict)
+_peaks: dict[str, dict[str, float]] = defaultdict(dict)
+"""MiB at most, on GPUs."""
+
+CPU_ONLY = ("deployment", "gallery", "half_inverse", "peers")
+"""Benchmarks of programs, packages and measures of memory that know CPUs only."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device that the benchmarks run on, e.g. cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    timed.choose(config.getoption("--device"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if timed.device().type != "cpu":
+        for item in items:
+            if item.path.stem.removeprefix("test_bench_") in CPU_ONLY:
+                item.add_marker(pytest.mark.skip(reason="for CPUs only"))
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +53,7 @@ def measure(benchmark: Any) -> Callable[..., None]:
     """Times `work` as one side, `way`, of a comparison, `case`, after warm-up calls; slow work in 3 rounds or more."""
 
     def run(case: str, way: str, work: Callable[[], Any], rounds: int = 15) -> None:
+        work = timed.finished(work)
         work()
         for _ in range(2):
             began = time.perf_counter()
@@ -39,6 +64,8 @@ def measure(benchmark: Any) -> Callable[..., None]:
         benchmark.group = case
         benchmark.pedantic(work, rounds=min(rounds, max(3, int(LONG / seconds))), iterations=1)
         _medians[case][way] = benchmark.stats.stats.median
+        if (peak := timed.peak_memory(work)) is not None:
+            _peaks[case][way] = benchmark.extra_info["peak memory, MiB"] = peak
         first = next(iter(_medians[case].values()))
         benchmark.extra_info["times faster than the first way"] = first / _medians[case][way]
 
@@ -47,17 +74,22 @@ def measure(benchmark: Any) -> Callable[..., None]:
 
 @pytest.fixture
 def by_turns(benchmark: Any) -> Callable[..., None]:
-    """Times ways of a case by turns, in processor time of one thread: for differences that the noise of a machine hides."""
+    """Times ways of a case by turns, in processor time of one thread: for differences that the noise of a machine hides.
+
+    On a GPU in the time until it is done.
+    """
 
     def run(case: str, ways: dict[str, Callable[[], Any]], rounds: int) -> None:
         torch.set_num_threads(1)
+        ways = {way: timed.finished(work) for way, work in ways.items()}
+        clock = time.process_time if timed.device().type == "cpu" else time.perf_counter
         times: dict[str, list[float]] = {way: [] for way in ways}
 
         def turn() -> None:
             for way, work in ways.items():
-                began = time.process_time()
+                began = clock()
                 work()
-                times[way].append(time.process_time() - began)
+                times[way].append(clock() - began)
 
         benchmark.pedantic(turn, rounds=rounds, iterations=1, warmup_rounds=2)
         _medians[case] |= {way: float(np.median(spent[2:])) for way, spent in times.items()}
@@ -110,3 +142,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         baseline = next(iter(ways.values()))
         cells = [f"{way} {seconds * 1e3:.2f} ms ({baseline / seconds:.2f}×)" for way, seconds in ways.items()]
         terminalreporter.write_line(f"{case}: " + ", ".join(cells))
+        if peaks := [f"{way} {peak:.0f} MiB" for way, peak in _peaks[case].items()]:
+            terminalreporter.write_line(f"{case}, peak memory: " + ", ".join(peaks))

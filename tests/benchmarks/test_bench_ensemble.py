@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases.timed import there
 from phi.torch.flow import advect
 from phiml.nn import res_net
 
@@ -34,6 +35,7 @@ def ensemble(at_once: bool) -> ph.Ensemble:
             network.number = seed  # whose meaning nobody knows: the members are unlike
         members.append(ph.HybridSolver(physics, network))
         members[-1].set_scales(torch.ones(2), torch.full((1,), 0.01))
+        there(members[-1])
     result = ph.Ensemble(members)
     assert alike(result.members) == at_once
     return result
@@ -44,8 +46,8 @@ def ensemble(at_once: bool) -> ph.Ensemble:
 def test_rollout(way: str, trajectories: int, measure: Callable[..., None]) -> None:
     torch.set_num_threads(1)
     solver, line = ensemble(way == "at once"), burgers.line(64)
-    u = burgers.waves_1d(line, trajectories, None, (1, 4), 5, 0.5, seed=0)
-    f = burgers.waves_1d(line, trajectories, None, (3, 6), 5, 0.5, seed=1)
+    u = there(burgers.waves_1d(line, trajectories, None, (1, 4), 5, 0.5, seed=0))
+    f = there(burgers.waves_1d(line, trajectories, None, (3, 6), 5, 0.5, seed=1))
     measure(f"{trajectories} trajectories", way, lambda: solver.rollout(u, STEPS, f), rounds=9)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases.timed import there
 from phi.torch.flow import ZERO_GRADIENT, Noise, Obstacle, Solve, Sphere, StaggeredGrid, advect, fluid, math, vec, wrap
 
 import phi_hybrid as ph
@@ -29,7 +30,7 @@ def step(v: Any, body: Obstacle) -> tuple:
 def start() -> tuple:
     math.seed(0)
     body = Obstacle(Sphere(vec(x=wrap(torch.tensor(12.0)), y=32.0), radius=6.0), velocity=(0.3, 0.1))
-    return StaggeredGrid(Noise(scale=16), ZERO_GRADIENT, x=64, y=64) * 0.5, body
+    return there((StaggeredGrid(Noise(scale=16), ZERO_GRADIENT, x=64, y=64) * 0.5, body))
 
 
 def several(step: Callable, state: tuple, steps: int) -> tuple:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases.timed import there
 from phi import math
 from phi.torch.flow import PERIODIC, Noise, Obstacle, Solve, Sphere, StaggeredGrid, advect, batch, diffuse, fluid
 
@@ -77,7 +78,7 @@ CASES = {
 @cache
 def initial(case: str) -> Any:
     torch.manual_seed(0)
-    state, block = CASES[case].start(), capture(CASES[case].step)
+    state, block = there(CASES[case].start()), capture(CASES[case].step)
     with torch.no_grad():
         for _ in range(10):
             state = block(state)

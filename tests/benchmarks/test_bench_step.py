@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases.timed import there
 from phi import math
 from phi.torch.flow import PERIODIC, Box, CenteredGrid, Noise, StaggeredGrid, batch
 
@@ -27,8 +28,8 @@ WAYS = ["eager", "jit_compile", "captured", "inductor"]
 def initial(dim: int, cells: int, size: int) -> Any:
     torch.manual_seed(0)
     if dim == 1:
-        return CenteredGrid(Noise(batch(b=size), vector="x"), PERIODIC, x=cells, bounds=Box(x=cells))
-    return StaggeredGrid(Noise(batch(b=size)), PERIODIC, x=cells, y=cells)
+        return there(CenteredGrid(Noise(batch(b=size), vector="x"), PERIODIC, x=cells, bounds=Box(x=cells)))
+    return there(StaggeredGrid(Noise(batch(b=size)), PERIODIC, x=cells, y=cells))
 
 
 def step(u: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases.timed import device, there
 from phi.torch.flow import PERIODIC, CenteredGrid, Noise, batch, channel
 
 import phi_hybrid as ph
@@ -55,7 +56,7 @@ def by_hand(solver: ph.HybridSolver, data: ph.Trajectories, optimizer: torch.opt
     def work() -> None:
         nonlocal count
         for _ in range(UPDATES):
-            window = windows.shuffled(count, 8, 0)
+            window = windows.shuffled(count, 8, 0).to(device())
             bound, inputs = window.bind(solver), window.step_inputs
             state, loss = bound.state, 0.0
             optimizer.zero_grad()
@@ -81,7 +82,7 @@ class Bare(ph.Trainer):
 
 
 def trainer(kind: type[ph.Trainer], data: ph.Trajectories, callbacks: list[Callback]) -> Callable[[], Any]:
-    solver = ph.HybridSolver(ph.capture(burgers_step(0.01, 0.02)), network())
+    solver = there(ph.HybridSolver(ph.capture(burgers_step(0.01, 0.02)), network()))
     optimizer = torch.optim.Adam(solver.parameters(), 1e-4)
     made = kind(solver, data, ph.Unrolled(STEPS), optimizer=optimizer, callbacks=callbacks, progress=False)
     return lambda: made.fit(made.update + UPDATES)
@@ -89,7 +90,7 @@ def trainer(kind: type[ph.Trainer], data: ph.Trajectories, callbacks: list[Callb
 
 def test_updates(by_turns: Callable) -> None:
     data = trajectories()
-    solver = ph.HybridSolver(ph.capture(burgers_step(0.01, 0.02)), network())
+    solver = there(ph.HybridSolver(ph.capture(burgers_step(0.01, 0.02)), network()))
     ph.training.estimate_scales(solver, data)
     ways = {
         "loop by hand": by_hand(solver, data, torch.optim.Adam(solver.parameters(), 1e-4)),

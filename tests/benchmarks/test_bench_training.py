@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases.timed import device, there
 from phi.torch.flow import PERIODIC, Noise, StaggeredGrid, batch
 
 import phi_hybrid as ph
@@ -39,19 +40,19 @@ def network() -> torch.nn.Module:
 
 def windows() -> tuple[ph.Trajectories, Batch]:
     torch.manual_seed(0)
-    state, force = (StaggeredGrid(Noise(batch(trajectory=1)), PERIODIC, x=64, y=64) * 0.1 for _ in range(2))
+    state, force = (there(StaggeredGrid(Noise(batch(trajectory=1)), PERIODIC, x=64, y=64) * 0.1) for _ in range(2))
     data = ph.Trajectories.generate(ph.capture(burgers_step(0.1, 0.1)), state, STEPS, (force,), progress=False)
-    return data, data.whole()
+    return data, data.whole().to(device())
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["uncompiled", "compiled"])
 @pytest.mark.parametrize("way", ["network alone", "hybrid solver"])
 def test_iteration(measure: Callable, compiled: bool, way: str) -> None:
-    net = torch.compile(network()) if compiled else network()
+    net = torch.compile(there(network())) if compiled else there(network())
     optimizer = torch.optim.Adam(net.parameters(), 1e-4)
     _, window = windows()
     if way == "network alone":
-        state, force = torch.cat([t.unsqueeze(1) for t in window.initial], 1), torch.rand(1, 2, 64, 64)
+        state, force = torch.cat([t.unsqueeze(1) for t in window.initial], 1), torch.rand(1, 2, 64, 64, device=device())
 
         def loss() -> torch.Tensor:
             y, total = state, 0.0
@@ -60,7 +61,7 @@ def test_iteration(measure: Callable, compiled: bool, way: str) -> None:
                 total = total + (y**2).mean()
             return total
     else:
-        solver = ph.HybridSolver(ph.capture(burgers_step(0.1, 0.1), compile=compiled), net)
+        solver = there(ph.HybridSolver(ph.capture(burgers_step(0.1, 0.1), compile=compiled), net))
         objective = ph.Unrolled(STEPS)
 
         def loss() -> torch.Tensor:

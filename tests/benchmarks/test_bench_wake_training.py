@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases.timed import device, there
 from phi import math
 from phi.field import Field
 from phi.math import batch, dual, spatial, wrap
@@ -49,9 +50,9 @@ def network() -> torch.nn.Module:
 
 def window() -> Batch:
     """Four reference steps of each Reynolds number, 20 steps after the gust."""
-    physics, reynolds = ph.capture(FLOW.step(DT, SUBSTEPS)), wrap(RE, batch("trajectory"))
-    start = ph.rollout(physics, FLOW.disturbed(CELLS, len(RE)), 20, reynolds).time[-1]
-    return ph.Trajectories.generate(physics, start, STEPS, (reynolds,), progress=False).whole()
+    physics, reynolds = ph.capture(FLOW.step(DT, SUBSTEPS)), there(wrap(torch.tensor(RE), batch("trajectory")))
+    start = ph.rollout(physics, there(FLOW.disturbed(CELLS, len(RE))), 20, reynolds).time[-1]
+    return ph.Trajectories.generate(physics, start, STEPS, (reynolds,), progress=False).whole().to(device())
 
 
 def phiflow_step(velocity: Field, reynolds: math.Tensor) -> Field:
@@ -61,8 +62,8 @@ def phiflow_step(velocity: Field, reynolds: math.Tensor) -> Field:
 
 
 def network_alone(net: torch.nn.Module, window: Batch) -> torch.Tensor:
-    reynolds = torch.tensor(RE).view(-1, 1, 1, 1).expand(-1, 1, CELLS // 2, CELLS)
-    state, total = torch.stack([window.initial[0][:, :-1], window.initial[1]], 1), torch.zeros(())
+    reynolds = torch.tensor(RE, device=device()).view(-1, 1, 1, 1).expand(-1, 1, CELLS // 2, CELLS)
+    state, total = torch.stack([window.initial[0][:, :-1], window.initial[1]], 1), 0.0
     for _ in range(STEPS):
         state = state + net(torch.cat([state, reynolds], 1))
         total = total + (state**2).mean()
@@ -71,8 +72,8 @@ def network_alone(net: torch.nn.Module, window: Batch) -> torch.Tensor:
 
 def by_hand(net: torch.nn.Module, window: Batch, physics: Callable) -> torch.Tensor:
     """The loss of the hybrid solver; `u` `(b, x, y)` has 33×64 faces, `v` 32×64."""
-    grid, reynolds = FLOW.grid(CELLS), torch.tensor(RE)
-    (u, v), total = window.initial, torch.zeros(())
+    grid, reynolds = FLOW.grid(CELLS), torch.tensor(RE, device=device())
+    (u, v), total = window.initial, 0.0
     for n in range(STEPS):
         components = {d: wrap(t, batch("b"), spatial("x,y")) for d, t in (("x", u), ("y", v))}
         velocity = grid.with_values(math.stack(components, dual("vector")))
@@ -91,7 +92,7 @@ def loss_of(way: str, compiled: bool, net: torch.nn.Module, window: Batch) -> Ca
     if way == "network alone":
         return lambda: network_alone(net, window)
     if way == "hybrid solver":
-        solver = ph.HybridSolver(ph.capture(FLOW.step(DT, SUBSTEPS), compile=compiled), net)
+        solver = there(ph.HybridSolver(ph.capture(FLOW.step(DT, SUBSTEPS), compile=compiled), net))
         objective = ph.Unrolled(STEPS)
         return lambda: objective.loss(objective.outputs(solver, window), window)
     physics = math.jit_compile(phiflow_step) if way == "jit_compile" else phiflow_step
@@ -101,7 +102,7 @@ def loss_of(way: str, compiled: bool, net: torch.nn.Module, window: Batch) -> Ca
 @pytest.mark.parametrize("case, way", [(case, way) for case, ways in WAYS.items() for way in ways])
 def test_iteration(measure: Callable, case: str, way: str) -> None:
     compiled = case == COMPILED
-    net = torch.compile(network()) if compiled else network()
+    net = torch.compile(there(network())) if compiled else there(network())
     optimizer = torch.optim.Adam(net.parameters(), 1e-4)
     loss = loss_of(way, compiled, net, window())
 
@@ -116,7 +117,7 @@ def test_iteration(measure: Callable, case: str, way: str) -> None:
 def test_sides_agree() -> None:
     data, results = window(), []
     for way in WAYS[UNCOMPILED][1:]:
-        net = network()
+        net = there(network())
         loss = loss_of(way, False, net, data)()
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in net.parameters())])

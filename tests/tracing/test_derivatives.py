@@ -11,6 +11,7 @@ from cases.steps import SCHEMES, viscous
 from phi.torch.flow import Field, advect, diffuse, math
 
 from phi_hybrid import PhysicsBlock, capture
+from phi_hybrid.tracing.operators import gather_linear
 
 Native = Callable[[torch.Tensor], torch.Tensor]
 
@@ -200,3 +201,20 @@ def test_compiled_fourth_order_stencils() -> None:
     block = capture(SCHEMES["explicit_order4"], field_of([leaf], "scalar", "open", 1, ("b",)))
     (found,) = torch.compile(block.native, fullgraph=True)(leaf)
     torch.testing.assert_close(found, block.native(leaf)[0], rtol=0, atol=1e-5)
+
+
+# --- sampling by gathers ---
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gradient_of_sampling_by_gathers_is_that_of_torch(dims: int, padding: int) -> None:
+    values = noise(2, 3, *(5, 4, 3)[:dims], dtype=torch.float64).requires_grad_()
+    grid = (1.5 * noise(2, 7, *(1,) * (dims - 2), 6, dims, seed=1, dtype=torch.float64).tanh()).requires_grad_()
+    weights = noise(2, 3, 7, *(1,) * (dims - 2), 6, seed=2, dtype=torch.float64)
+    sampler = torch.ops.aten.grid_sampler_2d if dims == 2 else torch.ops.aten.grid_sampler_3d
+    found = gather_linear(values, grid, 0, padding, True)
+    expected = sampler(values, grid, 0, padding, True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad((r * weights).sum(), (values, grid)) for r in (found, expected))):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

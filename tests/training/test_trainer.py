@@ -16,6 +16,7 @@ from phi.torch.flow import Field
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
 from phi_hybrid.training import Objective
+from phi_hybrid.training.closure import Closure
 from phi_hybrid.training.losses import L1, L2, LastStep, Losses
 
 TRAJECTORIES, STEPS = 4, 6
@@ -595,3 +596,20 @@ def test_data_without_the_inputs_of_the_step() -> None:
     solver.set_scales(torch.ones(2), torch.ones(1))
     with pytest.raises(ph.StateError, match="1 by position"):
         ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, progress=False).fit(1)
+
+
+def test_random_numbers_on_gpus_follow_update_and_seed(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator of a GPU is another one than that which checkpoints hold."""
+    trainer, seeds = build(), []
+    batch = trainer.windows.shuffled(0, 2, 0)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
+    monkeypatch.setattr(trainer, "_device", torch.device("cuda"))
+    for update, seed in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            trainer.update = update
+            closure = Closure(trainer, trainer.objective, batch)
+            for _ in range(2):  # as a line search evaluates
+                closure.outputs()
+    assert seeds[0] == seeds[1] == seeds[2] == seeds[3] and seeds[4] == seeds[5] and seeds[6] == seeds[7]
+    assert len({seeds[0], seeds[4], seeds[6]}) == 3
