@@ -1,7 +1,7 @@
-// Multilinear interpolation at points given in cells, and its adjoint: Σ over the 2^D corners of weight · value.
+// Gradients of multilinear interpolation, Σ over the 2^D corners of weight · value, at points given in cells.
 //
-// values (batch, channel, *sizes), each component of the points (batch, count), results (batch, channel, count), all
-// contiguous. Coordinates wrap around where an axis is periodic and stop at its outermost values elsewhere. NaN gives NaN.
+// values (batch, channel, *sizes), each component of the points (batch, count), cotangents (batch, channel, count), all
+// contiguous. Coordinates wrap around if the values are periodic, and stop at the outermost ones if not. NaN gives NaN.
 
 #include <algorithm>
 #include <cmath>
@@ -87,26 +87,6 @@ void interpolate(T (*level)[BLOCK], const Corners<T, D>& corners, int skip, int 
     }
 }
 
-template <typename T, int D>
-void sample(const Shape& shape, const T* values, const T* const* points, T* result) {
-    const int64_t blocks = (shape.count + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(static) num_threads(shape.threads)
-    for (int64_t job = 0; job < shape.batch * blocks; ++job) {
-        const int64_t b = job / blocks, first = job % blocks * BLOCK;
-        const int n = std::min<int64_t>(BLOCK, shape.count - first);
-        Corners<T, D> corners;
-        corners.find(shape, points, b * shape.count + first, n);
-        for (int64_t k = 0; k < shape.channels; ++k) {
-            const T* own = values + (b * shape.channels + k) * shape.cells;
-            T* out = result + (b * shape.channels + k) * shape.count + first;
-            T level[1 << D][BLOCK];
-            gather<T, D>(level, corners, own, n);
-            interpolate<T, D>(level, corners, -1, n);
-            std::copy(level[0], level[0] + n, out);
-        }
-    }
-}
-
 // Adds the share of one block of points to the gradients of one channel.
 template <typename T, int D>
 void pull_back_block(const Corners<T, D>& corners, const T* given, const T* values, T* by_values, T* const* by_points,
@@ -175,12 +155,6 @@ void pull_back(const Shape& shape, const T* cotangent, const T* values, const T*
 }
 
 template <typename T>
-void sample_in(int dims, const Shape& s, const T* values, const T* const* points, T* result) {
-    dims == 1 ? sample<T, 1>(s, values, points, result)
-    : dims == 2 ? sample<T, 2>(s, values, points, result) : sample<T, 3>(s, values, points, result);
-}
-
-template <typename T>
 void pull_back_in(int dims, const Shape& s, const T* cotangent, const T* values, const T* const* points, T* by_values,
                   T* const* by_points) {
     dims == 1 ? pull_back<T, 1>(s, cotangent, values, points, by_values, by_points)
@@ -197,12 +171,7 @@ Shape shape_of(int dims, const int64_t* sizes, int64_t batch, int64_t channels, 
 
 }  // namespace
 
-#define ENTRIES(T, NAME)                                                                                             \
-    extern "C" void sample_##NAME(int dims, const int64_t* sizes, int64_t batch, int64_t channels, int64_t count,    \
-                                  int periodic, int threads, const T* values, const T* const* points, T* result) {   \
-        const Shape shape = shape_of(dims, sizes, batch, channels, count, periodic, threads);                        \
-        sample_in<T>(dims, shape, values, points, result);                                                           \
-    }                                                                                                                \
+#define ENTRY(T, NAME)                                                                                               \
     extern "C" void pull_back_##NAME(int dims, const int64_t* sizes, int64_t batch, int64_t channels, int64_t count, \
                                      int periodic, int threads, const T* cotangent, const T* values,                 \
                                      const T* const* points, T* by_values, T* const* by_points) {                    \
@@ -210,5 +179,5 @@ Shape shape_of(int dims, const int64_t* sizes, int64_t batch, int64_t channels, 
         pull_back_in<T>(dims, shape, cotangent, values, points, by_values, by_points);                               \
     }
 
-ENTRIES(float, float32)
-ENTRIES(double, float64)
+ENTRY(float, float32)
+ENTRY(double, float64)

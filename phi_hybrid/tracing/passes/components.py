@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from phi_hybrid.tracing.kernels import is_available
 from phi_hybrid.tracing.passes.rewriter import Rewriter
 from phi_hybrid.tracing.passes.sampling import PointSampler
 
@@ -91,21 +92,26 @@ class Components(Rewriter):
         return values[index] if isinstance(values, list) else NotImplemented
 
     def sum(self, node: Node, value: Any, axes: list[int], keepdim: bool = False, dtype: Any = None) -> Any:
-        if (
-            not isinstance(value, Stacked)
-            or keepdim
-            or dtype is not None
-            or [a % self.ndim(value) for a in axes] != [value.axis]
-        ):
+        if not isinstance(value, Stacked) or keepdim or dtype is not None or not axes:
             return NotImplemented
-        return reduce(lambda a, b: self.pointwise_of(_aten.add.Tensor, (a, b), {}), value.parts)
+        return self._sum(value, [a % self.ndim(value) for a in axes])
+
+    def _sum(self, value: Any, axes: list[int]) -> Any:
+        if not axes:
+            return value
+        if not isinstance(value, Stacked):
+            return self.emit(_aten.sum.dim_IntList, value, axes)
+        parts = [self._sum(p, [a - (a > value.axis) for a in axes if a != value.axis]) for p in value.parts]
+        if value.axis in axes:
+            return reduce(lambda a, b: self.pointwise_of(_aten.add.Tensor, (a, b), {}), parts)
+        return Stacked(value.axis - sum(a < value.axis for a in axes), tuple(parts))
 
     def sample(self, node: Node, values: Any, grid: Any, *rest: Any) -> Any:
         """The sampler with its points in components."""
         if not isinstance(grid, Stacked) or grid.axis != self.ndim(grid) - 1:
             return NotImplemented
         args = (self.plain(values), [self.plain(p) for p in grid.parts], *rest)
-        self.module.add_submodule("point_sampler", PointSampler(self.module.grid_sampler))
+        self.module.add_submodule("point_sampler", PointSampler(self.module.grid_sampler, is_available()))
         sampler = self.graph.call_module("point_sampler", args)
         shape = args[0].meta["val"].new_empty(*args[0].meta["val"].shape[:2], *args[1][0].meta["val"].shape[1:])
         sampler.meta["val"] = shape

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from phi_hybrid.tracing.kernels.sampling import is_available
+from phi_hybrid.tracing.kernels import is_available
 from phi_hybrid.tracing.passes.rewriter import Rewriter
 from phi_hybrid.tracing.passes.sampling import PeriodicSampler, wrapped_coordinates
 

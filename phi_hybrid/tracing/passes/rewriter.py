@@ -18,7 +18,7 @@ class Rewriter:
     """Base of the passes that represent some tensors by others: their parts, or what they are periodic views of.
 
     Subclasses name `rules` by operator and say how a value becomes a node of the new graph (`plain`). What has no rule is
-    copied, with plain arguments. Nodes are numbered by value: an operation that occurs twice is written once. Each has its
+    copied, with plain arguments. What a pass writes twice with equal arguments is there once. Each node has its
     shape and precision in `meta["val"]`, a tensor on the meta device.
     """
 

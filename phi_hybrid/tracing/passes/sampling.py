@@ -8,28 +8,38 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from phi_hybrid.tracing.kernels.sampling import pull_back, takes
+from phi_hybrid.tracing.kernels import pull_back, takes
 
 _aten = torch.ops.aten
+_LINEAR, _BORDER = 0, 1
+"""torch's codes of interpolation and padding."""
 
 
 class PointSampler(torch.nn.Module):
-    """`grid_sampler` of points that are given component by component, in the same order."""
+    """`grid_sampler` of points that are given component by component, the last axis first.
 
-    def __init__(self, sampler: torch.nn.Module) -> None:
+    Args:
+        sampler: which does what is not linear interpolation between the outermost values.
+        native: whether there is the kernel in C++.
+    """
+
+    def __init__(self, sampler: torch.nn.Module, native: bool) -> None:
         super().__init__()
-        self.sampler = sampler
+        self.sampler, self.native = sampler, native
 
     def forward(self, values: torch.Tensor, points: Sequence[torch.Tensor], *rest: Any) -> torch.Tensor:
-        """Values `(batch, channel, *spatial)` at points of shape `(batch, *points)` per component."""
-        return self.sampler(values, torch.stack(tuple(points), -1), *rest)
+        """Values `(batch, channel, *spatial)` at points in [-1, 1], `(batch, *points)` for each spatial axis."""
+        if rest != (_LINEAR, _BORDER, True):
+            return self.sampler(values, torch.stack(tuple(points), -1), *rest)
+        cells = [(p + 1) * (0.5 * (size - 1)) for p, size in zip(reversed(points), values.shape[2:])]
+        return interpolate(values, cells, False, self.native)
 
 
 class PeriodicSampler(torch.nn.Module):
-    """Multilinear interpolation of periodic values, Σ over the 2ᵈ corners of weight · value; equal to rounding.
+    """Interpolation of periodic values.
 
-    Compilers fuse the gathers with what comes before and after. Their adjoint adds to memory that several points share; on the
-    CPU the kernel in C++ does that, if there is a compiler (`native`).
+    Args:
+        native: whether there is the kernel in C++.
     """
 
     def __init__(self, native: bool) -> None:
@@ -38,38 +48,57 @@ class PeriodicSampler(torch.nn.Module):
 
     def forward(self, values: torch.Tensor, points: Sequence[torch.Tensor]) -> torch.Tensor:
         """Values `(batch, channel, *spatial)` at points in cells, `(batch, *points)` for each spatial axis."""
-        if self.native and torch.is_grad_enabled() and takes(values, points):
-            return _Sample.apply(values, *points)
-        return gathered(values, points)
+        return interpolate(values, points, True, self.native)
 
 
-class _Sample(torch.autograd.Function):
+def interpolate(values: torch.Tensor, points: Sequence[torch.Tensor], periodic: bool, native: bool) -> torch.Tensor:
+    """Multilinear interpolation, Σ over the 2ᵈ corners of weight · value, `(batch, channel, *points)`; equal to rounding.
+
+    Compilers fuse the gathers with what comes before and after. Their adjoint adds to numbers that several points share; on
+    the CPU the kernel in C++ does that, if there is one.
+    """
+    if native and torch.is_grad_enabled() and takes(values, points):
+        return _Interpolate.apply(periodic, values, *points)
+    return _gathered(values, points, periodic)
+
+
+class _Interpolate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, *points: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, periodic: bool, values: torch.Tensor, *points: torch.Tensor) -> torch.Tensor:
+        ctx.periodic = periodic
         ctx.save_for_backward(values, *points)
-        return gathered(values, points)
+        return _gathered(values, points, periodic)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         values, *points = ctx.saved_tensors
-        return tuple(pull_back(cotangent, values, points, True))
+        return None, *pull_back(cotangent, values, points, ctx.periodic)
 
 
-def gathered(values: torch.Tensor, points: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Periodic interpolation by gathers, `(batch, channel, *points)`."""
+def _gathered(values: torch.Tensor, points: Sequence[torch.Tensor], periodic: bool) -> torch.Tensor:
+    sizes = values.shape[2:]
+    if not periodic:
+        points = [p.clamp(0, size - 1) for p, size in zip(points, sizes)]
     lower = [p.detach().floor() for p in points]
     fractions = [p - low for p, low in zip(points, lower)]
-    corners = [_wrapped(low, size) for low, size in zip(lower, values.shape[2:])]
+    corners = [(_wrapped if periodic else _stopped)(low, size) for low, size in zip(lower, sizes)]
     return torch.stack([_interpolated(channel, corners, fractions) for channel in values.unbind(1)], 1)
 
 
 def _wrapped(lower: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lower and upper index along an axis; one that exists also where the coordinate is NaN."""
+    """Lower and upper index along a periodic axis; one that exists also where the coordinate is NaN."""
     if size & (size - 1) == 0:
         index = lower.to(torch.int32) & (size - 1)
         return index, (index + 1) & (size - 1)
-    index = (lower - (lower * (1 / size)).floor() * size).to(torch.int32).clamp(0, size - 1)
+    index = (lower - (lower * (1 / size)).floor() * size).to(torch.int32)
+    index = torch.where(index >= size, index - size, index).clamp(0, size - 1)
     return index, torch.where(index == size - 1, 0, index + 1)
+
+
+def _stopped(lower: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lower and upper index along another axis, likewise."""
+    index = lower.to(torch.int32).clamp(0, size - 1)
+    return index, (index + 1).clamp_max(size - 1)
 
 
 def _interpolated(values: torch.Tensor, corners: Sequence[Any], fractions: Sequence[torch.Tensor]) -> torch.Tensor:
