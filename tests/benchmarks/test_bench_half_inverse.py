@@ -169,7 +169,6 @@ CHAINS = [
     Chain(2, 96, 128),
     Chain(2, 96, 8, width=100),
     Chain(2, 384, 8),
-    Chain(8, 96, 8),
 ]
 WAYS: dict[str, tuple[Engine | Automatic, Filter]] = {
     "Dense": (Dense(), Cutoff()),
