@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from phi_hybrid.errors import StateError
-from phi_hybrid.optim.engines import GIB, Engine, Gram, ParameterGram
+from phi_hybrid.optim.engines import GIB, Dense, Engine, Gram, ParameterGram
 from phi_hybrid.optim.filters import Filter
 from phi_hybrid.optim.golub_kahan import GolubKahan
 from phi_hybrid.optim.jacobian import Jacobian
@@ -23,7 +23,7 @@ class Automatic:
     """
 
     budget: int = 4 * GIB
-    exact: tuple[Engine, ...] = (Structured(), Gram(), ParameterGram())
+    exact: tuple[Engine, ...] = (Structured(), Gram(), ParameterGram(), Dense())
     matrix_free: Engine = GolubKahan()
 
     def chosen(self, jacobian: Jacobian, filter: Filter) -> Engine:

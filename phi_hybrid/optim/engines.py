@@ -3,7 +3,7 @@
 | engine | largest array | time |
 |---|---|---|
 | `Dense` | J, m·P numbers | SVD of J |
-| `Gram` | K = J·Jᵀ, m² | m vector–Jacobian products per group of parameters, eigenvectors of K |
+| `Gram` | K = J·Jᵀ, m², and J up to a bound | m vector–Jacobian products per group of parameters, eigenvectors of K |
 | `ParameterGram` | G = Jᵀ·J, P² | m vector–Jacobian products, eigenvectors of G |
 
 `Structured` and `GolubKahan` are in modules of their own, `Automatic` chooses.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import scipy.linalg
@@ -100,7 +101,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Dense(Engine):
-    """Singular value decomposition of J itself: the reference.
+    """Singular value decomposition of J itself: the reference, and the only way to cutoffs below about 1e-7.
 
     Args:
         precision: torch dtype that J is decomposed in; `torch.float64` by default.
@@ -127,13 +128,18 @@ class Dense(Engine):
         small = min(rows, columns)
         flops = (size / 8) * 8 * small**2 * max(rows, columns)
         return estimate(
-            jacobian, size * (4 * rows * columns + 5 * small**2), rows / self.chunk, rows, flops, min(self.chunk, rows)
+            jacobian,
+            size * (4 * rows * columns + 5 * small**2),
+            -(-rows // self.chunk),
+            rows,
+            flops,
+            min(self.chunk, rows),
         )
 
 
 @dataclass(frozen=True)
 class Gram(Engine):
-    """Eigenvectors of K = J·Jᵀ in double precision, J being computed parameter group by parameter group and forgotten.
+    """Eigenvectors of K = J·Jᵀ in double precision; a J of many columns is computed group by group and forgotten.
 
     Args:
         chunk: number of rows of J that are computed at once.
@@ -149,8 +155,16 @@ class Gram(Engine):
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         gram = torch.zeros(jacobian.rows, jacobian.rows, dtype=torch.float64, device=jacobian.outputs.device)
-        self.add_to(gram, jacobian)
-        return from_gram(gram, jacobian, cotangent, filter, kappa, scale)
+        if jacobian.columns > self.columns:
+            self.add_to(gram, jacobian)
+            return from_gram(gram, jacobian.transposed_times, jacobian, cotangent, filter, kappa, scale)
+        rows = jacobian.rows_of(self.chunk)  # they fit: no need to go back through the physics with U·f·Uᵀ·g
+        add_square(gram, rows)
+        return from_gram(gram, lambda c: _shaped(rows.mT @ c, jacobian), jacobian, cotangent, filter, kappa, scale)
+
+    def mismatch(self, jacobian: Jacobian, filter: Filter) -> str | None:
+        """Complaint about a cutoff that K does not resolve."""
+        return unresolved(jacobian.rows, filter)
 
     def add_to(self, gram: torch.Tensor, jacobian: Jacobian) -> None:
         """K += J·Jᵀ, `(m, m)`, in the lower triangle."""
@@ -162,7 +176,8 @@ class Gram(Engine):
         groups, held = -(-columns // self.columns), min(columns, self.columns)
         bytes = max(eigh_bytes(rows, jacobian.outputs.device), 8 * (rows * (rows + held) + 2 * self.chunk * held))
         flops = rows**2 * columns + eigh_flops(rows)
-        return estimate(jacobian, bytes, groups * rows / self.chunk, groups * rows, flops, min(self.chunk, rows))
+        calls = groups * -(-rows // self.chunk) + (columns > self.columns)
+        return estimate(jacobian, bytes, calls, groups * rows, flops, min(self.chunk, rows))
 
 
 @dataclass(frozen=True)
@@ -187,27 +202,37 @@ class ParameterGram(Engine):
             gradient.addmv_(rows.mT, own[part])
         gram, gradient = jacobian.processes.summed(gram), jacobian.processes.summed(gradient)
         squares, vectors = eigh(gram.mul_(scale))
-        squares = _above_rounding(squares)
+        squares = squares.clamp_min(0)
         weights = filter(squares, kappa)
         flat = vectors @ (weights * (vectors.mT @ gradient))
         singular = squares.flip(0).sqrt()[: min(jacobian.rows, jacobian.columns)]
         return Update(_shaped(flat, jacobian), singular, int((weights[-len(singular) :] > 0).sum()))
 
+    def mismatch(self, jacobian: Jacobian, filter: Filter) -> str | None:
+        """Complaint about a cutoff that G does not resolve."""
+        return unresolved(jacobian.columns, filter)
+
     def cost(self, jacobian: Jacobian) -> Cost:
         rows, columns = jacobian.rows, jacobian.columns
         bytes = eigh_bytes(columns, jacobian.outputs.device) + 16 * min(self.chunk, rows) * columns
         flops = 2 * rows * columns**2 + eigh_flops(columns)
-        return estimate(jacobian, bytes, rows / self.chunk, rows, flops, min(self.chunk, rows))
+        return estimate(jacobian, bytes, -(-rows // self.chunk), rows, flops, min(self.chunk, rows))
 
 
 def from_gram(
-    gram: torch.Tensor, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float
+    gram: torch.Tensor,
+    transposed_times: Callable[[torch.Tensor], list[torch.Tensor]],
+    jacobian: Jacobian,
+    cotangent: torch.Tensor,
+    filter: Filter,
+    kappa: float,
+    scale: float,
 ) -> Update:
-    """Jᵀ·f(scale·K)·g from the eigenvectors of the lower triangle of K, which is overwritten."""
+    """Jᵀ·f(scale·K)·g from the eigenvectors of the lower triangle of K, which is overwritten, and c ↦ Jᵀ·c."""
     squares, vectors = eigh(gram.mul_(scale))
-    squares = _above_rounding(squares)
+    squares = squares.clamp_min(0)
     weights = filter(squares, kappa)
-    direction = jacobian.transposed_times(vectors @ (weights * (vectors.mT @ cotangent.double())))
+    direction = transposed_times(vectors @ (weights * (vectors.mT @ cotangent.double())))
     singular = squares.flip(0).sqrt()[: min(jacobian.rows, jacobian.columns)]
     return Update(direction, singular, int((weights[-len(singular) :] > 0).sum()))
 
@@ -219,10 +244,18 @@ def add_square(gram: torch.Tensor, rows: torch.Tensor, block: int = 512) -> None
         gram[start:stop, :stop].addmm_(rows[start:stop], rows[:stop].mT)
 
 
-def _above_rounding(squares: torch.Tensor) -> torch.Tensor:
-    """σ² without those that are rounding errors of the largest: singular values below ~1e-8·σ_max are not resolved."""
-    noise = len(squares) * torch.finfo(squares.dtype).eps * squares.max()
-    return torch.where(squares > noise, squares, torch.zeros_like(squares))
+def unresolved(size: int, filter: Filter) -> str | None:
+    """Complaint about an rcond too small for eigenvectors of J·Jᵀ or Jᵀ·J of this size; `None` if it is not.
+
+    Eigenvalues σ² have errors of up to √size·ε·σ_max², so that singular values below a few 1e-8·σ_max are only rounding.
+    """
+    least = 3 * (size**0.5 * torch.finfo(torch.float64).eps) ** 0.5
+    if filter.rcond >= least:
+        return None
+    return (
+        f"rcond = {filter.rcond:g} is less than {least:.1e}, below which eigenvectors of J·Jᵀ resolve nothing for "
+        f"{size} rows; use a larger rcond, e.g. Smooth(1e-6, damping) to damp, or engine=Dense()"
+    )
 
 
 def _shaped(flat: torch.Tensor, jacobian: Jacobian) -> list[torch.Tensor]:
@@ -232,8 +265,10 @@ def _shaped(flat: torch.Tensor, jacobian: Jacobian) -> list[torch.Tensor]:
 
 # --- cost of an update ---
 
-_NODE_SECONDS = 2e-5
-"""Time of one operation of a backward pass."""
+_NODE_SECONDS = 5e-6
+"""Time to start one operation of a backward pass."""
+_NODE_FLOPS = 3.0
+"""Operations per output in one operation of a backward pass, through physics whose states are as large as its outputs."""
 _FLOPS = {"cpu": 1e10, "cuda": 5e12}
 """Floating-point operations in double precision per second, on a CPU of a single thread. Orders of magnitude."""
 
@@ -254,8 +289,9 @@ def estimate(jacobian: Jacobian, bytes: float, calls: float, passes: float, flop
     arithmetic = passes * 4 * jacobian.columns * jacobian.samples
     states = [z.numel() * z.element_size() for layer in jacobian.layers.values() for z in layer.outputs]
     bytes += 3 * at_once * max(states, default=0)
-    calls = max(calls, 2)  # one product at least, and the update itself
-    return Cost(int(bytes), calls * _nodes(jacobian.outputs) * _NODE_SECONDS + (arithmetic + flops) / rate)
+    nodes = _nodes(jacobian.outputs)
+    physics = passes * nodes * _NODE_FLOPS * jacobian.outputs.numel()
+    return Cost(int(bytes), calls * nodes * _NODE_SECONDS + (arithmetic + physics + flops) / rate)
 
 
 def _available(device: torch.device) -> int:

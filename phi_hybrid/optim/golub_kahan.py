@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from phi_hybrid.bridge.checks import require_count, require_number
-from phi_hybrid.optim.engines import Cost, Engine, Update, estimate
+from phi_hybrid.optim.engines import MIB, Cost, Engine, Gram, Update, estimate
 from phi_hybrid.optim.filters import Filter
 from phi_hybrid.optim.jacobian import Jacobian
+from phi_hybrid.optim.structured import Structured
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,18 @@ class GolubKahan(Engine):
         tolerance: relative error of the update, estimated from its latest changes; 0.01 by default.
         iterations: largest number of iterations; a warning follows if the tolerance has not been met by then. 2000 by
             default, a few hundred do for `Smooth(1e-2)`.
+        memory: bytes that an exact engine may take instead, where that is estimated to be faster, as it is for few outputs
+            behind much physics; 256 MiB by default, 0 for none.
     """
 
     tolerance: float = 0.01
     iterations: int = 2000
+    memory: int = 256 * MIB
 
     def __post_init__(self) -> None:
         require_number("tolerance", self.tolerance, above=0)
         require_count("iterations", self.iterations)
+        require_number("memory", self.memory, least=0)
 
     def update(self, jacobian: Jacobian, cotangent: torch.Tensor, filter: Filter, kappa: float, scale: float) -> Update:
         norm = float(cotangent.double().norm())
@@ -62,8 +67,20 @@ class GolubKahan(Engine):
         return Update(direction, values, len(values), error)
 
     def mismatch(self, jacobian: Jacobian, filter: Filter) -> str | None:
-        """Complaint about a filter with a jump, which no polynomial in J·Jᵀ follows."""
-        return f"{filter} has a jump; use rcond=Smooth(1e-3), or an exact engine" if filter.has_jump else None
+        """Complaint about a filter with a jump, which no polynomial in J·Jᵀ follows, or finer than the products."""
+        if filter.has_jump:
+            return f"{filter} has a jump; use rcond=Smooth(1e-3), or an exact engine"
+        least = 10 * torch.finfo(jacobian.outputs.dtype).eps
+        if filter.rcond < least:
+            return f"rcond = {filter.rcond:g} is less than {least:.1e}, the precision of the outputs; use rcond=Smooth(1e-3)"
+        return None
+
+    def chosen(self, jacobian: Jacobian, filter: Filter) -> Engine:
+        """This engine, or an exact one if that is faster: a row of J costs as much as an iteration, but all go at once."""
+        super().chosen(jacobian, filter)
+        costs = {e: e.cost(jacobian) for e in (Structured(), Gram(), self) if e.suits(jacobian, filter)}
+        fitting = [e for e, cost in costs.items() if e is self or cost.bytes <= self.memory]
+        return min(fitting, key=lambda engine: costs[engine].seconds)
 
     def cost(self, jacobian: Jacobian) -> Cost:
         """Estimate with as many iterations as a filter with rcond = 1e-3 has been seen to need; they do not depend on the size much."""

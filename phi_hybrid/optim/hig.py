@@ -46,10 +46,12 @@ class HIG(torch.optim.Optimizer):
     Args:
         module: network or hybrid solver to train; frozen parameters are left alone.
         lr: learning rate η, 1 by default, which suits losses Σ|y − y*|² of each sample. Of a loss that is a mean over d_y entries, a whole Gauss–Newton
-            step is d_y/2 times as long; under `Unrolled`, d_y·σ²/2 with the scale σ of the data.
+            step is d_y/2 times as long; under `Unrolled`, d_y·σ²/2 with the scale σ of the data. Near a minimum of the
+            mean of ½·c·|y − y*|² rates are stable while η·c·σ_max^(1−κ) < 2, σ_max = `last.singular_values[0]`.
         kappa: exponent κ, −1 … 1; ½ by default.
         rcond: number, singular values up to rcond·σ_max are dropped, or a filter, `Cutoff(rcond, damping)` or
-            `Smooth(rcond, damping)`. 1e-6 by default, 1e-4 … 1e-3 for long or noisy physics.
+            `Smooth(rcond, damping)`. 1e-6 by default, 1e-4 … 1e-3 for long or noisy physics. Below about 1e-7, J itself
+            must be decomposed: `Automatic` does, engines by J·Jᵀ are refused.
         per_sample: division of J and of the gradients of the single samples by √samples, so that an update does not
             depend on how often a sample is repeated in the batch; `False` is the paper's scaling.
         engine: engine that computes the update, see `phi_hybrid.optim.engines`; its needs are estimated before the first

@@ -11,14 +11,17 @@ from phi_hybrid.errors import NonFiniteError, SolveError
 from phi_hybrid.optim.automatic import Automatic
 from phi_hybrid.optim.closure import OutputsAndLoss
 from phi_hybrid.optim.engines import Engine, Update
-from phi_hybrid.optim.filters import Cutoff
+from phi_hybrid.optim.filters import Smooth
 from phi_hybrid.optim.hig import HIG
+
+_RCOND = 1e-6
+"""Least λ relative to σ_max: smaller singular values are rounding errors to most engines."""
 
 
 class LevenbergMarquardt(torch.optim.Optimizer):
     """Levenberg–Marquardt: Δθ = −η Jᵀ (J Jᵀ + λ²·1)⁻¹ ∂L/∂y, λ falling with the loss of the mini-batch, or else rising.
 
-    A step that does not reduce the loss is taken back. `HIG` with κ = 1 and a constant damping is Gauss–Newton.
+    λ² is never less than (1e-6·σ_max)². A step that does not reduce the loss is taken back. `HIG` with κ = 1 and a constant damping is Gauss–Newton.
 
     Args:
         module: network or hybrid solver to train.
@@ -50,7 +53,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     ) -> None:
         require_number("damping", damping, above=0, way_out="HIG with kappa=1 works without")
         require_number("factor", factor, above=1)
-        self._step = HIG(module, lr, 1.0, Cutoff(0.0, damping), engine=engine, progress=progress)
+        self._step = HIG(module, lr, 1.0, Smooth(_RCOND, damping), engine=engine, progress=progress)
         super().__init__(self._step.param_groups, {"lr": lr})
         self.param_groups = self._step.param_groups  # schedulers on this optimizer change that learning rate
         self.damping = damping
@@ -64,7 +67,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         """One trial step; the loss before it is returned. Arguments and errors are those of `HIG.step`."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         before = [p.detach().clone() for p in parameters]
-        self._step.filter = Cutoff(0.0, self.damping)
+        self._step.filter = Smooth(_RCOND, self.damping)
         loss = self._step.step(closure)
         if self._loss_after(closure) < loss:
             self.damping = max(self.damping / self.factor, 1e-12)

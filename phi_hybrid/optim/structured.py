@@ -7,7 +7,18 @@ from dataclasses import dataclass
 import torch
 
 from phi_hybrid.bridge.checks import require_count, require_instance, require_number
-from phi_hybrid.optim.engines import Cost, Engine, Gram, Update, add_square, eigh_bytes, eigh_flops, estimate, from_gram
+from phi_hybrid.optim.engines import (
+    Cost,
+    Engine,
+    Gram,
+    Update,
+    add_square,
+    eigh_bytes,
+    eigh_flops,
+    estimate,
+    from_gram,
+    unresolved,
+)
 from phi_hybrid.optim.filters import Filter
 from phi_hybrid.optim.jacobian import Jacobian, Processes, products
 from phi_hybrid.optim.layers import Layer
@@ -47,7 +58,7 @@ class Structured(Engine):
         self._fill(jacobian, factors)
         for factor in factors:
             factor.add_to(total, jacobian.processes)
-        return from_gram(total, jacobian, cotangent, filter, kappa, scale)
+        return from_gram(total, jacobian.transposed_times, jacobian, cotangent, filter, kappa, scale)
 
     def suits(self, jacobian: Jacobian, filter: Filter) -> bool:
         """Permission for `Automatic`: there are layers to go by, and they explain this Jacobian."""
@@ -59,6 +70,8 @@ class Structured(Engine):
         To be asked in every update: behind a last layer of zeros, where networks often begin, nothing is felt yet of samples
         that influence each other.
         """
+        if reason := unresolved(jacobian.rows, filter):
+            return reason
         reason = self._mismatch(jacobian, self._parts(jacobian)[0])
         found = jacobian.processes.summed(torch.tensor(float(reason is not None), device=jacobian.outputs.device))
         if not found:
@@ -78,7 +91,7 @@ class Structured(Engine):
         own = estimate(
             jacobian,
             max(eigh_bytes(rows, jacobian.outputs.device), held, rest.bytes),
-            per_sample / self.chunk + 1,
+            -(-per_sample // self.chunk) + 2,  # the comparison with autograd, and the update itself
             per_sample,
             flops,
         )

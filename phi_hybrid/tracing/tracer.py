@@ -67,7 +67,7 @@ def trace(
     _replace_operators(module, guard)
     module.graph.eliminate_dead_code()  # among it operations that failed and for which PhiFlow then did others
     fold_constants(module)
-    _own_memory(module.graph)
+    own_memory(module.graph)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -168,7 +168,7 @@ def fold_constants(module: torch.fx.GraphModule) -> None:
         delattr(module, name)
 
 
-def _own_memory(graph: torch.fx.Graph) -> None:
+def own_memory(graph: torch.fx.Graph) -> None:
     """Copies results that share memory with an argument, a constant or an earlier result: a caller may write into them."""
     output = graph.output_node()
     taken: set[torch.fx.Node] = {n for n in graph.nodes if n.op in ("placeholder", "get_attr")}

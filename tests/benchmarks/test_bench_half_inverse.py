@@ -1,27 +1,30 @@
 """Half-inverse updates by different engines: time, peak memory and error against dense decompositions.
 
-    pytest tests/benchmarks/test_bench_half_inverse.py -s
+    pytest tests/benchmarks/test_bench_half_inverse.py -n 0 -s [-k physics]
 
-Poisson's equation: network 64-64-128-64-64, 64 outputs a sample, after 300 updates of Adam. Oscillators: the linear chain.
+Poisson's equation: network 64-64-128-64-64, 64 outputs a sample, after 300 updates of Adam. Oscillators:
+chains of few to many outputs, behind 24 to 384 steps of physics.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hig_oscillators import LINEAR, make_task
+from phi.math import batch, zeros
 
 import phi_hybrid as ph
-from phi_hybrid.optim import HIG, Automatic, Closure, Dense, GolubKahan, Gram, ParameterGram, Smooth, Structured
+from phi_hybrid.optim import HIG, Automatic, Closure, Dense, GolubKahan, Gram, Smooth, Structured
 from phi_hybrid.optim.engines import Engine
 from phi_hybrid.optim.filters import Cutoff, Filter
 from phi_hybrid.pde import poisson
+from phi_hybrid.pde.oscillators import nonlinear_oscillators
 
 FASTER, LESS_MEMORY = 4.0, 1 / 3
 """Of the structured engine, than the dense one in single precision."""
@@ -112,15 +115,80 @@ def test_poisson_16384_outputs() -> None:
         assert memory < 4
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [Dense(), Gram(), ParameterGram(), Structured(), Automatic(), GolubKahan()],
-    ids=lambda engine: type(engine).__name__,
-)
-def test_linear_oscillators(measure: Callable, engine: Engine) -> None:
-    """128 outputs, 1444 parameters, 24 steps of physics; one thread."""
-    torch.set_num_threads(1)
-    task = make_task(LINEAR, 0)
-    closure = task.closure(task.training[:32])
-    optimizer = HIG(task.network, 0.0, 0.5, SMOOTH, engine=engine, progress=False)
-    measure("oscillators, 32 samples", type(engine).__name__, lambda: optimizer.step(closure))
+def peak_of_tensors(work: Callable[[], Any]) -> float:
+    """MiB that torch's tensors take at most beyond what they take before, the graph of the outputs included."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        work()
+    live = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak / 2**20
+
+
+# --- few outputs behind much physics, and many ---
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain of oscillators under the control of a network of three hidden layers."""
+
+    oscillators: int
+    steps: int
+    samples: int
+    width: int = 20
+
+    def __str__(self) -> str:
+        return f"{2 * self.oscillators} outputs × {self.samples} samples, {self.steps} steps, width {self.width}"
+
+    def task(self) -> tuple[torch.nn.Module, Closure]:
+        chain = nonlinear_oscillators(self.oscillators, dt=12 / self.steps, steps=self.steps)
+        states = chain.random_states(self.samples, 0)
+        controls = zeros(batch(time=self.steps, trajectory=2))
+        physics = ph.capture(chain.controlled).bind(states.trajectory[:2], controls)
+        x = ph.bridge.flatten(states)[0][0].float()
+        torch.manual_seed(0)
+        layers: list[torch.nn.Module] = [torch.nn.Flatten()]
+        for width in (2 * self.oscillators, self.width, self.width):
+            layers += [torch.nn.Linear(width, self.width), torch.nn.Tanh()]
+        net = torch.nn.Sequential(*layers, torch.nn.Linear(self.width, self.steps))
+        return net, Closure(
+            lambda: physics.native(x, net(x).T)[0], lambda y: ((y - x) ** 2).flatten(1).sum(1).mean(), net.parameters()
+        )
+
+
+CHAINS = [
+    Chain(2, 24, 2),
+    Chain(2, 24, 8),
+    Chain(2, 24, 32),
+    Chain(2, 24, 128),
+    Chain(2, 96, 2),
+    Chain(2, 96, 8),
+    Chain(2, 96, 32),
+    Chain(2, 96, 128),
+    Chain(2, 96, 8, width=100),
+    Chain(2, 384, 8),
+]
+WAYS: dict[str, tuple[Engine | Automatic, Filter]] = {
+    "Dense": (Dense(), Cutoff()),
+    "Automatic": (Automatic(), Cutoff()),
+    "Structured": (Structured(), Cutoff()),
+    "Gram": (Gram(), Cutoff()),
+    "GolubKahan": (GolubKahan(), SMOOTH),
+    "GolubKahan(memory=0)": (GolubKahan(memory=0), SMOOTH),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_few_outputs_behind_much_physics(by_turns: Callable, chain: Chain) -> None:
+    """Time in turns and memory of an update by each engine; `Dense` comes first."""
+    net, closure = chain.task()
+    optimizers = {way: HIG(net, 0.0, 0.5, f, engine=e, progress=False) for way, (e, f) in WAYS.items()}
+    if chain.steps * chain.samples > 200:
+        del optimizers["GolubKahan(memory=0)"]  # seconds an update
+    steps = {way: partial(optimizer.step, closure) for way, optimizer in optimizers.items()}
+    by_turns(str(chain), steps, rounds=15 if chain.steps < 96 else 5)
+    peaks = {way: peak_of_tensors(steps[way]) for way in ("Dense", "Automatic")}
+    engine = type(next(iter(optimizers["Automatic"]._chosen.values()))).__name__
+    print(f"\n{chain}: {engine}, MiB " + ", ".join(f"{way} {mib:.1f}" for way, mib in peaks.items()))

@@ -28,7 +28,7 @@ ENGINES = {
     "gram": Gram(chunk=7),
     "parameters": ParameterGram(chunk=7),
     "structured": Structured(chunk=5),
-    "golub_kahan": GolubKahan(tolerance=1e-9),
+    "golub_kahan": GolubKahan(1e-9, memory=0),
 }
 SAMPLES = 6
 

@@ -54,7 +54,7 @@ def test_beyond_the_budget() -> None:
 def test_an_engine_that_cannot_fit_is_refused_before_the_update() -> None:
     """512 000 outputs: K would have two terabytes."""
     net = nn.Linear(1, 8000)
-    optimizer = HIG(net, engine=Gram(), progress=False)
+    optimizer = HIG(net, rcond=1e-5, engine=Gram(), progress=False)
     with pytest.raises(ph.StateError, match="Gram .* 512000 outputs"):
         optimizer.step(Closure(lambda: net(torch.ones(64, 1)), lambda y: y.square().mean()))
 

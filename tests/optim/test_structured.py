@@ -11,7 +11,7 @@ from cases.small import SmallNet, forced_step, line
 from torch import nn
 
 import phi_hybrid as ph
-from phi_hybrid.optim import HIG, Closure, Cutoff, Dense, Gram, Structured
+from phi_hybrid.optim import HIG, Closure, Dense, Gram, Smooth, Structured
 
 torch.set_num_threads(1)
 
@@ -95,7 +95,7 @@ def test_update_equals_that_of_the_rows(name: str) -> None:
 
     found = {}
     for engine in (Dense(), Gram(), Structured(chunk=3)):
-        optimizer = HIG(module, 0.0, rcond=Cutoff(0.0, damping=0.1), engine=engine)
+        optimizer = HIG(module, 0.0, rcond=Smooth(1e-6, damping=0.1), engine=engine)
         optimizer.step(Closure(lambda: module(x), loss))
         found[type(engine)] = torch.cat([d.reshape(-1) for d in optimizer.last.direction])
     for engine in (Gram, Structured):
@@ -112,7 +112,7 @@ def test_unrolled_hybrid_solver() -> None:
     objective, batch = ph.Unrolled(3), data.windows(3).collate([data.windows(3)[n] for n in (0, 3, 5)])
     directions = []
     for engine in (Dense(), Structured()):
-        optimizer = HIG(solver, 0.0, rcond=Cutoff(0.0, 0.1), engine=engine)
+        optimizer = HIG(solver, 0.0, rcond=Smooth(1e-6, 0.1), engine=engine)
         optimizer.step(Closure(lambda: objective.outputs(solver, batch), lambda y: objective.loss(y, batch)))
         directions.append(torch.cat([d.reshape(-1) for d in optimizer.last.direction]))
     assert (directions[0] - directions[1]).norm() < 1e-8 * directions[0].norm()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from phi_hybrid.tracing.tracer import fold_constants
+from phi_hybrid.tracing.tracer import fold_constants, own_memory
 
 Rule = Callable[..., Any]
 """`(node, *args, **kwargs) -> value`: the new value of a node, or `NotImplemented` to copy it."""
@@ -46,6 +46,7 @@ class Rewriter:
         module = GraphModule(self.module, self.graph)
         module._tracer_cls = torch.fx.Tracer
         fold_constants(module)
+        own_memory(self.graph)
         self.graph.eliminate_dead_code()
         module.recompile()
         return module
