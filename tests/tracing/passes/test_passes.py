@@ -12,7 +12,7 @@ from cases.equations import EQUATIONS
 from cases.graphs import operations
 from cases.programs import programs
 from cases.verdicts import judge
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from phi.torch.flow import Field, Tensor, advect, math, spatial
 
 import phi_hybrid as ph
@@ -34,7 +34,10 @@ def flow_block(cells: int = 8, advection: Callable = advect.semi_lagrangian) -> 
     return ph.capture(lambda u: step(u, 0.01), start), start
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@seed(0)
+@settings(
+    max_examples=30, phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(programs())
 def test_random_steps(program: Any) -> None:
     verdict = judge(program, rewritten_capture)
@@ -56,7 +59,7 @@ def test_equations(name: str) -> None:
 
 
 def gradient_of(results: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    total = sum((t**2).sum() for t in results if t.requires_grad)
+    total = sum((t * t.conj()).real.sum() for t in results if t.requires_grad)
     found = torch.autograd.grad(total, leaves, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, leaves)]
 
@@ -66,7 +69,7 @@ def test_a_periodic_flow_is_pointwise(advection: Callable) -> None:
     """No vector is put together, nothing is padded: what is left are gathers, shifts and the solve."""
     block, _ = flow_block(advection=advection)
     found = operations(for_compiler(block.graphs[0].module))
-    assert found["roll"] > 0 and found["periodic_sampler"] == (2 if advection is advect.semi_lagrangian else 6)
+    assert found["roll"] > 0 and found["periodic_sampler"] == (2 if advection is advect.semi_lagrangian else 4)
     if advection is advect.semi_lagrangian:
         assert found["stack"] == found["cat"] == found["slice"] == found["remainder"] == 0
 
