@@ -92,6 +92,18 @@ class NativeStep(Protocol):
         ...
 
 
+def advance(step: NativeStep, state: Tensors, inputs: Sequence[Tensors]) -> list[Tensors]:
+    """The states after one step for each of the inputs, so many at once as the step does together."""
+    states: list[Tensors] = []
+    while (done := len(states)) < len(inputs):
+        state, together = states[-1] if states else state, step.together
+        if 1 < together <= len(inputs) - done:
+            states += step.several(state, inputs[done : done + together])
+        else:
+            states.append(step(*state, *inputs[done]))
+    return states
+
+
 class Step(torch.nn.Module):
     """`state, *inputs -> state` as a torch module, called like the PhiFlow function behind it.
 
@@ -283,10 +295,35 @@ class BoundStep(torch.nn.Module):
         Raises:
             StateError: if their number or shapes do not fit the layout.
         """
+        return self._native_for(tensors)(*tensors)
+
+    def _native_for(self, tensors: Sequence[torch.Tensor]) -> NativeStep:
         latest = self._latest
         if not latest or latest[0].signature != signature_of(tensors) or not latest[0].is_fresh():
             self._latest = latest = [self.step.native_for(self.layout, tensors)]
-        return latest[0](*tensors)
+        return latest[0]
+
+    def unroll(self, steps: int, *tensors: torch.Tensor) -> list[Tensors]:
+        """States after 1, …, `steps` steps with the same inputs, differentiable; of four steps `compile=True` makes one program.
+
+        Args:
+            steps: number of steps, at least 0.
+            *tensors: the first state and the inputs, as `flatten` returns them.
+
+        Returns:
+            The tensors of each state.
+
+        Raises:
+            StateError: if the step returns another kind of state than it takes, or the tensors do not fit the layout.
+        """
+        state = self.layout.children[0]
+        if self.output_layout != state:
+            raise StateError(
+                f"the step cannot be repeated, since what it takes and what it returns differ: "
+                f"{state.difference(self.output_layout)}. Start from a state as the step returns it"
+            )
+        count = len(state.leaves)
+        return advance(self._native_for(tensors), tuple(tensors[:count]), [tuple(tensors[count:])] * steps)
 
     def forward(self, *tensors: torch.Tensor) -> Tensors:
         """The same as `native`."""

@@ -13,7 +13,7 @@ from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.bridge.layout import Layout, batch_names, position_of, stack, unflatten
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.steps.bound import Inputs, Repeatable, bind, flatten_arguments
-from phi_hybrid.steps.face import NativeStep, Tensors
+from phi_hybrid.steps.face import Tensors, advance
 from phi_hybrid.steps.looks import Looks, finite
 from phi_hybrid.steps.plain import as_step
 
@@ -23,23 +23,9 @@ LONG = 8
 
 def unroll(bound: Repeatable, inputs: Inputs, steps: int, start: int = 0) -> list[Tensors]:
     """`steps` states after the first, differentiable: uₙ₊₁ = S(uₙ, inputs(n))."""
-    states: list[Tensors] = []
-    while (done := len(states)) < steps:
-        count = min(bound.step.together, steps - done)
-        states += advance(bound.step, states[-1] if states else bound.state, inputs, start + done, count)
+    states = advance(bound.step, bound.state, [inputs.at(n) for n in range(start, start + steps)])
     if states:
         _require_same_numbers(bound.state, states[0])
-    return states
-
-
-def advance(step: NativeStep, state: Tensors, inputs: Inputs, start: int, count: int) -> list[Tensors]:
-    """The states after `count` steps from number `start` on: as one program, if that many are done together."""
-    if count == step.together > 1:
-        return step.several(state, [inputs.at(n) for n in range(start, start + count)])
-    states = []
-    for n in range(start, start + count):
-        state = step(*state, *inputs.at(n))
-        states.append(state)
     return states
 
 
@@ -119,7 +105,7 @@ def _advance(
         while n < steps:
             count, bad = min(together, steps - n), None
             try:
-                for new in advance(bound.step, frames[-1], arguments, n, count):
+                for new in advance(bound.step, frames[-1], [arguments.at(m) for m in range(n, n + count)]):
                     n += 1
                     frames.append(new)
                     if n == 1:

@@ -12,7 +12,7 @@ from phi_hybrid.bridge.layout import TreeLayout
 from phi_hybrid.linear_solve import Solves
 from phi_hybrid.steps.face import Tensors, signature_of
 from phi_hybrid.tracing.fingerprint import Fingerprint
-from phi_hybrid.tracing.passes import for_compiler
+from phi_hybrid.tracing.passes import compiler_options, for_compiler
 from phi_hybrid.tracing.passes.rewriter import shapes_of, with_shapes
 from phi_hybrid.tracing.tracer import trace
 
@@ -59,7 +59,9 @@ class CapturedGraph(torch.nn.Module):
         programs = self.__dict__.setdefault("_programs", {})
         if steps not in programs:
             one = self.__dict__.setdefault("_for_compiler", for_compiler(self.module))
-            programs[steps] = torch.compile(one if steps == 1 else _Unrolled(one, steps), dynamic=False)
+            several = one if steps == 1 else _Unrolled(one, steps)
+            call = several.forward  # of the module itself, since a compiled module takes 10 µs to be called
+            programs[steps] = torch.compile(call, dynamic=False, options=compiler_options(one))
         return programs[steps]
 
     def _forget_programs(self) -> None:

@@ -83,11 +83,25 @@ def test_unrolled_gradients(calls: list[int]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_steps_that_do_not_repeat_in_evaluation_mode(calls: list[int]) -> None:
-    """The program runs once for each call: transformations take the graph step by step."""
+def test_bound_steps_unroll(calls: list[int]) -> None:
+    for block, programs in zip(both(), ([], [TOGETHER] * 2)):
+        bound = block.bind(start(), 0.3)
+        tensors = bound.flatten(start(), 0.3)
+        states, state = bound.unroll(2 * TOGETHER + 1, *tensors), tensors
+        for found in states:
+            state = bound.native(*state, *tensors[len(state) :])
+            torch.testing.assert_close(found, state, rtol=0, atol=1e-5)
+        assert len(states) == 2 * TOGETHER + 1 and calls == programs
+        assert bound.unroll(0, *tensors) == []
+    with pytest.raises(ph.StateError, match="cannot be repeated"):
+        ph.capture(lambda u: u.with_boundary(0)).bind(start()).unroll(2, *tensors)
+
+
+def test_transformations_take_the_graph_itself(calls: list[int]) -> None:
     _, own = both()
     bound = own.bind(start())
-    torch.func.jvp(bound.native, bound.flatten(start()), bound.flatten(start()))
+    tensors = bound.flatten(start())
+    torch.func.jvp(lambda *state: bound.unroll(TOGETHER, *state)[-1], tensors, tensors)
     assert calls == []
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from phi_hybrid.tracing.passes.components import Components
+from phi_hybrid.tracing.passes.constants import Constants
 from phi_hybrid.tracing.passes.periodic import Periodic
 from phi_hybrid.tracing.passes.rewriter import has_shapes
 from phi_hybrid.tracing.tracer import in_place_targets
 
-__all__ = ["for_compiler"]
+__all__ = ["compiler_options", "for_compiler"]
 
 
 def for_compiler(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -20,6 +21,15 @@ def for_compiler(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     if in_place_targets(module.graph) or not has_shapes(module):
         return module
     module = torch.fx.GraphModule(module, module.graph)
-    for rewrite in (Components, Periodic):
+    for rewrite in (Components, Periodic, Constants):
         module = rewrite(module).run()
     return module
+
+
+_LOOKUPS = {"gather", "index", "index_put", "index_select", "scatter", "scatter_add", "take"}
+
+
+def compiler_options(module: torch.fx.GraphModule) -> dict[str, bool]:
+    """Options of inductor for a graph: no checks of indices where only the samplers look up, whose indices always exist."""
+    names = (str(n.target).removeprefix("aten.").split(".")[0] for n in module.graph.nodes if n.op == "call_function")
+    return {} if _LOOKUPS.intersection(names) else {"assert_indirect_indexing": False}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,7 +82,10 @@ def _gathered(values: torch.Tensor, points: Sequence[torch.Tensor], periodic: bo
     lower = [p.detach().floor() for p in points]
     fractions = [p - low for p, low in zip(points, lower)]
     corners = [(_wrapped if periodic else _stopped)(low, size) for low, size in zip(lower, sizes)]
-    return torch.stack([_interpolated(channel, corners, fractions) for channel in values.unbind(1)], 1)
+    flat, channels = values.reshape(-1), values.shape[1]
+    rows = torch.arange(len(values), dtype=torch.int32, device=values.device).reshape(-1, *[1] * (lower[0].ndim - 1))
+    results = [_interpolated(flat, rows * channels + k, sizes, corners, fractions) for k in range(channels)]
+    return torch.stack(results, 1)
 
 
 def _wrapped(lower: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,33 +104,25 @@ def _stopped(lower: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor
     return index, (index + 1).clamp_max(size - 1)
 
 
-def _interpolated(values: torch.Tensor, corners: Sequence[Any], fractions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Interpolation along the first axis of the values between those along the others."""
-    gather = _gather_from(values, corners[0][0].shape)
+def _interpolated(
+    flat: torch.Tensor,
+    row: torch.Tensor,
+    sizes: Sequence[int],
+    corners: Sequence[Any],
+    fractions: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """Interpolation along the first axis of the values between those along the others; one index for each corner."""
 
     def along(axis: int, chosen: tuple[torch.Tensor, ...]) -> torch.Tensor:
         if axis < 0:
-            return gather(chosen)
+            index = row
+            for size, own in zip(sizes, chosen):
+                index = index * size + own
+            return flat.index_select(0, index.reshape(-1)).reshape(index.shape)
         low, high = (along(axis - 1, (corners[axis][side], *chosen)) for side in (0, 1))
         return low + fractions[axis] * (high - low)
 
     return along(len(corners) - 1, ())
-
-
-def _gather_from(values: torch.Tensor, shape: torch.Size) -> Callable[[tuple[torch.Tensor, ...]], torch.Tensor]:
-    batch, *sizes = values.shape
-    if batch > 1:
-        own = torch.arange(batch, device=values.device).reshape(-1, *[1] * (len(shape) - 1))
-        return lambda index: _aten.index(values, [own, *index])
-    flat = values.reshape(-1)
-
-    def gather(index: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        linear = index[0]
-        for size, own in zip(sizes[1:], index[1:]):
-            linear = linear * size + own
-        return flat.index_select(0, linear.reshape(-1)).reshape(shape)
-
-    return gather
 
 
 # --- what PhiFlow computes before it samples: 2·(x mod n + width)/(n + 2·width − 1) − 1 ---
