@@ -46,10 +46,10 @@ class QuickSolver:
         if waits(rhs.device):
             self._demand(modes, b, x)
             return x.to(rhs.dtype)
-        part = max([abs(v) for at in self.watched for v in modes[(slice(None), *at)].tolist()], default=0.0)
-        if not math.isfinite(part) or not (self.spectral.is_periodic or math.isfinite(x.sum().item())):
+        parts = [abs(v) for at in self.watched for v in modes[(slice(None), *at)].tolist()]
+        if not all(map(math.isfinite, parts)) or not (self.spectral.is_periodic or math.isfinite(x.sum().item())):
             return None
-        if self.checks and not self._is_small(part, b):
+        if self.checks and not self._is_small(max(parts, default=0.0), b):
             return None
         return x.to(rhs.dtype)
 

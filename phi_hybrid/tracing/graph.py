@@ -59,7 +59,7 @@ class CapturedGraph(torch.nn.Module):
         programs = self.__dict__.setdefault("_programs", {})
         if steps not in programs:
             one = self.__dict__.setdefault("_for_compiler", for_compiler(self.module))
-            several = one if steps == 1 else _Unrolled(one, steps)
+            several = one if steps == 1 else unrolled(one, steps)
             call = several.forward  # of the module itself, since a compiled module takes 10 µs to be called
             programs[steps] = torch.compile(call, dynamic=False, options=compiler_options(one))
         return programs[steps]
@@ -95,21 +95,21 @@ class CapturedGraph(torch.nn.Module):
                 part.register_buffer(name, constant, persistent=False)
 
 
-class _Unrolled(torch.nn.Module):
-    """Several steps of a graph: `(*state, *inputs of the first step, *inputs of the second, …)` to all states."""
+def unrolled(module: torch.fx.GraphModule, steps: int) -> torch.fx.GraphModule:
+    """Several steps as one graph: `(*state, *inputs of the first step, *inputs of the second, …)` to all states.
 
-    def __init__(self, module: torch.fx.GraphModule, steps: int) -> None:
-        super().__init__()
-        self.module, self.steps = module, steps
-        self.state = len(module.graph.output_node().args[0])
-
-    def forward(self, *tensors: torch.Tensor) -> Tensors:
-        state, inputs = tensors[: self.state], tensors[self.state :]
-        own, results = len(inputs) // self.steps, []
-        for n in range(self.steps):
-            state = self.module(*state, *inputs[n * own : (n + 1) * own])
-            results += state
-        return tuple(results)
+    A graph rather than a loop: torch counts the compilations of every piece of code and gives up after a few.
+    """
+    graph, results = torch.fx.Graph(), []
+    old = list(module.graph.find_nodes(op="placeholder"))
+    count = len(module.graph.output_node().args[0])
+    state = [graph.placeholder(f"state{i}") for i in range(count)]
+    inputs = [[graph.placeholder(f"input{n}_{i}") for i in range(len(old) - count)] for n in range(steps)]
+    for own in inputs:
+        state = list(graph.graph_copy(module.graph, dict(zip(old, [*state, *own]))))
+        results += state
+    graph.output(tuple(results))
+    return torch.fx.GraphModule(module, graph)
 
 
 def _put_on(module: torch.fx.GraphModule, device: torch.device) -> None:

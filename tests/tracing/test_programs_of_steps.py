@@ -24,7 +24,7 @@ from phi.torch.flow import (
 
 import phi_hybrid as ph
 from phi_hybrid.steps import Repeatable, bind, flatten_arguments, unroll
-from phi_hybrid.tracing.graph import TOGETHER, CapturedGraph
+from phi_hybrid.tracing.graph import TOGETHER, CapturedGraph, unrolled
 
 STEPS = 8 * TOGETHER + 3
 """A rollout that is long enough for programs, and not a multiple of them."""
@@ -95,6 +95,16 @@ def test_bound_steps_unroll(calls: list[int]) -> None:
         assert bound.unroll(0, *tensors) == []
     with pytest.raises(ph.StateError, match="cannot be repeated"):
         ph.capture(lambda u: u.with_boundary(0)).bind(start()).unroll(2, *tensors)
+
+
+def test_programs_share_no_code() -> None:
+    """Torch compiles a piece of code eight times at most, and then runs it as it is."""
+    graphs = [ph.capture(lambda u, f=factor: u * f, start()).graphs[0].module for factor in (2.0, 3.0)]
+    first, second = (unrolled(graph, 3) for graph in graphs)
+    assert type(first).forward.__code__ is not type(second).forward.__code__
+    x = torch.ones(2, 6, 6, 2)
+    for module, factor in ((first, 2.0), (second, 3.0)):
+        assert [float(t.mean()) for t in module(x)] == [factor, factor**2, factor**3]
 
 
 def test_transformations_take_the_graph_itself(calls: list[int]) -> None:

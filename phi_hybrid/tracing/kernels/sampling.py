@@ -25,7 +25,7 @@ def takes(values: torch.Tensor, points: Sequence[torch.Tensor]) -> bool:
     """Tells if the operator takes these values and points."""
     known = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and 1 <= len(points) <= 3
     alike = all(p.dtype == values.dtype and p.shape == points[0].shape for p in points)
-    return known and alike and values.numel() < 2**31
+    return known and alike and len(points[0]) == len(values) and values.numel() < 2**31
 
 
 def pull_back(cotangent: torch.Tensor, values: torch.Tensor, points: Tensors, periodic: bool) -> Tensors:

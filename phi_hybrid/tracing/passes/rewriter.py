@@ -22,13 +22,13 @@ class Rewriter:
     shape and precision in `meta["val"]`, a tensor on the meta device.
     """
 
+    rules: Mapping[Any, str] = {}
+    """Names of methods, `Rule`s, by operator, or by name of a submodule."""
+
     def __init__(self, module: GraphModule) -> None:
         self.module, self.graph = module, Graph()
         self.values: dict[Node, Any] = {}
         self._numbered: dict[Any, Node] = {}
-
-    rules: Mapping[Any, str] = {}
-    """Names of methods, `Rule`s, by operator, or by name of a submodule."""
 
     def plain(self, value: Any) -> Any:
         """A value, or a nested list of them, as nodes of the new graph."""

@@ -83,7 +83,8 @@ def _gathered(values: torch.Tensor, points: Sequence[torch.Tensor], periodic: bo
     fractions = [p - low for p, low in zip(points, lower)]
     corners = [(_wrapped if periodic else _stopped)(low, size) for low, size in zip(lower, sizes)]
     flat, channels = values.reshape(-1), values.shape[1]
-    rows = torch.arange(len(values), dtype=torch.int32, device=values.device).reshape(-1, *[1] * (lower[0].ndim - 1))
+    whole = torch.int32 if values.numel() < 2**31 else torch.int64
+    rows = torch.arange(len(values), dtype=whole, device=values.device).reshape(-1, *[1] * (lower[0].ndim - 1))
     results = [_interpolated(flat, rows * channels + k, sizes, corners, fractions) for k in range(channels)]
     return torch.stack(results, 1)
 

@@ -51,6 +51,7 @@ def test_what_the_kernel_takes() -> None:
     assert not takes(values, [points[0], points[1].double()])
     assert not takes(values, [points[0], torch.zeros(1, 1)])
     assert not takes(values.to("meta"), points)
+    assert not takes(values.expand(2, 1, 4, 4), points)
     assert not takes(torch.zeros(1, 1, 2, 2, 2, 2), points * 2)
 
 
