@@ -185,10 +185,12 @@ class Components(Rewriter):
         return Stacked(value.axis, tuple(self._slice(p, inner, start, end, step) for p in value.parts))
 
     def cat(self, node: Node, values: list[Any], axis: int = 0) -> Any:
+        axis %= self.ndim(values[0])
+        if len(values) <= MOST_PARTS and all(self._count(v, axis - self.ndim(v)) == 1 for v in values):
+            return Stacked(axis, tuple(self.part(v, axis, 0) for v in values))  # a stack in disguise
         stacked = next((v for v in values if isinstance(v, Stacked)), None)
         if stacked is None:
             return NotImplemented
-        axis %= self.ndim(stacked)
         if stacked.axis == axis:
             return NotImplemented
         inner = axis - (axis > stacked.axis)

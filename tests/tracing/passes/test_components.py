@@ -29,6 +29,7 @@ CASES: dict[str, Callable] = {
     "slice": lambda a, b: apart(torch.stack([a, b], 3)[:, 1:-1, 2:]),
     "slice along it": lambda a, b: (torch.stack([a, b], 3)[..., 1:] * 2,),
     "cat across it": lambda a, b: apart(torch.cat([torch.stack([a, b], 3), torch.stack([b, a], 3), C[None].expand(2, 5, 6, 2)], 1)),
+    "cat of single components": lambda a, b: apart(torch.cat([a[..., None], b[..., None]], 3).flip([3]) * SCALE),
     "cat along it": lambda a, b: (torch.cat([torch.stack([a, b], 3), torch.stack([b, a], 3)], 3),),
     "permute": lambda a, b: apart(torch.stack([a, b], 3).permute(0, 3, 2, 1), 1),
     "unsqueeze": lambda a, b: apart(torch.stack([a, b], 1).unsqueeze(1).unsqueeze(-1), 2),
