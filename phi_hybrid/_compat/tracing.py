@@ -32,6 +32,8 @@ def traced_graph() -> torch.fx.Graph | None:
 
 def is_tracing() -> bool:
     """Tells if a trace is under way, here or in torch (`make_fx`, `torch.export`)."""
+    if torch.compiler.is_compiling():  # which cannot look into what follows
+        return False
     return current_recorder() is not None or get_proxy_mode() is not None
 
 

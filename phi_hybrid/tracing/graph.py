@@ -48,8 +48,9 @@ class CapturedGraph(torch.nn.Module):
         return [results[n : n + len(state)] for n in range(0, len(results), len(state))]
 
     def _runs_compiled(self) -> bool:
-        transformed = _compat.is_tracing() or _compat.functorch_active() or _compat.forward_mode_active()
-        return self.compile and not transformed
+        if not self.compile or torch.compiler.is_compiling():
+            return False
+        return not (_compat.is_tracing() or _compat.functorch_active() or _compat.forward_mode_active())
 
     def is_fresh(self) -> bool:
         """Tells if what the step closes over is what it was at capture; always, after unpickling."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,10 @@ from phi_hybrid.tracing.kernels import pull_back, takes
 _aten = torch.ops.aten
 _LINEAR, _BORDER = 0, 1
 """torch's codes of interpolation and padding."""
+
+
+LookUp = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+"""Values of one channel at the cells with these indices, one for each axis, `(batch, *points)`."""
 
 
 class PointSampler(torch.nn.Module):
@@ -82,11 +86,37 @@ def _gathered(values: torch.Tensor, points: Sequence[torch.Tensor], periodic: bo
     lower = [p.detach().floor() for p in points]
     fractions = [p - low for p, low in zip(points, lower)]
     corners = [(_wrapped if periodic else _stopped)(low, size) for low, size in zip(lower, sizes)]
-    flat, channels = values.reshape(-1), values.shape[1]
+    look_up = _flat_look_up(values, lower[0].ndim) if periodic else _look_up(values, lower[0].ndim)
+    return torch.stack([_interpolated(look_up(k), corners, fractions) for k in range(values.shape[1])], 1)
+
+
+def _flat_look_up(values: torch.Tensor, ndim: int) -> Callable[[int], LookUp]:
+    """For values that lie in memory: one index for each corner."""
+    flat, channels, sizes = values.reshape(-1), values.shape[1], values.shape[2:]
+    rows = _rows(values, ndim)
+
+    def of_channel(channel: int) -> LookUp:
+        def look_up(chosen: Sequence[torch.Tensor]) -> torch.Tensor:
+            index = rows * channels + channel
+            for size, own in zip(sizes, chosen):
+                index = index * size + own
+            return flat.index_select(0, index.reshape(-1)).reshape(index.shape)
+
+        return look_up
+
+    return of_channel
+
+
+def _look_up(values: torch.Tensor, ndim: int) -> Callable[[int], LookUp]:
+    """For values that are computed where they are looked up, such as paddings: an index for each axis."""
+    rows = _rows(values, ndim)
+    return lambda channel: lambda chosen: _aten.index(values[:, channel], [rows, *chosen])
+
+
+def _rows(values: torch.Tensor, ndim: int) -> torch.Tensor:
+    """Numbers of the batch entries, in as many bits as the number of values needs."""
     whole = torch.int32 if values.numel() < 2**31 else torch.int64
-    rows = torch.arange(len(values), dtype=whole, device=values.device).reshape(-1, *[1] * (lower[0].ndim - 1))
-    results = [_interpolated(flat, rows * channels + k, sizes, corners, fractions) for k in range(channels)]
-    return torch.stack(results, 1)
+    return torch.arange(len(values), dtype=whole, device=values.device).reshape(-1, *[1] * (ndim - 1))
 
 
 def _wrapped(lower: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,21 +135,12 @@ def _stopped(lower: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor
     return index, (index + 1).clamp_max(size - 1)
 
 
-def _interpolated(
-    flat: torch.Tensor,
-    row: torch.Tensor,
-    sizes: Sequence[int],
-    corners: Sequence[Any],
-    fractions: Sequence[torch.Tensor],
-) -> torch.Tensor:
-    """Interpolation along the first axis of the values between those along the others; one index for each corner."""
+def _interpolated(look_up: LookUp, corners: Sequence[Any], fractions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Interpolation along the first axis of the values between those along the others."""
 
     def along(axis: int, chosen: tuple[torch.Tensor, ...]) -> torch.Tensor:
         if axis < 0:
-            index = row
-            for size, own in zip(sizes, chosen):
-                index = index * size + own
-            return flat.index_select(0, index.reshape(-1)).reshape(index.shape)
+            return look_up(chosen)
         low, high = (along(axis - 1, (corners[axis][side], *chosen)) for side in (0, 1))
         return low + fractions[axis] * (high - low)
 
