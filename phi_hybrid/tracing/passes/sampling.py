@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from phi_hybrid.tracing.kernels import pull_back, takes
+from phi_hybrid.tracing.operators import GridSampler
 
 _aten = torch.ops.aten
 _LINEAR, _BORDER = 0, 1
@@ -36,7 +37,9 @@ class PointSampler(torch.nn.Module):
         if rest != (_LINEAR, _BORDER, True):
             return self.sampler(values, torch.stack(tuple(points), -1), *rest)
         cells = [(p + 1) * (0.5 * (size - 1)) for p, size in zip(reversed(points), values.shape[2:])]
-        return interpolate(values, cells, False, self.native)
+        if torch.is_grad_enabled() and not (self.native and takes(values, cells)):
+            return self.sampler(values, torch.stack(tuple(points), -1), *rest)
+        return interpolate(values, cells, False)
 
 
 class PeriodicSampler(torch.nn.Module):
@@ -52,16 +55,27 @@ class PeriodicSampler(torch.nn.Module):
 
     def forward(self, values: torch.Tensor, points: Sequence[torch.Tensor]) -> torch.Tensor:
         """Values `(batch, channel, *spatial)` at points in cells, `(batch, *points)` for each spatial axis."""
-        return interpolate(values, points, True, self.native)
+        if torch.is_grad_enabled() and not (self.native and takes(values, points)):
+            return _by_grid_sampler(values, points)
+        return interpolate(values, points, True)
 
 
-def interpolate(values: torch.Tensor, points: Sequence[torch.Tensor], periodic: bool, native: bool) -> torch.Tensor:
+def _by_grid_sampler(values: torch.Tensor, points: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Periodic interpolation by torch's operator, whose gradient is right where inductor's of gathers, in torch 2.13, is not."""
+    sizes = values.shape[2:]
+    for axis, size in enumerate(sizes, start=2):
+        values = torch.cat([values.narrow(axis, size - 1, 1), values, values.narrow(axis, 0, 1)], axis)
+    scaled = [(p.remainder(size) + 1) * (2 / (size + 1)) - 1 for p, size in zip(points, sizes)]
+    return GridSampler()(values, torch.stack(scaled[::-1], -1), _LINEAR, _BORDER, True)
+
+
+def interpolate(values: torch.Tensor, points: Sequence[torch.Tensor], periodic: bool) -> torch.Tensor:
     """Multilinear interpolation, Σ over the 2ᵈ corners of weight · value, `(batch, channel, *points)`; equal to rounding.
 
     Compilers fuse the gathers with what comes before and after. Their adjoint adds to numbers that several points share; on
-    the CPU the kernel in C++ does that, if there is one.
+    the CPU the kernel in C++ does that.
     """
-    if native and torch.is_grad_enabled() and takes(values, points):
+    if torch.is_grad_enabled():
         return _Interpolate.apply(periodic, values, *points)
     return _gathered(values, points, periodic)
 
