@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -116,10 +116,7 @@ class EnsembleStep:
         self._first: NativeStep = members[0].native_for(self._frame, self._of(0, tensors))
         self._stacked = Stacked(members, self._first) if alike(members) else None
 
-    @property
-    def together(self) -> int:
-        """One step at a time."""
-        return 1
+    together: ClassVar[int] = 1
 
     def is_fresh(self) -> bool:
         """Tells if the physics is still what it was made of."""

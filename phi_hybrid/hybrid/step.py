@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -119,10 +119,7 @@ class HybridStep:
         record = self.respond(tensors)
         return record.state if self._projection is None else self._projected(record.state)
 
-    @property
-    def together(self) -> int:
-        """One step at a time."""
-        return 1
+    together: ClassVar[int] = 1
 
     def is_fresh(self) -> bool:
         """Tells if the physics is still what it was made of."""

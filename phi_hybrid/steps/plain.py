@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from phi import math
@@ -81,10 +81,7 @@ class _PlainNativeStep:
             )
         return result
 
-    @property
-    def together(self) -> int:
-        """One step at a time."""
-        return 1
+    together: ClassVar[int] = 1
 
     def is_fresh(self) -> bool:
         return True

@@ -26,6 +26,7 @@ from phi.torch.flow import PERIODIC, Noise, Obstacle, Solve, Sphere, StaggeredGr
 from phi_hybrid import capture
 from phi_hybrid.bridge import flatten, unflatten
 from phi_hybrid.pde.navier_stokes import Wake
+from phi_hybrid.steps import BoundStep
 
 pytestmark = pytest.mark.usefixtures("mended_phiml")
 
@@ -86,11 +87,11 @@ def initial(case: str) -> Any:
 
 
 @cache
-def way(name: str, case: str) -> Callable[..., tuple[torch.Tensor, ...]]:
+def way(name: str, case: str) -> Callable[..., tuple[torch.Tensor, ...]] | BoundStep:
     """The step on native tensors; the border to PhiFlow is crossed on neither side."""
     step = CASES[case].step
     if name in ("captured", "inductor"):
-        return capture(step, initial(case), compile=name == "inductor").native
+        return capture(step, initial(case), compile=name == "inductor").bind(initial(case))
     return math.jit_compile(step) if name == "jit_compile" else step
 
 
@@ -113,9 +114,7 @@ def test_gradient_of_four_steps(measure: Callable, case: str, name: str) -> None
     def gradient() -> tuple[torch.Tensor, ...]:
         leaves = [t.clone().requires_grad_() for t in tensors]
         if name in ("captured", "inductor"):
-            state = leaves
-            for _ in range(4):
-                state = function(*state)
+            state = function.unroll(4, *leaves)[-1]
         else:
             state = unflatten(layout, leaves)
             for _ in range(4):

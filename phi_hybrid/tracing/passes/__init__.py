@@ -26,10 +26,12 @@ def for_compiler(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return module
 
 
-_LOOKUPS = {"gather", "index", "index_put", "index_select", "scatter", "scatter_add", "take"}
+_LOOKUPS = ("embedding", "gather", "index", "scatter", "take")
+"""How the names of operators begin that look up by indices, or write by them."""
 
 
 def compiler_options(module: torch.fx.GraphModule) -> dict[str, bool]:
     """Options of inductor for a graph: no checks of indices where only the samplers look up, whose indices always exist."""
-    names = (str(n.target).removeprefix("aten.").split(".")[0] for n in module.graph.nodes if n.op == "call_function")
-    return {} if _LOOKUPS.intersection(names) else {"assert_indirect_indexing": False}
+    graphs = [part.graph for part in module.modules() if isinstance(part, torch.fx.GraphModule)]
+    names = [str(n.target).removeprefix("aten.") for g in graphs for n in g.nodes if n.op == "call_function"]
+    return {} if any(name.startswith(_LOOKUPS) for name in names) else {"assert_indirect_indexing": False}

@@ -37,7 +37,7 @@ class PointSampler(torch.nn.Module):
         if rest != (_LINEAR, _BORDER, True):
             return self.sampler(values, torch.stack(tuple(points), -1), *rest)
         cells = [(p + 1) * (0.5 * (size - 1)) for p, size in zip(reversed(points), values.shape[2:])]
-        if torch.is_grad_enabled() and not (self.native and takes(values, cells)):
+        if not _has_adjoint(values, cells, self.native):
             return self.sampler(values, torch.stack(tuple(points), -1), *rest)
         return interpolate(values, cells, False)
 
@@ -55,9 +55,14 @@ class PeriodicSampler(torch.nn.Module):
 
     def forward(self, values: torch.Tensor, points: Sequence[torch.Tensor]) -> torch.Tensor:
         """Values `(batch, channel, *spatial)` at points in cells, `(batch, *points)` for each spatial axis."""
-        if torch.is_grad_enabled() and not (self.native and takes(values, points)):
+        if not _has_adjoint(values, points, self.native):
             return _by_grid_sampler(values, points)
         return interpolate(values, points, True)
+
+
+def _has_adjoint(values: torch.Tensor, points: Sequence[torch.Tensor], native: bool) -> bool:
+    """Whether gathers will do: no gradient is recorded, or the kernel computes it."""
+    return not torch.is_grad_enabled() or (native and takes(values, points))
 
 
 def _by_grid_sampler(values: torch.Tensor, points: Sequence[torch.Tensor]) -> torch.Tensor:
