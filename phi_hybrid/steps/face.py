@@ -10,6 +10,7 @@ import torch
 from phi import math
 
 from phi_hybrid import _compat
+from phi_hybrid.bridge.checks import require_count
 from phi_hybrid.bridge.layout import (
     Layout,
     TreeLayout,
@@ -308,14 +309,17 @@ class BoundStep(torch.nn.Module):
 
         Args:
             steps: number of steps, at least 0.
-            *tensors: the first state and the inputs, as `flatten` returns them.
+            *tensors: the first state and the inputs, as `flatten` returns them, e.g. `(batch, x, y, vector)` for a centred field.
 
         Returns:
             The tensors of each state.
 
         Raises:
-            StateError: if the step returns another kind of state than it takes, or the tensors do not fit the layout.
+            StateError: for negative `steps`, if the step returns another kind of state than it takes, or if the tensors do
+                not fit the layout.
+            SolveError: where a linear solve in a step fails.
         """
+        require_count("steps", steps, 0)
         state = self.layout.children[0]
         if self.output_layout != state:
             raise StateError(

@@ -93,6 +93,8 @@ def test_bound_steps_unroll(calls: list[int]) -> None:
             torch.testing.assert_close(found, state, rtol=0, atol=1e-5)
         assert len(states) == 2 * TOGETHER + 1 and calls == programs
         assert bound.unroll(0, *tensors) == []
+    with pytest.raises(ph.StateError, match="steps = -1"):
+        bound.unroll(-1, *tensors)
     with pytest.raises(ph.StateError, match="cannot be repeated"):
         ph.capture(lambda u: u.with_boundary(0)).bind(start()).unroll(2, *tensors)
 
