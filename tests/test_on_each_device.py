@@ -32,6 +32,7 @@ MATRICES = {
     "fast": sum_over_axes([axis_matrix("outlet", 4), axis_matrix("walls", 3)]),
     "factored": np.diag(np.linspace(1.0, 2.0, 12)) @ with_obstacle(BOX, [7]),
     "iterative": with_obstacle(BOX, [7], cuts=False),
+    "capacitance": with_obstacle(BOX, [7]),
 }
 
 

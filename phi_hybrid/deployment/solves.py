@@ -12,6 +12,7 @@ import torch
 
 from phi_hybrid.errors import DataError, StateError
 from phi_hybrid.linear_solve import (
+    CapacitanceMatrix,
     ConjugateGradient,
     FastDiagonalization,
     LinearSolve,
@@ -23,7 +24,7 @@ from phi_hybrid.linear_solve.pattern import Pattern
 from phi_hybrid.linear_solve.system import Csr, System
 from phi_hybrid.tracing import SparseProduct
 
-_METHODS = {m.__name__: m for m in (ConjugateGradient, FastDiagonalization, SparseFactorization)}
+_METHODS = {m.__name__: m for m in (CapacitanceMatrix, ConjugateGradient, FastDiagonalization, SparseFactorization)}
 
 
 def module_to_dict(module: torch.nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

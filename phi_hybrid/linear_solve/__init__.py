@@ -1,5 +1,6 @@
 """Floor 2: linear solves inside PhiFlow steps: chosen by the structure of the matrix, differentiable in every way."""
 
+from phi_hybrid.linear_solve.capacitance import CapacitanceMatrix
 from phi_hybrid.linear_solve.conjugate_gradient import ConjugateGradient
 from phi_hybrid.linear_solve.factorization import SparseFactorization
 from phi_hybrid.linear_solve.fast_diagonalization import FastDiagonalization
@@ -12,6 +13,7 @@ from phi_hybrid.linear_solve.solves import Solves, by_parts, in_order, linear_so
 from phi_hybrid.linear_solve.varying import VaryingSolve, solve_varying, varying_of
 
 __all__ = [
+    "CapacitanceMatrix",
     "ConjugateGradient",
     "FastDiagonalization",
     "LinearSolve",

@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from phi_hybrid.linear_solve.fast_diagonalization import SpectralSolver, axis_operators, spectral_solver
+from phi_hybrid.linear_solve.fast_diagonalization import SpectralSolver
 from phi_hybrid.linear_solve.flags import waits
+from phi_hybrid.linear_solve.obstacles import inverse_of_fixed, obstructed_box
 from phi_hybrid.linear_solve.solution import Solution, symmetric_balance
 from phi_hybrid.linear_solve.system import Csr, System
 
@@ -59,11 +60,10 @@ class KrylovSolver:
     ) -> None:
         self.system, self.device = system, preconditioner.inverse.device
         self.preconditioner, self.tolerance, self.max_iterations = preconditioner, tolerance, max_iterations
-        mask, device = free.astype(float), self.device
-        self.free = torch.tensor(mask, device=device)
+        device = self.device
+        self.free = torch.tensor(free.astype(float), device=device)
         self.matrix, self.inner = _to_torch(system.matrix, device), _to_torch(inner, device)
-        diagonal = system.matrix.diagonal()
-        self.fixed_inverse = torch.tensor(np.divide(1 - mask, diagonal, where=~free, out=0 * mask), device=device)
+        self.fixed_inverse = torch.tensor(inverse_of_fixed(system, free), device=device)
         self.balanced = symmetric_balance(system, device)
         self.look_every = LOOK_EVERY if waits(device) else 1
 
@@ -102,31 +102,9 @@ class KrylovSolver:
 
 
 def krylov_solver(system: System, device: torch.device, tolerance: float, max_iterations: int) -> KrylovSolver | None:
-    """Splits free from fixed cells and builds the preconditioner, `None` where the method does not apply."""
-    matrix = system.matrix
-    off_diagonal = matrix - Csr((matrix.diagonal(), (range(system.size), range(system.size))))
-    off_diagonal.eliminate_zeros()
-    free = off_diagonal.getnnz(1) > 0
-    inner = matrix[free][:, free]
-    sign = np.sign(inner.diagonal())
-    if abs(inner - inner.T).max() > 1e-12 * abs(inner).max() or abs(sign.sum()) != free.sum():
-        return None
-    if (matrix.diagonal()[~free] == 0).any():
-        return None
-    operators = axis_operators(system, free)
-    box = None if operators is None else spectral_solver(operators, system.shape, device)
-    if box is None or not is_definite(box.eigenvalues):
-        return None
-    mask = free.astype(float)
-    inner = Csr(matrix.multiply(mask[:, None]).multiply(mask[None, :]))
-    inner.eliminate_zeros()
-    return KrylovSolver(system, free, inner, box.regularised(), tolerance, max_iterations)
-
-
-def is_definite(eigenvalues: torch.Tensor) -> bool:
-    """Tells if no two eigenvalues have different signs, but for rounding."""
-    tiny = 1e-11 * eigenvalues.abs().max()
-    return bool((eigenvalues >= -tiny).all() or (eigenvalues <= tiny).all())
+    """The solver with the box without obstacles as preconditioner, `None` where the method does not apply."""
+    box = obstructed_box(system, device)
+    return None if box is None else KrylovSolver(system, box.free, box.inner, box.solver, tolerance, max_iterations)
 
 
 def _ratio(a: torch.Tensor, b: torch.Tensor, active: torch.Tensor) -> torch.Tensor:

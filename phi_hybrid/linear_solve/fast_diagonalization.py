@@ -47,8 +47,12 @@ class ExactSolver:
         self.balance, self.adjoint_balance = balance, Balance(balance.left, balance.right)
 
     def solve(self, rhs: torch.Tensor, transposed: bool) -> Solution:
-        spectral, balance = (self.adjoint, self.adjoint_balance) if transposed else (self.forward, self.balance)
-        return Solution(spectral.apply(rhs), imbalance=None if self.tolerant else balance.split(rhs)[1])
+        balance = self.adjoint_balance if transposed else self.balance
+        return Solution(self.apply(rhs, transposed), imbalance=None if self.tolerant else balance.split(rhs)[1])
+
+    def apply(self, rhs: torch.Tensor, transposed: bool) -> torch.Tensor:
+        """A⁺·b, or Aᵀ⁺·b, for `(batch, size)`, without checks."""
+        return (self.adjoint if transposed else self.forward).apply(rhs)
 
 
 class SpectralSolver:

@@ -8,13 +8,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from phi_hybrid.linear_solve.conjugate_gradient import KrylovSolver, is_definite
+from phi_hybrid.linear_solve.capacitance import CapacitanceMatrix
+from phi_hybrid.linear_solve.conjugate_gradient import KrylovSolver
 from phi_hybrid.linear_solve.fast_diagonalization import (
     FastDiagonalization,
     SpectralSolver,
     smallest_row_sums,
     spectral_solver,
 )
+from phi_hybrid.linear_solve.obstacles import is_definite
 from phi_hybrid.linear_solve.operator import build_solver, methods_for
 from phi_hybrid.linear_solve.pattern import Pattern, PatternSystem
 from phi_hybrid.linear_solve.solution import Solver
@@ -42,9 +44,10 @@ class PatternMethod:
             if solver is not None:
                 return solver
         for method in methods_for(system, device):
-            solver = None if isinstance(method, FastDiagonalization) else method.build(system, device, tolerance)
-            if solver is not None:
-                return solver
+            if not isinstance(method, (FastDiagonalization, CapacitanceMatrix)):  # the latter takes too long to build
+                solver = method.build(system, device, tolerance)
+                if solver is not None:
+                    return solver
         return build_solver(system, None, device, tolerance)  # says what would be needed
 
 

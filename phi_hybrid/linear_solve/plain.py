@@ -9,6 +9,7 @@ import scipy.sparse
 import torch
 
 from phi_hybrid.errors import SolveError
+from phi_hybrid.linear_solve.capacitance import CapacitanceSolver
 from phi_hybrid.linear_solve.factorization import PseudoInverseSolver
 from phi_hybrid.linear_solve.fast_diagonalization import ExactSolver
 from phi_hybrid.linear_solve.operator import LinearSolve
@@ -27,7 +28,7 @@ def plain_solve(
 ) -> torch.nn.Module:
     """The solve `(rhs, transposed) -> x` of a constant system, without checks and derivatives of its own.
 
-    Fast diagonalisations stay as they are; everything else becomes a block-tridiagonal factorisation with dense blocks.
+    Fast diagonalisations and capacitance matrices stay as they are; everything else becomes a block-tridiagonal factorisation with dense blocks.
 
     Args:
         module: the solve.
@@ -39,7 +40,7 @@ def plain_solve(
         SolveError: for matrices whose blocks would be too large, or not accurate.
     """
     solver = module.solver_for(torch.empty(0, module.system.size, device=device, dtype=dtype))
-    if isinstance(solver, (ExactSolver, PseudoInverseSolver)):
+    if isinstance(solver, (ExactSolver, CapacitanceSolver, PseudoInverseSolver)):
         return _Direct(solver, device)
     return _Blocks(module.system, device, directions)
 
@@ -47,9 +48,9 @@ def plain_solve(
 class _Direct(torch.nn.Module):
     """A solver that consists of torch operations, or of one inverse."""
 
-    def __init__(self, solver: ExactSolver | PseudoInverseSolver, device: torch.device) -> None:
+    def __init__(self, solver: ExactSolver | CapacitanceSolver | PseudoInverseSolver, device: torch.device) -> None:
         super().__init__()
-        self.solver = solver if isinstance(solver, ExactSolver) else None
+        self.solver = None if isinstance(solver, PseudoInverseSolver) else solver
         if self.solver is None:
             inverse = torch.from_numpy(np.ascontiguousarray(solver.inverse)).to(device)
             self.register_buffer("inverse", inverse, persistent=False)
@@ -58,7 +59,7 @@ class _Direct(torch.nn.Module):
         b = rhs.double()
         if self.solver is None:
             return (b @ (self.inverse if transposed else self.inverse.T)).to(rhs.dtype)
-        return (self.solver.adjoint if transposed else self.solver.forward).apply(b).to(rhs.dtype)
+        return self.solver.apply(b, transposed).to(rhs.dtype)
 
 
 class _Blocks(torch.nn.Module):

@@ -1,98 +1,132 @@
-"""Solves for compiled graphs: fast diagonalisation in the precision of the state, its checks read off the spectrum."""
+"""Solves for compiled graphs: transforms and products in the precision of the state, with one look at the result."""
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from phi_hybrid.linear_solve.capacitance import CapacitanceMatrix, CapacitanceSolver, SurfaceCorrection
+from phi_hybrid.linear_solve.factorization import FactoredSolver
 from phi_hybrid.linear_solve.fast_diagonalization import ExactSolver, SpectralSolver
 from phi_hybrid.linear_solve.flags import waits
 from phi_hybrid.linear_solve.operator import LinearSolve, solve_of
-from phi_hybrid.linear_solve.solution import Solution
+from phi_hybrid.linear_solve.solution import Balance, Solution
 
 SAFETY = 10.0
 """Single precision must beat the tolerance of a solve by this factor to be used."""
 
 
-class QuickSolver:
-    """x = A⁺·b by transforms, with one look at the result: is it finite, and was b in the range of A?
+class Look(Protocol):
+    """A solve, and numbers that show whether its right-hand side was right."""
 
-    In float32 if that changes solutions by less than a tenth of the relative tolerance, else in float64.
+    scale: float
+    """Largest length that the shown numbers of a vector of length 1 can have."""
+    shows_all: bool
+    """The numbers are finite only if the solution is."""
 
-    Args:
-        spectral: transforms and eigenvalues, in float64.
-        solve: the solve with its tolerances.
-        dtype: of right-hand sides.
-        checks: whether a part of b outside of the range of A is an error.
-    """
+    def __call__(self, b: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """x, `(batch, size)`, and numbers `(batch)` that vanish where b is in the range of a singular A."""
+        ...
 
-    def __init__(self, spectral: SpectralSolver, solve: LinearSolve, dtype: torch.dtype, checks: bool) -> None:
-        single = in_precision(spectral, torch.float32) if dtype == torch.float32 else spectral
-        exact = dtype == torch.float64 or _difference(single, spectral) * SAFETY <= solve.rel_tol
-        self.spectral, self.dtype = (single, dtype) if exact else (spectral, torch.float64)
-        self.solve, self.checks = solve, checks
+
+class SpectralLook:
+    """x = A⁺·b by transforms, and the modes of b that A maps to zero."""
+
+    def __init__(self, spectral: SpectralSolver) -> None:
+        self.spectral, self.shows_all = spectral, spectral.is_periodic
         zero = spectral.half(spectral.zero).nonzero().tolist()
         corner = [0] * len(spectral.shape)  # the sum of b, if all axes are periodic
         self.watched = zero if corner in zero or not spectral.is_periodic else [corner, *zero]
+        length = (
+            math.sqrt(spectral.zero.numel()) if spectral.is_periodic else 1.0
+        )  # of the modes of a vector of length 1
+        self.scale = length / math.sqrt(2 * max(len(self.watched), 1))
+
+    def __call__(self, b: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        modes = self.spectral.analyse(b)
+        x = self.spectral.synthesise(modes).reshape(b.shape)
+        return x, [modes[(slice(None), *at)] for at in self.watched]
+
+
+class CapacitanceLook:
+    """x = A⁺·b beside obstacles, and the parts of b along null vectors."""
+
+    shows_all = False
+
+    def __init__(self, solver: CapacitanceSolver) -> None:
+        self.solver, self.null = solver, solver.balanced.left
+        self.scale = 1 / math.sqrt(max(self.null.shape[1], 1))
+
+    def __call__(self, b: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return self.solver.apply(b, False), list((b @ self.null).unbind(1)) if self.null.shape[1] else []
+
+
+class QuickSolver:
+    """A look at a right-hand side and its solution: are they finite, and was b in the range of A?
+
+    Args:
+        look: in float32 if that is precise enough.
+        solve: the solve with its tolerances.
+        dtype: of the look.
+        checks: whether a part of b outside of the range of A is an error.
+    """
+
+    def __init__(self, look: Look, solve: LinearSolve, dtype: torch.dtype, checks: bool) -> None:
+        self.look, self.solve, self.dtype, self.checks = look, solve, dtype, checks
 
     def __call__(self, rhs: torch.Tensor) -> torch.Tensor | None:
         """The solution, `(batch, size)`; `None` if b is not finite or outside of the range of A."""
         b = rhs.to(self.dtype)
-        modes = self.spectral.analyse(b)
-        x = self.spectral.synthesise(modes).reshape(rhs.shape)
+        x, shown = self.look(b)
         if waits(rhs.device):
-            self._demand(modes, b, x)
+            self._demand(shown, b, x)
             return x.to(rhs.dtype)
-        parts = [abs(v) for at in self.watched for v in modes[(slice(None), *at)].tolist()]
-        if not all(map(math.isfinite, parts)) or not (self.spectral.is_periodic or math.isfinite(x.sum().item())):
+        parts = [abs(v) for part in shown for v in part.tolist()]
+        if not all(map(math.isfinite, parts)) or not (self.look.shows_all or math.isfinite(x.sum().item())):
             return None
         if self.checks and not self._is_small(max(parts, default=0.0), b):
             return None
         return x.to(rhs.dtype)
 
-    def _demand(self, modes: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> None:
+    def _demand(self, shown: list[torch.Tensor], b: torch.Tensor, x: torch.Tensor) -> None:
         """The same on a device that is not waited for."""
         norm = b.norm(dim=1).double()
         self.solve.demand_finite(b, norm)
-        parts = torch.stack([modes[(slice(None), *at)].abs() for at in self.watched]) if self.checks else norm[None] * 0
-        imbalance = parts.amax(0) * (math.sqrt(2 * len(self.watched)) / self._scale(b))
-        self.solve.check(Solution(x.double(), imbalance=imbalance.double()), norm, adjoint=not self.checks)
-
-    def _scale(self, b: torch.Tensor) -> float:
-        """Norm of the modes of a vector of norm 1."""
-        return math.sqrt(b.shape[1]) if self.spectral.is_periodic else 1.0
+        parts = torch.stack([part.abs() for part in shown]) if self.checks else norm[None] * 0
+        solution = Solution(x.double(), imbalance=parts.amax(0).double() / self.look.scale)
+        self.solve.check(solution, norm, adjoint=not self.checks)
 
     def _is_small(self, part: float, b: torch.Tensor) -> bool:
         """Bounds the part outside of the range of A, whose coefficients are at most `part`."""
-        bound = part * math.sqrt(2 * len(self.watched)) / self._scale(b)
+        bound = part / self.look.scale
         return bound <= self.solve.abs_tol or bound <= self.solve.rel_tol * b.norm(dim=1).amin().item()
 
 
 def in_precision(part: Any, dtype: torch.dtype) -> Any:
-    """A copy of a solver or of a transform with its tensors in another precision."""
+    """A copy of a solver or of a part of one with its tensors in another precision."""
     result = copy.copy(part)
     for name, value in vars(part).items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             setattr(result, name, value.to(dtype))
         elif isinstance(value, torch.Tensor) and value.is_complex():
             setattr(result, name, value.to(dtype.to_complex()))
+        elif isinstance(value, (SpectralSolver, SurfaceCorrection, Balance)):
+            setattr(result, name, in_precision(value, dtype))
         elif isinstance(value, list):
             setattr(result, name, [in_precision(v, dtype) for v in value])
     return result
 
 
-def _difference(single: SpectralSolver, double: SpectralSolver) -> float:
+def _difference(single: Look, double: Look, size: int, device: torch.device) -> float:
     """Relative difference of solutions for white noise, and for the solution of white noise, which is smooth."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, double.zero.numel(), generator=generator, dtype=torch.float64).to(double.zero.device)
-    rhs = noise, double.apply(noise)
+    noise = torch.randn(1, size, generator=generator, dtype=torch.float64).to(device)
+    rhs = noise, double(noise)[0]
     errors = [
-        (single.apply(b.float()).double() - x).norm() / x.norm()
-        for b in rhs
-        for x in [double.apply(b.float().double())]
+        (single(b.float())[0].double() - x).norm() / x.norm() for b in rhs for x in [double(b.float().double())[0]]
     ]
     return float(max(errors))
 
@@ -101,14 +135,35 @@ def quick_solver_for(solve: LinearSolve, rhs: torch.Tensor, transposed: bool) ->
     """The quick solver for right-hand sides of this device and precision, `None` where there is none."""
     key = (rhs.device, rhs.dtype, transposed)
     if key not in solve.quick:
-        exact, quick = solve.solver_for(rhs), None
-        if isinstance(exact, ExactSolver) and rhs.dtype in (torch.float32, torch.float64):
-            singular = bool(exact.forward.zero.any())
-            if solve.system.is_symmetric or not singular:
-                spectral = exact.adjoint if transposed else exact.forward
-                quick = QuickSolver(spectral, solve, rhs.dtype, singular and not transposed and not exact.tolerant)
-        solve.quick[key] = quick
+        direct = _direct_solver(solve, rhs) if rhs.dtype in (torch.float32, torch.float64) else None
+        solve.quick[key] = None if direct is None else _quick(solve, direct, rhs, transposed)
     return solve.quick[key]
+
+
+def _direct_solver(solve: LinearSolve, rhs: torch.Tensor) -> ExactSolver | CapacitanceSolver | None:
+    """A solver that consists of products and transforms. In float32 one beats a factorisation, which is not there in float32."""
+    solver = solve.solver_for(rhs)
+    if isinstance(solver, FactoredSolver) and solve.method is None and rhs.dtype == torch.float32:
+        solver = CapacitanceMatrix().build(solve.system, rhs.device, solve.rel_tol)
+    return solver if isinstance(solver, (ExactSolver, CapacitanceSolver)) else None
+
+
+def _quick(
+    solve: LinearSolve, direct: ExactSolver | CapacitanceSolver, rhs: torch.Tensor, transposed: bool
+) -> QuickSolver | None:
+    if isinstance(direct, CapacitanceSolver):
+        kind, part, singular = CapacitanceLook, direct, direct.balanced.left.shape[1] > 0
+    else:
+        kind, part = SpectralLook, direct.adjoint if transposed else direct.forward
+        singular = bool(part.zero.any())
+        if singular and not solve.system.is_symmetric:
+            return None
+    look, dtype = kind(part), torch.float64
+    if rhs.dtype == torch.float32:
+        single = kind(in_precision(part, torch.float32))
+        if _difference(single, look, solve.system.size, rhs.device) * SAFETY <= solve.rel_tol:
+            look, dtype = single, torch.float32
+    return QuickSolver(look, solve, dtype, singular and not transposed and not direct.tolerant)
 
 
 # --- the operator in compiled graphs: `torch.library.custom_op` would take longer than a small FFT ---

@@ -53,7 +53,7 @@ def capture(
             on disk has the graph; equal to rounding, not to the bit).
         check: whether to compare each new graph with eager PhiFlow on perturbed values.
         solver: how to solve the linear systems in the step: `linear_solve.FastDiagonalization()`,
-            `SparseFactorization()` or `ConjugateGradient(…)`. By default the structure of the matrix decides.
+            `CapacitanceMatrix()`, `SparseFactorization()` or `ConjugateGradient(…)`. By default the structure of the matrix decides.
 
     Returns:
         `PhysicsBlock`, called like `step`.

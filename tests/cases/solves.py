@@ -37,7 +37,13 @@ from phi.torch.flow import (
     vec,
 )
 
-from phi_hybrid.linear_solve import ConjugateGradient, FastDiagonalization, Method, SparseFactorization
+from phi_hybrid.linear_solve import (
+    CapacitanceMatrix,
+    ConjugateGradient,
+    FastDiagonalization,
+    Method,
+    SparseFactorization,
+)
 from phi_hybrid.linear_solve.solves import Solves
 from phi_hybrid.linear_solve.system import Csr, System
 
@@ -46,6 +52,7 @@ torch.set_num_threads(1)  # the grids are tiny
 CPU = torch.device("cpu")
 METHODS: dict[str, Method] = {
     "fast": FastDiagonalization(),
+    "capacitance": CapacitanceMatrix(),
     "factored": SparseFactorization(),
     "iterative": ConjugateGradient(),
 }

@@ -20,6 +20,8 @@ SYSTEMS = {
         [np.diag(np.arange(1.0, 7)) @ axis_matrix("outlet", 6), axis_matrix("walls", 5)]
     ),
     "periodic": box_matrix(("periodic", "periodic"), SHAPE),
+    "capacitance": with_obstacle(box_matrix(("outlet", "walls"), SHAPE), [7, 8]),
+    "capacitance, singular": with_obstacle(box_matrix(("walls", "walls"), SHAPE), [7, 8]),
     "factored": with_obstacle(box_matrix(("outlet", "walls"), SHAPE), [7, 8]),
     "factored, singular": with_obstacle(box_matrix(("walls", "walls"), SHAPE), [7, 8]),
     "factored, unsymmetric": UNSYMMETRIC @ with_obstacle(box_matrix(("outlet", "walls"), SHAPE), [7]),
@@ -35,7 +37,8 @@ def test_solutions_are_those_of_the_package(name: str, largest: int, monkeypatch
     monkeypatch.setattr(plain, "LARGEST_DENSE", largest)
     monkeypatch.setattr(plain, "MOST_BLOCKS", 10)
     matrix = SYSTEMS[name]
-    solve = LinearSolve(system(matrix, SHAPE, tolerates_imbalance=True), None, 1e-6, 0.0)
+    method = SparseFactorization() if "factored" in name else None
+    solve = LinearSolve(system(matrix, SHAPE, tolerates_imbalance=True), method, 1e-6, 0.0)
     own = plain_solve(solve, CPU, torch.float64)
     for transposed in (False, True):
         a = matrix.T if transposed else matrix
@@ -65,6 +68,6 @@ def test_iterations_become_factorisations() -> None:
 
 def test_too_many_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "LARGEST_FACTORS", 100)
-    solve = LinearSolve(system(SYSTEMS["factored"], SHAPE), None, 1e-6, 0.0)
+    solve = LinearSolve(system(SYSTEMS["factored"], SHAPE), SparseFactorization(), 1e-6, 0.0)
     with pytest.raises(ph.SolveError, match="30 unknowns"):
         plain_solve(solve, CPU, torch.float64)
