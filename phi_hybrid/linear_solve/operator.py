@@ -191,7 +191,7 @@ def solve_of(number: int) -> LinearSolve:
 
 # --- which method solves which system ---
 
-LARGEST_FACTORIZATION = {1: 1_000_000, 2: 100_000, 3: 10_000}
+LARGEST_FACTORIZATION = {1: 1_000_000, 2: 150_000, 3: 10_000}
 """Unknowns up to which factors are kept, by the dimension of the grid: fill grows as n^1, n·log n, n^(4/3)."""
 
 
