@@ -59,7 +59,7 @@ figure, axes = plt.subplots(1, len(kinds), figsize=(12, 2.6), sharey=True, layou
 print(f"{'':18s} error  spread  spread/error  coverage of 90 % intervals")
 for ax, (name, data) in zip(axes, kinds.items()):
     found = ensemble.rollout(data.initial_state, STEPS, *data.step_inputs).time[1:]
-    truth, calibration = data.trajectory.time[1:], ph.calibration
+    truth, calibration = data.trajectory.time[1:], ph.evaluation.calibration
     numbers = calibration.skill(found, truth), calibration.expected_skill(found), calibration.spread_skill(found, truth)
     print("{:18s} {:.3f}   {:.3f}  {:8.2f}".format(name, *map(float, numbers)), end="")
     print(f"  {float(calibration.coverage(found, truth, 0.9)):10.2f}")

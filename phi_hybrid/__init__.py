@@ -5,12 +5,13 @@ from phi_hybrid._version import __version__
 from phi_hybrid.data import Trajectories
 from phi_hybrid.deployment import export, load
 from phi_hybrid.errors import CaptureError, DataError, NonFiniteError, SolveError, StateError
-from phi_hybrid.evaluation import calibration, evaluate, metrics, quantities
+from phi_hybrid.evaluation import evaluate, metrics, quantities
 from phi_hybrid.hybrid import Ensemble, HybridSolver, coupling
 from phi_hybrid.hybrid.coupling import Additive
 from phi_hybrid.inverse import reconstruct
 from phi_hybrid.sensitivity import check_gradients
 from phi_hybrid.steps import repeat, rollout
+from phi_hybrid.studies import study
 from phi_hybrid.tracing import PhysicsBlock, capture
 from phi_hybrid.training import Curriculum, Noise, Trainer, Unrolled, gradient, losses
 
@@ -31,7 +32,6 @@ __all__ = [
     "Unrolled",
     "__version__",
     "bridge",
-    "calibration",
     "capture",
     "check_gradients",
     "coupling",
@@ -50,6 +50,7 @@ __all__ = [
     "reconstruct",
     "repeat",
     "rollout",
+    "study",
 ]
 
 

@@ -35,6 +35,7 @@ FLOORS = {
     "sensitivity": 8,
     "training": 9,
     "plot": 9,
+    "studies": 10,
 }
 """A module knows its own folder and lower floors, nothing else."""
 

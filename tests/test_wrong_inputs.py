@@ -16,10 +16,10 @@ from phi.field import Field
 from phi.torch.flow import StaggeredGrid, math
 
 import phi_hybrid as ph
-from phi_hybrid import calibration, coupling, gradient, losses, metrics, quantities
+from phi_hybrid import coupling, gradient, losses, metrics, quantities
 from phi_hybrid.bridge import ChannelMap, flatten, from_channels, to_channels, unflatten
 from phi_hybrid.data import Trajectories, coarsen
-from phi_hybrid.evaluation import Spread, Table
+from phi_hybrid.evaluation import Spread, Table, calibration
 from phi_hybrid.inverse import fixed_point, flow, motion
 from phi_hybrid.linear_solve import FastDiagonalization
 from phi_hybrid.training import Diverted, Pushforward, Ramp, estimate_scales, precompute_corrections

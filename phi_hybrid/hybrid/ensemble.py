@@ -33,7 +33,7 @@ class Ensemble(Step):
 
     Solvers that differ in the seed of their training alone are a deep ensemble (Lakshminarayanan et al. 2017,
     arXiv 1612.01474): where the data did not determine the networks, they part. An ensemble is a step: states without a dim
-    `member` are given to all members, those with one are shared out, and the result has one. `ph.calibration` has mean and
+    `member` are given to all members, those with one are shared out, and the result has one. `ph.evaluation.calibration` has mean and
     spread, and tells whether the spread can be trusted; `evaluate` measures the mean of the members.
 
     Hybrid solvers with the same physics and networks that differ in their weights alone are computed in one call,

@@ -16,7 +16,8 @@ from cases.wrong import Case, damped, decaying, each, hybrid
 from phi.torch.flow import PERIODIC, CenteredGrid, Field, math
 
 import phi_hybrid as ph
-from phi_hybrid import calibration, metrics
+from phi_hybrid import metrics
+from phi_hybrid.evaluation import calibration
 
 State, Capture = ph.StateError, ph.CaptureError
 u, data, net = line(0, b=2), decaying(), torch.nn.Conv1d(1, 1, 1)

@@ -1,0 +1,191 @@
+"""Studies: several trainings of a solver, compared on held-out data over several seeds."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from phi_hybrid.bridge.checks import require, require_callable, require_instance, require_number
+from phi_hybrid.data import Trajectories, require_writable
+from phi_hybrid.errors import NonFiniteError, SolveError, StateError
+from phi_hybrid.evaluation import Evaluation, evaluate
+from phi_hybrid.evaluation.metrics import Metric
+from phi_hybrid.steps import Step
+from phi_hybrid.studies.result import Rows, Run, StudyResult
+from phi_hybrid.studies.stage import Stage, description
+from phi_hybrid.training import parallel_map
+
+Solvers = Mapping[str, Step | Callable[[int], Step]]
+Data = tuple[Trajectories, Trajectories] | Callable[[int], tuple[Trajectories, Trajectories]]
+
+
+def study(
+    solvers: Solvers,
+    data: Data,
+    methods: Mapping[str, Sequence[Stage]],
+    *,
+    folder: str | os.PathLike,
+    seeds: int | Iterable[int] = 1,
+    budget: float = 1.0,
+    steps: int | None = None,
+    metrics: Mapping[str, Metric] = MappingProxyType({}),
+    summary: Callable[[Evaluation], Rows] = Evaluation.summary,
+    dt: float = 1.0,
+) -> StudyResult:
+    """Trains solvers by several methods with several seeds, and compares them on held-out trajectories.
+
+        start = ph.studies.Stage(ph.Unrolled(1), updates=1500, lr=2e-3)
+        found = ph.study(
+            {"source": source, "hybrid": lambda seed: ph.HybridSolver(source, res_net(2, 2, [32, 32]))},
+            reference_data,  # seed → training, test
+            {f"{n} steps": [start, ph.studies.Stage(ph.Unrolled(n), 600)] for n in (1, 16)},
+            seeds=5,
+            folder="out/study",
+        )
+        print(found.table(["mae", "seconds"]))
+
+    Every stage is saved while it goes on, so that a study that was ended by whatever goes on where it was when it is
+    called again. Methods that begin with equal stages share them: they are trained once. A training that fails, by a NaN or
+    by a linear solve, counts with infinite numbers and a warning, and the others go on. Under `torchrun` the seeds are
+    shared out among the processes.
+
+    Args:
+        solvers: name → step that is evaluated as it is, such as the bare physics, or function `seed -> solver` to train.
+            torch's generator is seeded before each call.
+        data: training and held-out trajectories, or a function `seed -> (training, test)`.
+        methods: name → stages, one after the other.
+        folder: for checkpoints, metrics.json, table.md and figures.
+        seeds: their number, 0, 1, …, or the seeds.
+        budget: multiple of all updates and times, e.g. 0.02 to try, 3 for a long version.
+        steps: of the evaluation, all of the held-out trajectories by default.
+        metrics: further ones, see `evaluate`.
+        summary: numbers of an evaluation, e.g. `lambda e: e.summary((50,), (0.8,), dt=0.1)`.
+        dt: time of one step, for the figures.
+
+    Returns:
+        Numbers of every method, `updates` and `seconds` of its training among them. With several solvers to train, methods
+        are named `solver, method`.
+
+    Raises:
+        StateError: for wrong arguments, before anything is trained.
+        TaskError: if the work on some seeds failed, e.g. since the folder holds another study; the others are done.
+    """
+    solvers, methods = _named("solvers", solvers), _named("methods", methods)
+    require_number("budget", budget, above=0)
+    plan = Plan(solvers, data, {m: _scaled(m, stages, budget) for m, stages in methods.items()}, Path(folder))
+    require_writable("folder", plan.folder / "metrics.json")
+    require_callable("summary", summary, "a function of an Evaluation, e.g. lambda e: e.summary((50,))")
+    seeds = _numbered(seeds)
+
+    def run(seed: int) -> Run:
+        return plan.run(seed, lambda found, test: evaluate(found, test, steps, metrics=metrics), summary)
+
+    result = StudyResult(dict(zip(seeds, parallel_map(run, seeds))), plan.solver)
+    if int(os.environ.get("RANK", 0)) == 0:  # the first process, under torchrun
+        result.save(plan.folder, dt)
+    return result
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done with every seed."""
+
+    solvers: Solvers
+    data: Data
+    methods: Mapping[str, Sequence[Stage]]
+    folder: Path
+
+    @property
+    def trainings(self) -> dict[str, tuple[str, Sequence[Stage]]]:
+        """Row of the table → name of the solver, stages."""
+        trained = [name for name, solver in self.solvers.items() if not isinstance(solver, Step)]
+        named = (lambda solver, method: method) if len(trained) == 1 else (lambda solver, method: f"{solver}, {method}")
+        return {named(s, m): (s, stages) for s in trained for m, stages in self.methods.items()}
+
+    def run(self, seed: int, measure: Callable[[dict[str, Step], Trajectories], Evaluation], summary: Callable) -> Run:
+        """Trains all that is to be trained, and evaluates it."""
+        training, test = self.data(seed) if callable(self.data) else self.data
+        found = {name: solver for name, solver in self.solvers.items() if isinstance(solver, Step)}
+        spent, histories, failures = {name: {"updates": 0, "seconds": 0.0} for name in found}, {}, {}
+        for row, (name, stages) in self.trainings.items():
+            own: list[dict[str, Any]] = []
+            try:
+                found[row] = self.train(name, stages, seed, training, own)
+            except (NonFiniteError, SolveError) as error:
+                warnings.warn(f"{row}, seed {seed}: the training has failed: {error}", RuntimeWarning, stacklevel=2)
+                failures[row] = str(error)
+            spent[row] = {"updates": sum(len(h["loss"]) for h in own), "seconds": sum(h["seconds"] for h in own)}
+            histories |= {f"{row}, {n}" if len(own) > 1 else row: h for n, h in enumerate(own, 1)}
+        evaluation = measure(found, test)
+        numbers = dict(summary(evaluation))
+        failed = {metric: math.inf for metric in next(iter(numbers.values()))}
+        return Run({row: {**numbers.get(row, failed), **spent[row]} for row in spent}, evaluation, histories, failures)
+
+    def train(
+        self, name: str, stages: Sequence[Stage], seed: int, data: Trajectories, histories: list[dict[str, Any]]
+    ) -> Step:
+        """One solver in its stages, whose histories are added; stages that are complete are read."""
+        solver = self.untrained(name, seed)
+        for n, stage in enumerate(stages, 1):
+            file = self.file(name, stages[:n], seed)
+            try:
+                histories.append(stage.train(solver, data, seed, file))
+            except StateError as error:
+                if "is of another" not in str(error):
+                    raise
+                raise StateError(f"{error}. Choose another folder for this study, or delete {file}") from error
+        return solver
+
+    def solver(self, row: str, seed: int) -> Step:
+        """The solver of a row of the table, its weights read from the file of its last stage."""
+        if row not in self.trainings:
+            return self.solvers[row]
+        name, stages = self.trainings[row]
+        solver = self.untrained(name, seed)
+        weights = torch.load(self.file(name, stages, seed), next(solver.parameters()).device, weights_only=True)
+        solver.load_state_dict(weights["solver"])
+        return solver
+
+    def untrained(self, name: str, seed: int) -> Step:
+        """A solver with its first weights."""
+        torch.manual_seed(seed)
+        solver = self.solvers[name](seed)
+        expected = "a step with parameters to train, e.g. seed -> HybridSolver(physics, network())"
+        require_instance(f"solvers[{name!r}](seed)", solver, Step, expected)
+        return solver
+
+    def file(self, name: str, stages: Sequence[Stage], seed: int) -> Path:
+        """Checkpoint of the last one of these stages."""
+        digest = zlib.crc32(description(stages).encode())
+        return self.folder / f"seed_{seed}" / f"{name}_{len(stages)}_{digest:08x}.pt"
+
+
+def _named(name: str, value: Any) -> Mapping[str, Any]:
+    valid = isinstance(value, Mapping) and bool(value) and all(isinstance(key, str) for key in value)
+    require(valid, name, value, "a mapping from names, e.g. {'one step': [Stage(Unrolled(1), 1000)]}")
+    return value
+
+
+def _scaled(method: str, stages: Any, budget: float) -> tuple[Stage, ...]:
+    valid = isinstance(stages, Sequence) and bool(stages) and all(isinstance(s, Stage) for s in stages)
+    require(valid, f"methods[{method!r}]", stages, "stages in a list, e.g. [Stage(Unrolled(1), 1000)]")
+    return tuple(stage.scaled(budget) for stage in stages)
+
+
+def _numbered(seeds: Any) -> list[int]:
+    require_instance(
+        "seeds", seeds, Iterable if not isinstance(seeds, int) else int, "a number of seeds, or e.g. range(3)"
+    )
+    seeds = list(range(seeds) if isinstance(seeds, int) else seeds)
+    valid = bool(seeds) and all(type(s) is int for s in seeds) and len(set(seeds)) == len(seeds)
+    require(valid, "seeds", seeds, "at least one whole number, each once, e.g. range(3)")
+    return seeds

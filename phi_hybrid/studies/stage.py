@@ -1,0 +1,133 @@
+"""Stages of a training: an objective with a number of updates, or a time, and the rate at which they start."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
+from phi_hybrid.data import Mixture, Stream, Trajectories
+from phi_hybrid.steps import Step
+from phi_hybrid.training import Callback, Objective, Trainer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a training, with a rate that falls to zero like half a cosine, lr·(1 + cos πt)/2.
+
+    Args:
+        objective: e.g. `Unrolled(4)`.
+        updates: number of updates, or
+        seconds: time of all updates, without looks at anything else.
+        lr: learning rate at the start.
+        batch_size: windows per update.
+        clip: largest norm of the gradient, `None` for no limit.
+        optimizer: called as `optimizer(parameters, lr=lr)`; Adam by default.
+
+    Raises:
+        StateError: unless there is either a number of updates or a time.
+    """
+
+    objective: Objective
+    updates: int | None = None
+    seconds: float | None = None
+    lr: float = 1e-3
+    batch_size: int = 16
+    clip: float | None = 1.0
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+
+    def __post_init__(self) -> None:
+        require_instance("objective", self.objective, Objective, "e.g. Unrolled(4)")
+        way_out = "either updates or seconds, e.g. Stage(Unrolled(4), updates=500)"
+        require(
+            (self.updates is None) != (self.seconds is None), "updates, seconds", (self.updates, self.seconds), way_out
+        )
+        if self.updates is not None:
+            require_count("updates", self.updates)
+        else:
+            require_number("seconds", self.seconds, above=0)
+        require_number("lr", self.lr, above=0)
+
+    def scaled(self, budget: float) -> Stage:
+        """The stage with so many times the updates, at least one, or the time."""
+        if self.updates is not None:
+            return replace(self, updates=max(1, round(budget * self.updates)))
+        return replace(self, seconds=budget * self.seconds)
+
+    def train(self, solver: Step, data: Trajectories | Mixture | Stream, seed: int, checkpoint: Path) -> dict[str, Any]:
+        """Trains, or goes on where a checkpoint left off.
+
+        Returns:
+            The history of the trainer, and the `seconds` of all updates.
+
+        Raises:
+            NonFiniteError: if the training diverges.
+            SolveError: if a linear solve in the physics fails.
+            StateError: if the checkpoint is of another training.
+        """
+        clock = Clock(self.seconds)
+        optimizer = self.optimizer(solver.parameters(), lr=self.lr)
+        if self.updates is not None:
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
+        else:
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, clock.falling)
+        settings = dict(batch_size=self.batch_size, clip=self.clip, seed=seed, checkpoint=checkpoint, callbacks=[clock])
+        trainer = Trainer(solver, data, self.objective, optimizer=optimizer, scheduler=scheduler, **settings)
+        if os.path.exists(checkpoint):
+            trainer.resume(checkpoint)
+        if not clock.is_over:
+            trainer.fit(_NEVER if self.updates is None else self.updates)
+        return {**trainer.history, "seconds": clock.used}
+
+
+_NEVER = 10**9
+"""More updates than any time is enough for."""
+
+
+class Clock(Callback):
+    """Measures the time of updates, across interruptions, and ends the training when it is over.
+
+    Args:
+        seconds: time for all updates, if limited.
+
+    Attributes:
+        used: seconds of all updates so far.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds, self.used, self._began = seconds, 0.0, 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.seconds is not None and self.used >= self.seconds
+
+    def falling(self, update: int) -> float:
+        """Factor of the learning rate, whatever the number of the update."""
+        return (1 + math.cos(math.pi * min(self.used / self.seconds, 1.0))) / 2
+
+    def before_update(self, trainer: Trainer) -> None:
+        self._began = time.perf_counter()
+
+    def after_update(self, trainer: Trainer, loss: float) -> None:
+        self.used += time.perf_counter() - self._began
+        if self.is_over:
+            trainer.stop(f"the time of {self.seconds:g} s is over")
+
+    def state(self) -> dict[str, Any]:
+        return {"used": self.used}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.used = state["used"]
+
+
+def description(stages: Iterable[Stage]) -> str:
+    """The same text for the same stages, in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(list(stages)))

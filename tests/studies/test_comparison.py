@@ -1,0 +1,216 @@
+"""Studies against trainers by hand; what is trained once, what is gone on with, and what fails."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases.small import DT, SmallNet, equal, forced_step, line, step
+from phi.torch.flow import Field
+
+import phi_hybrid as ph
+from phi_hybrid.studies import Stage, StudyResult
+from phi_hybrid.training import TaskError, Trainer
+
+START = Stage(ph.Unrolled(1), 6, lr=3e-3, batch_size=4)
+METHODS = {
+    "one step": [START, Stage(ph.Unrolled(1), 4, batch_size=4)],
+    "two steps": [START, Stage(ph.Unrolled(2), 4, batch_size=4)],
+}
+
+
+def reference(u: Field, f: Field) -> Field:
+    return 0.9 * step(u) + 2 * DT * f
+
+
+@pytest.fixture(scope="module")
+def block() -> ph.PhysicsBlock:
+    return ph.capture(forced_step)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[ph.Trajectories, ph.Trajectories]:
+    f = line(1, b=6, time=6)
+    return ph.Trajectories.generate(ph.capture(reference), line(0, b=6), 6, (f,), progress=False).split(4)
+
+
+def network(seed: int) -> SmallNet:
+    return SmallNet(2, 1, 1, seed=seed)
+
+
+def solvers(block: ph.PhysicsBlock) -> dict[str, Any]:
+    return {"source": block, "hybrid": lambda seed: ph.HybridSolver(block, network(seed))}
+
+
+def by_hand(block: ph.PhysicsBlock, training: ph.Trajectories, method: str, seed: int) -> ph.HybridSolver:
+    solver = ph.HybridSolver(block, network(seed))
+    for stage in METHODS[method]:
+        optimizer = torch.optim.Adam(solver.parameters(), stage.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.updates)
+        settings = dict(optimizer=optimizer, scheduler=schedule, batch_size=4, clip=1.0, seed=seed)
+        Trainer(solver, training, stage.objective, **settings).fit(stage.updates)
+    return solver
+
+
+@pytest.fixture(scope="module")
+def found(block: ph.PhysicsBlock, data: tuple, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
+    folder = tmp_path_factory.mktemp("study")
+    return ph.study(solvers(block), data, METHODS, folder=folder, seeds=2), folder
+
+
+def test_a_study_is_trainings_and_evaluations_by_hand(block: ph.PhysicsBlock, data: tuple, found: tuple) -> None:
+    result, _ = found
+    for seed in (0, 1):
+        own = {method: by_hand(block, data[0], method, seed) for method in METHODS}
+        evaluation = ph.evaluate({"source": block, **own}, data[1])
+        assert list(result.runs[seed].rows) == ["source", "one step", "two steps"]
+        for row, numbers in evaluation.summary().items():
+            assert {k: result.runs[seed].rows[row][k] for k in numbers} == numbers
+    assert result.runs[0].rows["one step"]["mae"] != result.runs[1].rows["one step"]["mae"]
+    assert result.runs[0].rows["two steps"]["updates"] == 10 and result.runs[0].rows["source"]["updates"] == 0
+    assert result.runs[0].rows["two steps"]["seconds"] > 0
+
+
+def test_solvers_are_those_that_were_evaluated(block: ph.PhysicsBlock, data: tuple, found: tuple) -> None:
+    result, _ = found
+    assert result.solver("source") is block
+    again = ph.evaluate({"two steps": result.solver("two steps", 1)}, data[1]).summary()["two steps"]
+    assert again["mae"] == result.runs[1].rows["two steps"]["mae"]
+    with pytest.raises(ph.StateError, match="method = 'three steps'"):
+        result.solver("three steps")
+    with pytest.raises(ph.StateError, match="seed = 7"):
+        result.evaluation(7)
+
+
+def test_tables_figures_and_files(found: tuple) -> None:
+    result, folder = found
+    table = result.table(["mae", "updates"])
+    values = [result.runs[seed].rows["two steps"]["mae"] for seed in (0, 1)]
+    assert table.rows["two steps"]["mae"].values == tuple(values)
+    assert result.curves()["source"].shape == (2 * 2, 7)
+    assert list(result.runs[0].histories) == ["one step, 1", "one step, 2", "two steps, 1", "two steps, 2"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["methods"]["two steps"]["mae"] == pytest.approx(sum(values) / 2)
+    assert metrics["seeds"]["1"]["two steps"]["mae"] == values[1]
+    assert "| two steps |" in (folder / "table.md").read_text()
+    assert all((folder / f"{name}.png").stat().st_size > 5000 for name in ("errors", "training"))
+
+
+def test_equal_beginnings_are_trained_once_and_complete_stages_never_again(
+    block: ph.PhysicsBlock, data: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates, advance = [], Trainer._advance
+    monkeypatch.setattr(Trainer, "_advance", lambda self: updates.append(1) or advance(self))
+    first = ph.study(solvers(block), data, METHODS, folder=tmp_path)
+    assert len(updates) == 6 + 4 + 4 and len(list((tmp_path / "seed_0").glob("*.pt"))) == 3
+    again = ph.study(solvers(block), data, METHODS, folder=tmp_path)
+    assert len(updates) == 14
+    assert again.runs[0].rows == first.runs[0].rows  # the seconds, too
+    more = {**METHODS, "three steps": [START, Stage(ph.Unrolled(3), 2, batch_size=4)]}
+    ph.study(solvers(block), data, more, folder=tmp_path)
+    assert len(updates) == 16
+
+
+def test_an_interrupted_study_goes_on_where_it_was(
+    block: ph.PhysicsBlock, data: tuple, found: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates, advance = [], Trainer._advance
+
+    def interrupted(self: Trainer) -> float:
+        if len(updates) == 8:
+            updates.append(0)
+            raise KeyboardInterrupt
+        updates.append(1)
+        return advance(self)
+
+    monkeypatch.setattr(Trainer, "_advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ph.study(solvers(block), data, METHODS, folder=tmp_path)
+    result = ph.study(solvers(block), data, METHODS, folder=tmp_path)
+    assert sum(updates) == 14
+    whole = found[0].runs[0]
+    for row in METHODS:
+        assert result.runs[0].rows[row]["mae"] == whole.rows[row]["mae"]
+    curves, expected = result.runs[0].evaluation.curves(), whole.evaluation.curves()
+    assert all(equal([curves[name]], [expected[name]]) for name in expected)
+
+
+def test_other_data_in_the_same_folder_are_refused(block: ph.PhysicsBlock, data: tuple, tmp_path: Path) -> None:
+    one = {"one step": METHODS["one step"][:1]}
+    ph.study(solvers(block), data, one, folder=tmp_path)
+    with pytest.raises(TaskError, match=r"another training.*another folder.*seed_0"):
+        ph.study(solvers(block), (data[1], data[0]), one, folder=tmp_path)
+
+
+def test_time_and_budget(block: ph.PhysicsBlock, data: tuple, tmp_path: Path) -> None:
+    methods = {"timed": [Stage(ph.Unrolled(1), seconds=40.0, batch_size=4)], "counted": [START]}
+    rows = ph.study(solvers(block), data, methods, folder=tmp_path, budget=0.005).runs[0].rows
+    assert rows["counted"]["updates"] == 1
+    assert 0.2 <= rows["timed"]["seconds"] and rows["timed"]["updates"] > 1
+    again = ph.study(solvers(block), data, methods, folder=tmp_path, budget=0.005).runs[0].rows
+    assert again == rows
+
+
+def test_failed_trainings_are_infinite_and_the_others_go_on(
+    block: ph.PhysicsBlock, data: tuple, tmp_path: Path
+) -> None:
+    class Breaks(SmallNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * math.inf
+
+    two = {**solvers(block), "broken": lambda seed: ph.HybridSolver(block, Breaks(2, 1, 1))}
+    with pytest.warns(RuntimeWarning, match="broken, start, seed 0: the training has failed"):
+        result = ph.study(two, data, {"start": [START]}, folder=tmp_path)
+    rows = result.runs[0].rows
+    assert list(rows) == ["source", "hybrid, start", "broken, start"]
+    assert rows["broken, start"]["mae"] == math.inf and 0 < rows["hybrid, start"]["mae"] < 1
+    assert list(result.runs[0].failures) == ["broken, start"] and "broken, start" not in result.curves()
+    assert result.table().rows["broken, start"]["mae"] == math.inf
+    with pytest.raises(ph.StateError, match="training has failed"):
+        result.solver("broken, start")
+
+
+def test_data_of_every_seed_and_numbers_of_ones_own(block: ph.PhysicsBlock, data: tuple, tmp_path: Path) -> None:
+    asked = []
+
+    def of_seed(seed: int) -> tuple:
+        asked.append(seed)
+        return data
+
+    result = ph.study(
+        solvers(block),
+        of_seed,
+        {"start": [START]},
+        folder=tmp_path,
+        seeds=[3, 5],
+        steps=4,
+        metrics={"energy": ph.metrics.Drift(ph.quantities.energy)},
+        summary=lambda e: e.summary((2,)),
+    )
+    assert asked == [3, 5] and result.runs[5].evaluation.steps == 4
+    assert {"mae_2", "energy", "updates"} <= set(result.runs[3].rows["start"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(solvers={}), "solvers"),
+        (dict(methods={"a": []}), r"methods\['a'\]"),
+        (dict(methods={"a": [ph.Unrolled(1)]}), r"methods\['a'\]"),
+        (dict(seeds=0), "seeds"),
+        (dict(seeds=[1, 1]), "seeds"),
+        (dict(seeds="12"), "seeds"),
+        (dict(budget=0), "budget"),
+        (dict(summary=3), "summary"),
+        (dict(solvers={"hybrid": lambda seed: 3}), r"solvers\['hybrid'\]"),
+    ],
+)
+def test_wrong_arguments(block: ph.PhysicsBlock, data: tuple, tmp_path: Path, change: dict, message: str) -> None:
+    arguments = dict(solvers=solvers(block), data=data, methods=METHODS, folder=tmp_path) | copy.copy(change)
+    with pytest.raises((ph.StateError, TaskError), match=message):
+        ph.study(**arguments)

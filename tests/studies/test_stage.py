@@ -1,0 +1,42 @@
+"""Stages: their settings, their rate and their text."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+import phi_hybrid as ph
+from phi_hybrid.studies import Stage
+from phi_hybrid.studies.stage import Clock, description
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, dict(updates=3, seconds=1.0), dict(updates=0), dict(seconds=-1.0), dict(updates=3, lr=0.0)], ids=str
+)
+def test_wrong_settings(wrong: dict) -> None:
+    with pytest.raises(ph.StateError):
+        Stage(ph.Unrolled(1), **wrong)
+
+
+def test_budgets() -> None:
+    assert Stage(ph.Unrolled(1), 100).scaled(0.25).updates == 25
+    assert Stage(ph.Unrolled(1), 3).scaled(0.01).updates == 1
+    assert Stage(ph.Unrolled(1), seconds=10.0).scaled(3).seconds == 30.0
+
+
+def test_the_rate_falls_with_the_time() -> None:
+    clock = Clock(8.0)
+    for used in (0.0, 2.0, 4.0, 8.0, 9.0):
+        clock.used = used
+        assert clock.falling(7) == pytest.approx((1 + math.cos(math.pi * min(used, 8) / 8)) / 2)
+    assert clock.is_over and not Clock().is_over
+
+
+def test_texts_are_the_same_in_every_process() -> None:
+    stages = [Stage(ph.Unrolled(2), 5, optimizer=partial(torch.optim.Adam, betas=(0.8, 0.9)))]
+    function = [Stage(ph.Unrolled(2), 5, optimizer=lambda p, lr: torch.optim.SGD(p, lr))]
+    assert "0.8" in description(stages) and "0x" not in description(function)
+    assert description(stages) != description([Stage(ph.Unrolled(3), 5)])
