@@ -107,13 +107,18 @@ def block(width: int) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.ReLU(), layers[0], torch.nn.ReLU(), layers[1])
 
 
-def places(cells: int) -> tuple[Tensor, Tensor]:
-    """Where the network is, which convolutions do not know: how near the cylinder, 1 inside; coordinates in [−1, 1]."""
+def places(cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the network is, which convolutions do not know.
+
+    Share of the cylinder, smoothed over a cell; how near it is, 1 inside; coordinates in [−1, 1].
+    """
     across = round(cells * WAKE.width / WAKE.length)
     box = Box(x=WAKE.width, y=WAKE.length)
     centres = UniformGrid(spatial(x=across, y=cells), box).center
-    beside = math.maximum(WAKE.obstacle.geometry.approximate_signed_distance(centres), 0)
-    return math.exp(-2 * beside / WAKE.diameter), (centres - box.center) / box.half_size
+    distance = WAKE.obstacle.geometry.approximate_signed_distance(centres)
+    solid = math.sigmoid(-2 * distance * cells / WAKE.length)
+    near = math.exp(-2 * math.maximum(distance, 0) / WAKE.diameter)
+    return solid, near, (centres - box.center) / box.half_size
 
 
 def trained(case: Case, data: Sets, seed: int, device: str, folder: Path) -> tuple[ph.StudyResult, dict[str, Step]]:
@@ -122,7 +127,7 @@ def trained(case: Case, data: Sets, seed: int, device: str, folder: Path) -> tup
     features = places(case.coarse)
 
     def hybrid(seed: int) -> ph.HybridSolver:
-        network = Correction(6, case.width).to(memory_format=torch.channels_last)  # faster
+        network = Correction(7, case.width).to(memory_format=torch.channels_last)  # faster
         return ph.HybridSolver(compiled, network, features=features).to(device)
 
     solvers = {"source": source, "hybrid": hybrid}
@@ -246,7 +251,7 @@ def main() -> None:
             case, fine=128, spin_up=250, settle=30, steps=100, horizon=100, pretraining=250, updates=40, compiled=False
         )
     if options.full:
-        case = replace(case, steps=1000, horizon=1000, pretraining=4000, updates=3000, long=18000)
+        case = replace(case, steps=1000, horizon=1000, pretraining=4000, updates=3000, long=16000)
     numbers = [re for part in REYNOLDS.values() for re in part]
     everything = iter(wake_data(numbers, case.fine, case.coarse, case.spin_up, case.settle, case.steps))
     data = {name: ph.Trajectories.concat(*islice(everything, len(part))) for name, part in REYNOLDS.items()}
