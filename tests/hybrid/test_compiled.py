@@ -41,8 +41,9 @@ def start(rows: int = 2) -> Field:
     return CenteredGrid(Noise(batch(b=rows), vector="x,y"), PERIODIC, Box(x=6, y=6), x=6, y=6)
 
 
-def pair(coupling: ph.coupling.Coupling = ph.coupling.After()) -> tuple[ph.HybridSolver, ph.HybridSolver]:
+def pair(coupling: ph.coupling.Coupling | None = None) -> tuple[ph.HybridSolver, ph.HybridSolver]:
     """The same solver as it is, and with physics and network compiled."""
+    coupling = coupling or ph.coupling.After()
     plain = ph.HybridSolver(ph.capture(transport), SmallNet(2, 2, 2), coupling)
     compiled = torch.compile(SmallNet(2, 2, 2))
     return plain, ph.HybridSolver(ph.capture(transport, compile=True), compiled, coupling)
