@@ -42,7 +42,7 @@ def capture_report() -> str:
         try:
             with warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter("always", RuntimeWarning)
-                difference = float(math.max_(math.abs(ph.capture(step, compile=compiled)(u).values - step(u).values)))
+                difference = float(math.max(math.abs(ph.capture(step, compile=compiled)(u).values - step(u).values)))
             notes = "".join(f"; {w.message}" for w in heard if issubclass(w.category, RuntimeWarning))
             found.append(f"{name}: works, {time.perf_counter() - began:.1f} s, difference {difference:.0e}{notes}")
         except Exception as error:  # whatever it is, the report says so
