@@ -62,7 +62,7 @@ class Case:
     steps: int = 40
     training: int = 24
     test: int = 8
-    updates: int = 400
+    updates: int = 200
     batch: int = 4
     filters: tuple[int, ...] = (32, 32, 32)
 
