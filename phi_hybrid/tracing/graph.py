@@ -64,7 +64,8 @@ class CapturedGraph(torch.nn.Module):
             one = self.for_compiler()
             several = one if steps == 1 else unrolled(one, steps)
             call = several.forward  # of the module itself, since a compiled module takes 10 µs to be called
-            programs[steps] = torch.compile(call, dynamic=False, options=compiler_options(one))
+            options = compiler_options(one) | _only_guards_of_arguments()
+            programs[steps] = torch.compile(call, dynamic=False, options=options)
         return programs[steps]
 
     def _forget_programs(self) -> None:
@@ -96,6 +97,19 @@ class CapturedGraph(torch.nn.Module):
         for part in self.module.modules():
             for name, constant in list(part.named_buffers(recurse=False)):
                 part.register_buffer(name, constant, persistent=False)
+
+
+def _only_guards_of_arguments() -> dict[str, Any]:
+    """Options of `torch.compile`: look at each call at the arguments and at torch's global state, not at the code behind.
+
+    A program's graph never changes, and looking at each of its modules, constants and operators takes longer than small steps.
+    Older versions of torch know no such option.
+    """
+
+    def chosen(guards: Sequence[Any]) -> list[bool]:
+        return [not (guard.is_global or "self" in guard.name) for guard in guards]
+
+    return {"guard_filter_fn": chosen} if hasattr(torch.compiler, "skip_all_guards_unsafe") else {}
 
 
 def unrolled(module: torch.fx.GraphModule, steps: int) -> torch.fx.GraphModule:
