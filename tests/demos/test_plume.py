@@ -15,7 +15,7 @@ import phi_hybrid as ph
 from phi_hybrid.bridge import flatten
 
 torch.set_num_threads(1)
-SMALL = replace(plume.Case(), finer=2, every=1, spin_up=3, steps=3, training=2, test=1, updates=2, filters=(4,))
+SMALL = replace(plume.Case(), finer=2, every=1, spin_up=3, steps=16, training=2, test=1, updates=2, filters=(4,))
 
 
 @pytest.fixture(scope="module")
