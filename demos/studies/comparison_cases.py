@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flows import LINE, SOURCE, wake_data, wake_physics
+from flows import LINE, SOURCE, TEST_RE, TRAINING_RE, wake_data, wake_physics
 from phi.math import batch, wrap
 from phi.torch.flow import advect, diffuse, res_net
 
@@ -162,7 +162,8 @@ KS = Case(
 def wake_parts(seed: int) -> Data:
     """Six Reynolds numbers for training, 350 steps each and the next 150 for validation; five others for the test. The
     data are the same for all seeds."""
-    training, test = wake_data(fine=256, coarse=64, spin_up=500, settle=100, steps=500)
+    data = wake_data(TRAINING_RE + TEST_RE, fine=256, coarse=64, spin_up=500, settle=100, steps=500)
+    training, test = data.split(len(TRAINING_RE))
     return Data(training.between(0, 350), training.between(350, 500), test)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,29 +84,33 @@ SQUARE = Burgers(2, 128, 32, 32.0, 0.1, 0.1, trajectories=6, steps=120, pretrain
 
 WAKE, WAKE_DT = Wake(), 1.0
 TRAINING_RE = tuple(100.0 * 2**k for k in range(6))
+VALIDATION_RE = tuple(100.0 * 2 ** (k + 0.25) for k in range(5))
 TEST_RE = tuple(150.0 * 2**k for k in range(5))
 REFERENCE, SOURCE = advect.mac_cormack, advect.semi_lagrangian
 
 
-def wake_physics(cells: int, advection: Callable, dt: float = WAKE_DT) -> ph.PhysicsBlock:
+def wake_physics(cells: int, advection: Callable, dt: float = WAKE_DT, compile: bool = False) -> ph.PhysicsBlock:
     """Solver on this many cells along the stream, captured on first use."""
-    return ph.capture(WAKE.step(dt, WAKE.substeps(dt, cells, min(TRAINING_RE)), advection))
+    step = WAKE.step(dt, WAKE.substeps(dt, cells, min(TRAINING_RE)), advection)
+    return ph.capture(step, compile=compile)
 
 
-def wake_data(fine: int, coarse: int, spin_up: int, settle: int, steps: int) -> tuple[ph.Trajectories, ph.Trajectories]:
-    """Training and test trajectories from a state that sheds vortices, coarsened.
+def wake_data(
+    reynolds: Sequence[float], fine: int, coarse: int, spin_up: int, settle: int, steps: int
+) -> ph.Trajectories:
+    """Trajectories of the reference from a state that sheds vortices, coarsened.
 
     Args:
+        reynolds: Reynolds number of each trajectory.
         fine: cells along the stream of the reference.
         coarse: of the trajectories.
         spin_up: steps on half the fine resolution, until vortices are shed.
         settle: steps on the fine grid before the first stored one.
         steps: of each trajectory.
     """
-    reynolds, half = wrap(TRAINING_RE + TEST_RE, batch("trajectory")), fine // 2
-    disturbed = WAKE.disturbed(half, len(TRAINING_RE + TEST_RE))
-    early = ph.repeat(wake_physics(half, REFERENCE), disturbed, spin_up, reynolds)
+    numbers, half = wrap(list(reynolds), batch("trajectory")), fine // 2
+    early = ph.repeat(wake_physics(half, REFERENCE), WAKE.disturbed(half, len(reynolds)), spin_up, numbers)
     reference = wake_physics(fine, REFERENCE)
-    start = ph.repeat(reference, early.at(WAKE.grid(fine)), settle, reynolds)
+    start = ph.repeat(reference, early.at(WAKE.grid(fine)), settle, numbers)
     about = dict(coarsen=fine // coarse, metadata={"dt": WAKE_DT})
-    return ph.Trajectories.generate(reference, start, steps, (reynolds,), **about).split(len(TRAINING_RE))
+    return ph.Trajectories.generate(reference, start, steps, (numbers,), **about)

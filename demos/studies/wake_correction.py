@@ -2,8 +2,9 @@
 
 Solver in the loop (Um et al. 2020): the reference has 256×128 cells and MacCormack advection, whose numerical viscosity
 is small enough for the Reynolds number to matter; the coarse solver has 64×32 cells and semi-Lagrangian advection. Re is
-100·2^k (k = 0…5) in training, 150·2^k (k = 0…4) in the test, and an input of the network. After a shared one-step
-training, equal numbers of further updates are spent on one step, on 4 and on 16 unrolled steps.
+100·2^k (k = 0…5) in training, 100·2^(k + ¼) (k = 0…4) in the validation, by which the recipe was chosen, 150·2^k
+(k = 0…4) in the test, and an input of the network. After a shared one-step training, equal numbers of further updates are
+spent on one step, and on up to 4, 16 and 32 unrolled steps. Trainings are kept in DIR/training and go on where they were.
 
     python demos/studies/wake_correction.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
 """
@@ -12,24 +13,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import lab
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from flows import REFERENCE, SOURCE, TEST_RE, TRAINING_RE, WAKE, WAKE_DT, wake_data, wake_physics
+from flows import REFERENCE, SOURCE, TEST_RE, TRAINING_RE, VALIDATION_RE, WAKE, WAKE_DT, wake_data, wake_physics
 from matplotlib.figure import Figure
+from phi import math
 from phi.field import Field
-from phi.math import batch, wrap
-from phi.torch.flow import res_net
+from phi.geom import Box, UniformGrid
+from phi.math import Tensor, batch, spatial, wrap
 
 import phi_hybrid as ph
 from phi_hybrid.evaluation import Evaluation, quantities
 from phi_hybrid.pde.navier_stokes import numerical_viscosity
+from phi_hybrid.steps import Step
+from phi_hybrid.studies import Stage
 
-METHODS = {"one_step": (1, 1), "unrolled_4": (4, 4), "unrolled_16": (4, 16)}
-"""Method → unrolled steps in the first and in the second half of its updates."""
+REYNOLDS = {"training": TRAINING_RE, "validation": VALIDATION_RE, "test": TEST_RE}
+Sets = dict[str, ph.Trajectories]
+STAGES: dict[str, dict[int, float]] = {
+    "one_step": {1: 1.0},
+    "unrolled_4": {4: 1.0},
+    "unrolled_16": {4: 0.57, 16: 0.43},
+    "unrolled_32": {4: 0.57, 16: 0.29, 32: 0.14},
+}
+"""Method → unrolled steps → share of its updates, after the shared one-step training."""
+RATES = {1: 1e-3, 4: 1e-3, 16: 5e-4, 32: 3e-4}
+"""Unrolled steps → learning rate at the start of a stage."""
 SHOWN = 2
 """Test trajectory in the figures, Re = 600."""
 
@@ -45,21 +59,81 @@ class Case:
     steps: int = 500
     horizon: int = 250  # steps of the test
     pretraining: int = 1500  # updates, one step, twice the batch
-    updates: int = 1000  # of each method, from the same weights on
+    updates: int = 800  # of each method, from the same weights on
     long: int = 0  # updates of `one_step_long`, if any
-    batch: int = 3
-    filters: tuple[int, ...] = (32, 32, 32)
+    batch: int = 6
+    width: int = 48
+    compiled: bool = True  # the physics in the training
+
+    def methods(self) -> dict[str, list[Stage]]:
+        """Stages of each method. Those that begin alike are trained together."""
+        start = Stage(ph.Unrolled(1), self.pretraining, lr=2e-3, batch_size=2 * self.batch)
+        found = {m: [start, *(self.stage(n, share) for n, share in parts.items())] for m, parts in STAGES.items()}
+        more = Stage(ph.Unrolled(1), self.long or 1, lr=1e-3, batch_size=2 * self.batch)
+        return {**found, "one_step_long": [start, more]} if self.long else found
+
+    def stage(self, unrolled: int, share: float) -> Stage:
+        """A share of the updates over so many steps."""
+        return Stage(ph.Unrolled(unrolled), round(share * self.updates), lr=RATES[unrolled], batch_size=self.batch)
 
 
-def trained_solvers(case: Case, training: ph.Trajectories, seed: int, device: str) -> tuple[dict, dict]:
-    """Solvers by method, and the histories of their training."""
-    torch.manual_seed(seed)
-    source = wake_physics(case.coarse, SOURCE)
-    start = ph.HybridSolver(source, res_net(3, 2, list(case.filters))).to(device)
-    before = lab.train(start, training, [(1, case.pretraining, 1e-3, 2 * case.batch)], seed)
-    methods = lab.halves(METHODS, case.updates, case.batch, case.long)
-    solvers, histories = lab.train_methods(start, training, methods, seed)
-    return {"source": source, **solvers}, {"pretraining": before["1"], **histories}
+class Correction(torch.nn.Module):
+    """Residual network that works on blocks of 2×2 cells: a quarter of the places, each seen twice as far.
+
+    Args:
+        channels: of velocity, Reynolds number and features, in this order.
+        width: channels inside.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(4 * channels, width, 3, padding=1)
+        self.blocks = torch.nn.ModuleList([block(width) for _ in range(3)])
+        self.last = torch.nn.Conv2d(width, 4 * 2, 1)
+
+    def forward(self, seen: torch.Tensor) -> torch.Tensor:
+        """`(batch, channel, x, y)`: what corrects the velocity, from velocity, Reynolds number and features."""
+        velocity, reynolds, features = seen[:, :2], seen[:, 2:3], seen[:, 3:]
+        inside = torch.cat([velocity, torch.log(reynolds) / 2, features], 1)
+        inside = self.first(torch.nn.functional.pixel_unshuffle(inside, 2))
+        for residual in self.blocks:
+            inside = inside + residual(inside)
+        return torch.nn.functional.pixel_shuffle(self.last(torch.relu(inside)), 2)
+
+
+def block(width: int) -> torch.nn.Module:
+    """Two convolutions, each after its activation."""
+    layers = [torch.nn.Conv2d(width, width, 3, padding=1) for _ in range(2)]
+    return torch.nn.Sequential(torch.nn.ReLU(), layers[0], torch.nn.ReLU(), layers[1])
+
+
+def places(cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the network is, which convolutions do not know.
+
+    Share of the cylinder, smoothed over a cell; how near it is, 1 inside; coordinates in [−1, 1].
+    """
+    across = round(cells * WAKE.width / WAKE.length)
+    box = Box(x=WAKE.width, y=WAKE.length)
+    centres = UniformGrid(spatial(x=across, y=cells), box).center
+    distance = WAKE.obstacle.geometry.approximate_signed_distance(centres)
+    solid = math.sigmoid(-2 * distance * cells / WAKE.length)
+    near = math.exp(-2 * math.maximum(distance, 0) / WAKE.diameter)
+    return solid, near, (centres - box.center) / box.half_size
+
+
+def trained(case: Case, data: Sets, seed: int, device: str, folder: Path) -> tuple[ph.StudyResult, dict[str, Step]]:
+    """Trains all methods; the findings, and the solvers by method."""
+    source, compiled = (wake_physics(case.coarse, SOURCE, compile=c) for c in (False, case.compiled))
+    features = places(case.coarse)
+
+    def hybrid(seed: int) -> ph.HybridSolver:
+        network = Correction(7, case.width).to(memory_format=torch.channels_last)  # faster
+        return ph.HybridSolver(compiled, network, features=features).to(device)
+
+    solvers = {"source": source, "hybrid": hybrid}
+    about = dict(folder=folder / "training", seeds=[seed], steps=case.horizon, summary=lambda e: e.summary((50,)))
+    found = ph.study(solvers, (data["training"], data["test"]), case.methods(), **about)
+    return found, {method: found.solver(method) for method in found.runs[seed].rows}
 
 
 def wake_measures(trajectory: Field, reference: Field) -> dict[str, float]:
@@ -104,27 +178,29 @@ def wake_spectrum(fluctuation: np.ndarray) -> np.ndarray:
     return (np.abs(np.fft.rfft(windowed)) ** 2).mean((1, 2))[:, 1:]
 
 
-def run(case: Case, data: tuple, seed: int, device: str, out: Path) -> tuple[lab.Rows, Callable]:
-    training, test = data
-    solvers, histories = trained_solvers(case, training, seed, device)
-    evaluation = ph.evaluate(solvers, test, case.horizon)
+def run(case: Case, data: Sets, seed: int, device: str, out: Path) -> tuple[lab.Rows, Callable]:
+    found, solvers = trained(case, data, seed, device, out)
+    evaluation, test = found.evaluation(seed), data["test"]
     reference = test.trajectory.time[: case.horizon + 1]
-    rollouts, metrics = {"reference": reference}, evaluation.summary((50,))
+    validation = ph.evaluate(solvers, data["validation"], case.horizon)
+    rollouts, metrics = {"reference": reference}, {m: dict(row) for m, row in found.runs[seed].rows.items()}
     for method, row in metrics.items():
+        for name, errors in (("relative", evaluation.mae), ("relative_validation", validation.mae)):
+            row[name] = float(errors[method].mean() / errors["source"].mean())
         row["mae_Re"] = {f"{re:.0f}": float(m) for re, m in zip(TEST_RE, evaluation.mae[method].mean(1))}
         if row["blow_up"] == 0:
             rollouts[method] = ph.rollout(solvers[method], test.initial_state, case.horizon, *test.step_inputs)
             row.update(wake_measures(rollouts[method], reference))
-    return metrics, lambda: figures(evaluation, rollouts, histories, out)
+    return metrics, lambda: figures(evaluation, rollouts, found.runs[seed].histories, out)
 
 
-def describe_reference(data: tuple) -> None:
+def describe_reference(data: Sets) -> None:
     """Prints what shows that Re matters and that vortices are shed."""
     print("numerical viscosity of the reference for waves of one diameter, and ν at the lowest and the highest Re:")
     added = numerical_viscosity(REFERENCE, WAKE.length / 256, WAKE_DT, WAKE.speed, WAKE.diameter)
     print(f"  {added:.4f}, {WAKE.viscosity(TRAINING_RE[0]):.4f}, {WAKE.viscosity(TRAINING_RE[-1]):.4f}")
-    for name, part, numbers in (("training", data[0], TRAINING_RE), ("test", data[1], TEST_RE)):
-        velocity = components(part.trajectory)
+    for name, numbers in REYNOLDS.items():
+        velocity = components(data[name].trajectory)
         for re, st, s in zip(numbers, strouhal_number(velocity), probe(velocity)):
             print(f"  {name} Re {re:6.0f}: Strouhal number {st:.3f}, transverse velocity ±{np.abs(s).max():.2f}")
 
@@ -145,7 +221,7 @@ def strouhal_by_resolution(reynolds: float, resolutions: tuple[int, ...] = (128,
 
 def figures(evaluation: Evaluation, rollouts: dict[str, Field], histories: dict, out: Path) -> dict[str, Figure]:
     """Figures by name; the animation is written at once."""
-    trajectories = {k: v for k, v in rollouts.items() if k in ("reference", "source", "unrolled_16")}
+    trajectories = {k: v for k, v in rollouts.items() if k in ("reference", "source", "unrolled_32")}
     show = dict(reference="reference", dt=WAKE_DT, quantity="vorticity", example=SHOWN)
     title = f"Wake of a cylinder, unseen Re = {TEST_RE[SHOWN]:.0f}, vorticity"
     curves, (panels, axes) = evaluation.curves(), plt.subplots(1, len(TEST_RE), figsize=(16, 3.4))
@@ -171,14 +247,17 @@ def main() -> None:
         return
     case = Case()
     if options.quick:
-        case = replace(case, fine=128, spin_up=250, settle=30, steps=100, horizon=100, pretraining=250, updates=40)
+        case = replace(
+            case, fine=128, spin_up=250, settle=30, steps=100, horizon=100, pretraining=250, updates=40, compiled=False
+        )
     if options.full:
-        case = replace(case, steps=1000, horizon=1000, pretraining=4000, updates=3000, long=15000)
-    data = wake_data(case.fine, case.coarse, case.spin_up, case.settle, case.steps)
+        case = replace(case, steps=1000, horizon=1000, pretraining=4000, updates=3000, long=16000)
+    numbers = [re for part in REYNOLDS.values() for re in part]
+    everything = iter(wake_data(numbers, case.fine, case.coarse, case.spin_up, case.settle, case.steps))
+    data = {name: ph.Trajectories.concat(*islice(everything, len(part))) for name, part in REYNOLDS.items()}
     describe_reference(data)
-    lab.study(
-        options, lambda seed: run(case, data, seed, options.device, options.out), ["mae", "mae_50", "nrmse", "blow_up"]
-    )
+    columns = ["relative", "relative_validation", "mae", "mae_50", "nrmse", "strouhal_error", "seconds", "blow_up"]
+    lab.study(options, lambda seed: run(case, data, seed, options.device, options.out), columns)
 
 
 if __name__ == "__main__":
