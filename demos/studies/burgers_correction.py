@@ -10,54 +10,17 @@ time of 16 steps. Errors are on trajectories not seen in training.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-
 import lab
 import torch
 from flows import LINE, SQUARE, Burgers
+from matplotlib.figure import Figure
 from phi.torch.flow import res_net
 
 import phi_hybrid as ph
+from phi_hybrid.studies import Stage, StudyResult
 
 METHODS = {"one_step": (1, 1), "one_step_long": (1, 10), "unrolled_4": (4, 1), "unrolled_16": (16, 1)}
 """Method → unrolled steps, multiple of the updates. Ten times the updates take about as long as 16 unrolled steps."""
-
-
-def run(case: Burgers, seed: int, device: str, out: Path) -> tuple[lab.Rows, Callable]:
-    training, test = case.data(seed)
-    torch.manual_seed(seed)
-    network = res_net(2 * case.dim, case.dim, list(case.filters), in_spatial=case.dim, periodic=True)
-    source = case.physics(case.coarse)
-    start = ph.HybridSolver(source, network).to(device)
-    before = lab.train(start, training, [(1, case.pretraining, 2e-3, case.batch)], seed)
-    methods = {m: [(steps, n * case.updates, 5e-4, case.batch)] for m, (steps, n) in METHODS.items()}
-    solvers, histories = lab.train_methods(start, training, methods, seed)
-    solvers, histories = {"source": source, **solvers}, {"pretraining": before["1"], **histories}
-    evaluation = ph.evaluate(solvers, test)
-
-    def draw() -> dict:
-        trajectories = {"reference": test.trajectory}
-        for name in ("source", "unrolled_16"):
-            trajectories[name] = ph.rollout(
-                solvers[name], test.initial_state, case.steps, *test.step_inputs, check=False
-            )
-        show = dict(reference="reference", dt=case.dt)
-        title = dict(title="Forced Burgers, held-out force")
-        flat = case.dim == 1
-        frames = (
-            ph.plot.spacetime(trajectories, **show, **title) if flat else ph.plot.rollout(trajectories, **show, **title)
-        )
-        lab.animate(trajectories, out, **show, stride=2, fps=15)
-        return {
-            "spacetime" if flat else "rollout": frames,
-            "errors": ph.plot.errors(evaluation.curves(), dt=case.dt),
-            "spectrum": ph.plot.spectrum(trajectories),
-            "training": ph.plot.history(histories),
-        }
-
-    return evaluation.summary((50,)), draw
 
 
 def main() -> None:
@@ -66,12 +29,37 @@ def main() -> None:
     case = LINE if options.dim == 1 else SQUARE
     if case.dim == 1:
         torch.set_num_threads(1)  # 64 cells are too few to share
-    if options.quick:
-        trajectories, pretraining, updates = case.trajectories // 2, case.pretraining // 3, case.updates // 10
-        case = replace(case, trajectories=trajectories, pretraining=pretraining, updates=updates)
-    if options.full:
-        case = replace(case, pretraining=3 * case.pretraining, updates=3 * case.updates)
-    lab.study(options, lambda seed: run(case, seed, options.device, options.out), ["mae", "mae_50", "nrmse", "blow_up"])
+    source, layers = case.physics(case.coarse), dict(in_spatial=case.dim, periodic=True)
+
+    def hybrid(seed: int) -> ph.HybridSolver:
+        return ph.HybridSolver(source, res_net(2 * case.dim, case.dim, list(case.filters), **layers)).to(options.device)
+
+    start = Stage(ph.Unrolled(1), case.pretraining, lr=2e-3, batch_size=case.batch)
+    methods = {
+        m: [start, Stage(ph.Unrolled(steps), n * case.updates, lr=5e-4, batch_size=case.batch)]
+        for m, (steps, n) in METHODS.items()
+    }
+    show = dict(summary=lambda evaluation: evaluation.summary((50,)), dt=case.dt)
+    solvers, settings = {"source": source, "hybrid": hybrid}, lab.study_settings(options, quick=0.1)
+    found = ph.study(solvers, case.data, methods, **settings, **show)
+    print(found.table(["mae", "mae_50", "nrmse", "blow_up", "updates", "seconds"]))
+    lab.save_figures(options.out, figures(case, found, options))
+
+
+def figures(case: Burgers, found: StudyResult, options: lab.Options) -> dict[str, Figure]:
+    """Rollouts and spectra of the first seed; the animation is written at once."""
+    test, trajectories = case.data(options.seed)[1], {}
+    for name in ("source", "unrolled_16"):
+        solver = found.solver(name)
+        trajectories[name] = ph.rollout(solver, test.initial_state, case.steps, *test.step_inputs, check=False)
+    trajectories = {"reference": test.trajectory, **trajectories}
+    show = dict(reference="reference", dt=case.dt)
+    draw = ph.plot.spacetime if case.dim == 1 else ph.plot.rollout
+    lab.animate(trajectories, options.out, **show, stride=2, fps=15)
+    return {
+        "spacetime" if case.dim == 1 else "rollout": draw(trajectories, **show, title="Forced Burgers, held-out force"),
+        "spectrum": ph.plot.spectrum(trajectories),
+    }
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import phi_hybrid as ph
 from phi_hybrid.evaluation import Spread, Table
 from phi_hybrid.training import Objective
 
+Options = argparse.Namespace
 Rows = dict[str, dict[str, Any]]
 """Method → metric → number."""
 
@@ -53,6 +54,12 @@ def options(
 def share(options: argparse.Namespace, quick: float) -> float:
     """Factor of the budget: of `--quick`, 3 for `--full`, else 1."""
     return quick if options.quick else 3 if options.full else 1
+
+
+def study_settings(options: Options, quick: float) -> dict[str, Any]:
+    """Seeds, folder and budget of `ph.study` by the command line; the budget of `--quick` is given."""
+    seeds = range(options.seed, options.seed + options.seeds)
+    return dict(seeds=seeds, folder=options.out, budget=share(options, quick))
 
 
 def study(

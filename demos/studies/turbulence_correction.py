@@ -10,24 +10,26 @@ on one step, on 4 and on 16 unrolled steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import lab
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from phi.field import Field
 from phi.torch.flow import PERIODIC, advect, math, res_net
 
 import phi_hybrid as ph
-from phi_hybrid.evaluation import Evaluation, quantities
+from phi_hybrid import quantities
 from phi_hybrid.pde import navier_stokes as ns
+from phi_hybrid.steps import Step
+from phi_hybrid.studies import Stage, StudyResult
 
 VISCOSITY, DRAG, DT = 2e-3, 0.1, 0.05
 METHODS = {"one_step": (1, 1), "unrolled_4": (4, 4), "unrolled_16": (4, 16)}
 """Method → unrolled steps in the first and in the second half of its updates."""
+RATES = 1e-3, 5e-4
+"""Learning rates at the start of the two halves."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,18 @@ def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ph.Trajector
     return data.split(case.trajectories)
 
 
-def trained_solvers(case: Case, training: ph.Trajectories, seed: int, device: str) -> tuple[dict, dict]:
-    """Solvers by method, and the histories of their training."""
-    torch.manual_seed(seed)
-    source = physics(case.coarse, DT)
-    start = ph.HybridSolver(source, res_net(2, 2, list(case.filters), periodic=True)).to(device)
-    before = lab.train(start, training, [(1, case.pretraining, 1e-3, 2 * case.batch)], seed)
-    methods = lab.halves(METHODS, case.updates, case.batch, case.long)
-    solvers, histories = lab.train_methods(start, training, methods, seed)
-    return {"source": source, **solvers}, {"pretraining": before["1"], **histories}
+def methods(case: Case) -> dict[str, list[Stage]]:
+    """Stages of every method. All begin with the same one-step training."""
+    start = Stage(ph.Unrolled(1), case.pretraining, batch_size=2 * case.batch)
+    halves = {
+        method: [
+            Stage(ph.Unrolled(n), case.updates // 2, lr=rate, batch_size=case.batch) for n, rate in zip(steps, RATES)
+        ]
+        for method, steps in METHODS.items()
+    }
+    if case.long:
+        halves["one_step_long"] = [Stage(ph.Unrolled(1), case.long, lr=5e-4, batch_size=2 * case.batch)]
+    return {method: [start, *stages] for method, stages in halves.items()}
 
 
 def vorticity(velocity: Field) -> math.Tensor:
@@ -97,32 +102,32 @@ def spectrum_error(trajectory: Field, reference: Field) -> float:
     return float(np.abs(np.log10(own[1:] / true[1:])).mean())
 
 
-def run(case: Case, seed: int, device: str, out: Path) -> tuple[lab.Rows, Callable]:
-    training, test = reference_data(case, seed)
-    solvers, histories = trained_solvers(case, training, seed, device)
-    evaluation = ph.evaluate(solvers, test, metrics={"vorticity": ph.metrics.Correlation(of=ph.capture(vorticity))})
-    rollouts = {"reference": test.trajectory}
-    metrics = evaluation.summary((40,), (0.8, 0.95), correlation="vorticity", dt=DT)
-    for method, row in metrics.items():
-        if row["blow_up"] == 0:
-            rollouts[method] = ph.rollout(solvers[method], test.initial_state, case.steps)
-            row["spectrum_error"] = spectrum_error(rollouts[method], test.trajectory)
-            row["divergence"] = quantities.largest_divergence(rollouts[method].time[-1])
-    return metrics, lambda: figures(evaluation, rollouts, histories, out)
+def flow_numbers(solvers: Mapping[str, Step], test: ph.Trajectories) -> dict[str, dict[str, float]]:
+    """Distance of the spectra, and divergence at the end as max |∇·u|·dx / max|u|; infinite after a blow-up."""
+    found = {}
+    for method, solver in solvers.items():
+        trajectory = ph.rollout(solver, test.initial_state, test.steps, check=False)
+        finite = bool(math.is_finite(trajectory.values).all)
+        divergence = quantities.largest_divergence(trajectory.time[-1]) if finite else np.inf
+        error = spectrum_error(trajectory, test.trajectory) if finite else np.inf
+        found[method] = {"spectrum_error": error, "divergence": divergence}
+    return found
 
 
-def figures(evaluation: Evaluation, rollouts: dict[str, Field], histories: dict, out: Path) -> dict[str, Figure]:
-    """Figures by name; the animation is written at once."""
-    trajectories = {k: v for k, v in rollouts.items() if k in ("reference", "source", "unrolled_16")}
+def figures(case: Case, found: StudyResult, options: lab.Options) -> dict[str, Figure]:
+    """Figures of the first seed by name; the animation is written at once."""
+    test, rollouts = reference_data(case, options.seed)[1], {}
+    for name in found.evaluation(options.seed).lifetime:
+        rollouts[name] = ph.rollout(found.solver(name), test.initial_state, case.steps, check=False)
+    rollouts = {"reference": test.trajectory, **rollouts}
+    trajectories = {k: rollouts[k] for k in ("reference", "source", "unrolled_16")}
     show = dict(reference="reference", dt=DT, quantity="vorticity")
-    correlation = evaluation.curves("vorticity", start=1.0)
-    lab.animate(trajectories, out, **show, stride=2, fps=15)
+    correlation = found.curves("vorticity", start=1.0)
+    lab.animate(trajectories, options.out, **show, stride=2, fps=15)
     return {
         "rollout": ph.plot.rollout(trajectories, **show, times=5, title="Kolmogorov flow, unseen initial state"),
-        "errors": ph.plot.errors(evaluation.curves(), dt=DT),
         "correlation": ph.plot.errors(correlation, dt=DT, quantity="correlation of vorticity", log=False),
         "spectrum": ph.plot.spectrum(rollouts),
-        "training": ph.plot.history(histories),
     }
 
 
@@ -130,11 +135,27 @@ def main() -> None:
     options = lab.options(__doc__, "turbulence_correction", ["cpu", "cuda"], threads=2)
     case = Case()
     if options.quick:
-        case = replace(case, fine=64, trajectories=3, spin_up=60, steps=80, pretraining=300, updates=60)
+        case = replace(case, fine=64, trajectories=3, spin_up=60, steps=80)
     if options.full:
-        case = replace(case, trajectories=16, pretraining=4000, updates=3000, long=15000)
-    columns = ["mae", "mae_40", "nrmse", "vorticity", "time_to_0.8", "time_to_0.95", "blow_up"]
-    lab.study(options, lambda seed: run(case, seed, options.device, options.out), columns)
+        case = replace(case, trajectories=16, long=5000)
+    source = physics(case.coarse, DT)
+
+    def hybrid(seed: int) -> ph.HybridSolver:
+        return ph.HybridSolver(source, res_net(2, 2, list(case.filters), periodic=True)).to(options.device)
+
+    found = ph.study(
+        {"source": source, "hybrid": hybrid},
+        lambda seed: reference_data(case, seed),
+        methods(case),
+        metrics={"vorticity": ph.metrics.Correlation(of=ph.capture(vorticity))},
+        summary=lambda e: e.summary((40,), (0.8, 0.95), correlation="vorticity", dt=DT),
+        extra=flow_numbers,
+        dt=DT,
+        **lab.study_settings(options, quick=0.1),
+    )
+    print(found.table(["mae", "mae_40", "nrmse", "vorticity", "time_to_0.8", "time_to_0.95", "blow_up"]))
+    print(found.table(["spectrum_error", "divergence", "updates", "seconds"]))
+    lab.save_figures(options.out, figures(case, found, options))
 
 
 if __name__ == "__main__":

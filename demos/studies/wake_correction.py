@@ -31,7 +31,7 @@ import phi_hybrid as ph
 from phi_hybrid.evaluation import Evaluation, quantities
 from phi_hybrid.pde.navier_stokes import numerical_viscosity
 from phi_hybrid.steps import Step
-from phi_hybrid.studies import Stage
+from phi_hybrid.studies import Stage, StudyResult
 
 REYNOLDS = {"training": TRAINING_RE, "validation": VALIDATION_RE, "test": TEST_RE}
 Sets = dict[str, ph.Trajectories]
@@ -121,7 +121,7 @@ def places(cells: int) -> tuple[Tensor, Tensor, Tensor]:
     return solid, near, (centres - box.center) / box.half_size
 
 
-def trained(case: Case, data: Sets, seed: int, device: str, folder: Path) -> tuple[ph.StudyResult, dict[str, Step]]:
+def trained(case: Case, data: Sets, seed: int, device: str, folder: Path) -> tuple[StudyResult, dict[str, Step]]:
     """Trains all methods; the findings, and the solvers by method."""
     source, compiled = (wake_physics(case.coarse, SOURCE, compile=c) for c in (False, case.compiled))
     features = places(case.coarse)
@@ -248,7 +248,7 @@ def main() -> None:
     case = Case()
     if options.quick:
         case = replace(
-            case, fine=128, spin_up=250, settle=30, steps=100, horizon=100, pretraining=250, updates=40, compiled=False
+            case, fine=128, spin_up=250, settle=30, steps=80, horizon=80, pretraining=250, updates=40, compiled=False
         )
     if options.full:
         case = replace(case, steps=1000, horizon=1000, pretraining=4000, updates=3000, long=16000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -144,7 +145,23 @@ def compile_ahead(exported: torch.export.ExportedProgram, path: str) -> None:
     inductor.aoti_compile_and_package(exported, package_path=path)
 
 
+def compile_apart(function: Callable) -> Callable:
+    """Compiles a function whose code others share, too: before `isolate_recompiles`, torch counts their compilations together."""
+    apart = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    return torch.compile(function, dynamic=False, **apart)
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Tells if a module is `torch.compile(module)`, or was compiled by `module.compile()`."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
 # --- torch's transformation state, which has no public face ---
+
+
+def runs_as_it_is() -> bool:
+    """Tells if operations are executed here and now: no compiler, trace or transformation is under way."""
+    return not (torch.compiler.is_compiling() or is_tracing() or functorch_active() or forward_mode_active())
 
 
 def functorch_active() -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from phi_hybrid import _compat
 from phi_hybrid.bridge.channels import require_tensors
 from phi_hybrid.bridge.checks import require, require_arguments, require_instance
 from phi_hybrid.bridge.layout import Layout, TreeLayout, describe_leaves, flatten
@@ -27,8 +28,9 @@ class HybridSolver(Step):
 
     With additive coupling K, u⁺ = P(u) + σ·C (Um et al. 2020, arXiv 2007.00016). Other couplings place the network
     before or beside the physics, or let it set an input of the step, see `phi_hybrid.coupling`. A solver is a step like
-    the one it wraps: call it with PhiFlow states, roll it out, capture nothing again, wrap it in another solver. The
-    scales σ are buffers, one per channel, 1 until `set_scales` or a `Trainer` estimates them from data; μ is 0 unless
+    the one it wraps: call it with PhiFlow states, roll it out, capture nothing again, wrap it in another solver. Where
+    physics and network are both compiled, by `capture(…, compile=True)` and `torch.compile(network)`, the step is one
+    program. The scales σ are buffers, one per channel, 1 until `set_scales` or a `Trainer` estimates them from data; μ is 0 unless
     `estimate_scales(…, centred=True)` estimates it, too.
 
     Args:
@@ -108,6 +110,8 @@ class HybridSolver(Step):
             self.sees,
             self.corrects,
         )
+        if self.physics.compiles and _compat.is_compiled(self.network):
+            step.compile()
         for scale, channels in zip((self.input_scale, self.output_scale), step.channels):
             if scale.numel() not in (1, channels):
                 raise StateError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -12,7 +13,8 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from phi_hybrid.bridge.channels import ChannelMap, resolutions
+from phi_hybrid import _compat
+from phi_hybrid.bridge.channels import ChannelMap
 from phi_hybrid.bridge.checks import require
 from phi_hybrid.bridge.layout import (
     Layout,
@@ -25,6 +27,7 @@ from phi_hybrid.bridge.layout import (
 )
 from phi_hybrid.bridge.parts import parts_of
 from phi_hybrid.errors import StateError
+from phi_hybrid.hybrid.choices import changed_arguments, chosen_parts, require_known_grids, seen_inputs
 from phi_hybrid.hybrid.coupling import Coupling
 from phi_hybrid.steps import Step
 from phi_hybrid.steps.face import Tensors, signature_of
@@ -97,7 +100,7 @@ class HybridStep:
         every = tuple_of(layout, features.layout)
         batch = batch_names(every)
         self._sizes = batch_sizes((*tensors, *features.tensors(tensors[0].dtype)), every)
-        changed = _changed(coupling.changes, layout)
+        changed = changed_arguments(coupling.changes, layout)
         self._wide = tuple_of(
             *(with_batch(c, *batch) if n in {0, *changed} else c for n, c in enumerate(layout.children)),
             keywords=layout.keywords,
@@ -110,14 +113,29 @@ class HybridStep:
                 self._sizes |= batch_sizes(self._physics(*wide), self._physics.output_layout)
             self._sizes = dict(sorted(self._sizes.items()))
         self.output_layout = with_batch(self._physics.output_layout, *batch)
+        self._result_layout, self._program = self._physics.output_layout, None
         self._result_is_wide = self._physics.output_layout == self.output_layout
         self._shape = [*self._sizes.values()]
         self._slices = _slices([len(child.leaves) for child in self._wide.children])
-        self._make_maps(_seen_inputs(sees, len(layout.children) - 1), corrects)
+        self._make_maps(seen_inputs(sees, len(layout.children) - 1), corrects)
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
-        record = self.respond(tensors)
-        return record.state if self._projection is None else self._projected(record.state)
+        compiled = self._program is not None and _compat.runs_as_it_is()
+        state = self._compiled(tensors) if compiled else self.respond(tensors).state
+        return state if self._projection is None else self._projected(state)
+
+    def compile(self) -> None:
+        """Makes calls one compiled program, physics and network included; records keep a program for each."""
+        whole = copy.copy(self)
+        whole._physics = self._physics.for_compiler()
+        self._program = _compat.compile_apart(lambda *tensors: whole.respond(tensors).state)
+
+    def _compiled(self, tensors: Tensors) -> Tensors:
+        try:
+            return self._program(*tensors)
+        except RuntimeError:
+            self.respond(tensors)  # says what does not fit, without the compiler's words
+            raise
 
     together: ClassVar[int] = 1
 
@@ -205,7 +223,7 @@ class HybridStep:
     def _result(self, arguments: Sequence[torch.Tensor]) -> Tensors:
         """What the physics returns, with all batch dims."""
         after = self._physics(*arguments)
-        return after if self._result_is_wide else repeat(after, self._physics.output_layout, self.output_layout)
+        return after if self._result_is_wide else repeat(after, self._result_layout, self.output_layout)
 
     def _projected(self, state: Tensors) -> Tensors:
         return self._projection.native_for(tuple_of(self.output_layout), state)(*state)
@@ -213,7 +231,7 @@ class HybridStep:
     def _make_maps(self, seen: tuple[int, ...], corrects: Sequence[str | int] | None) -> None:
         state, *inputs = self._wide.children
         batch, parts = tuple(self._sizes), parts_of(self.output_layout)
-        names = _chosen_parts(corrects, parts)
+        names = chosen_parts(corrects, parts)
         corrected = TreeLayout(dict, tuple(names), tuple(parts[name] for name in names))
         changed = {
             f"input {n - 1}" if n else "state": self._wide.children[n] if n else corrected
@@ -225,7 +243,7 @@ class HybridStep:
         viewed = parts_of(self.output_layout if self.coupling.sees_result else state)
         given = {f"input {i}": inputs[i] for i in seen}
         features = {f"feature {i}": child for i, child in enumerate(self._features.layout.children)}
-        _require_known_grids({**given, **features}, self._wide.children[0])
+        require_known_grids({**given, **features}, self._wide.children[0])
         named = {**viewed, **given, **features}
         layout = TreeLayout(dict, tuple(named), tuple(named.values()))
         self._input_map = _channel_map(layout, batch, tuple(self._output_map.resolution.items()))
@@ -245,50 +263,6 @@ class HybridStep:
             return tuple(chosen)
         new = dict(zip(self._corrected, chosen))
         return tuple([new.get(i, t) for i, t in enumerate(state)])
-
-
-def _chosen_parts(corrects: Sequence[str | int] | None, parts: dict[str | int, Layout]) -> list[str | int]:
-    """Names of the parts that are corrected, in the order of the state."""
-    if corrects is None:
-        return list(parts)
-    if unknown := [name for name in corrects if name not in parts]:
-        raise StateError(f"corrects = {tuple(corrects)!r}: the state has no part {unknown[0]!r}, only {list(parts)}")
-    return [name for name in parts if name in corrects]
-
-
-def _seen_inputs(sees: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    seen = tuple(range(count)) if sees is None else tuple(sees)
-    if any(not 0 <= i < count for i in seen):
-        raise StateError(f"sees = {sees} but the step has only {count} inputs; count from 0")
-    return seen
-
-
-def _changed(changes: Sequence[int], layout: TreeLayout) -> Sequence[int]:
-    """Arguments that the network changes, checked to be there and to have a grid."""
-    for number in changes:
-        if number >= len(layout.children):
-            raise StateError(
-                f"the coupling changes input {number - 1} but the step has only {len(layout.children) - 1} inputs; count "
-                "from 0"
-            )
-        leaves = layout.children[number].leaves
-        if number and not (leaves and all(any(a.kind == "spatial" for a in axes) for axes in leaves)):
-            raise StateError(
-                f"the coupling changes input {number - 1}, which has no grid: a network returns fields. Pass it as a "
-                "field or tensor on the grid of the state, e.g. CenteredGrid(nu, …) or math.expand(nu, state.resolution)"
-            )
-    return changes
-
-
-def _require_known_grids(seen: Mapping[str, Layout], state: Layout) -> None:
-    """Raises StateError for an input or feature on a grid that no part of the state has."""
-    known = resolutions(state)
-    for name, layout in seen.items():
-        if strange := resolutions(layout) - known:
-            raise StateError(
-                f"{name} is on a grid of {dict(strange.pop())} cells, but the state has {[dict(k) for k in known]}: a network "
-                "sees one grid resolution. Resample it to the grid of the state first, or leave it out with sees=(…)"
-            )
 
 
 def _slices(counts: Sequence[int]) -> list[slice]:

@@ -27,7 +27,7 @@ def fixed_point(
     Args:
         step: f, of a vector.
         start: where to begin.
-        tolerance: of ‖f(x) − x‖ / ‖f(x)‖.
+        tolerance: of ‖f(x) − x‖ / ‖f(x)‖; no smaller one than 8 ε is asked for, what rounding leaves of f.
         max_steps: evaluations of f.
         memory: how many differences are combined; 0 iterates x ← f(x).
 
@@ -44,6 +44,7 @@ def fixed_point(
     require_count("max_steps", max_steps)
     require_count("memory", memory, 0)
     x, values, residuals = start, [], []
+    tolerance = max(tolerance, 8 * torch.finfo(start.dtype).eps)
     for steps in range(1, max_steps + 1):
         value = step(x)
         residual = value - x
@@ -58,8 +59,11 @@ def fixed_point(
             change = torch.stack([residual - r for r in residuals[:-1]], 1)
             gram = change.T @ change
             gram = gram + 1e-12 * gram.trace() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-            weights = torch.linalg.solve(gram, change.T @ residual)
-            x = value - torch.stack([value - v for v in values[:-1]], 1) @ weights
+            weights, singular = torch.linalg.solve_ex(gram, change.T @ residual)
+            if singular:  # nothing but rounding is left of the differences
+                values, residuals = [value], [residual]
+            else:
+                x = value - torch.stack([value - v for v in values[:-1]], 1) @ weights
     raise SolveError(
         f"fixed point: ‖f(x) − x‖/‖x‖ = {error:.2e} after {steps} steps, expected ≤ {tolerance:.1e}; raise max_steps, take a "
         "smaller time step, or make sure that the flow is steady",
@@ -84,8 +88,8 @@ def steady_state(
     Args:
         step: `(*state, *inputs) -> state`, such as `block.native`.
         start: initial state, tensors; near the steady state it takes fewer steps.
-        inputs: p, tensors; those that require gradients get them.
-        tolerance: ‖f(u) − u‖/‖u‖, and the same of λ.
+        inputs: p, tensors; those that require gradients get them, zero where f does not depend on them.
+        tolerance: ‖f(u) − u‖/‖u‖, and the same of λ, at least 8 ε.
         max_steps: of either iteration.
         memory: of Anderson's acceleration.
         counted: called as `counted("forward" or "adjoint", steps)`.
@@ -114,17 +118,20 @@ def steady_state(
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-            state, *inputs = (t.detach().requires_grad_() for t in ctx.saved_tensors)
+            state, *inputs = (t.detach() for t in ctx.saved_tensors)
+            wanted = [t.requires_grad_() for t, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
             with torch.enable_grad():
-                after = flow(state, *inputs)
+                after = flow(state.requires_grad_(), *inputs)
 
             def pull(cotangent: torch.Tensor) -> torch.Tensor:
-                return gradient + torch.autograd.grad(after, state, cotangent, retain_graph=True)[0]
+                settings = dict(retain_graph=True, materialize_grads=True)  # zero where f does not depend on u
+                return gradient + torch.autograd.grad(after, state, cotangent, **settings)[0]
 
             with checked_solves():
                 adjoint, steps = fixed_point(pull, gradient, tolerance, max_steps, memory)
             counted("adjoint", steps)
-            return torch.autograd.grad(after, inputs, adjoint)
+            found = iter(torch.autograd.grad(after, wanted, adjoint, materialize_grads=True))
+            return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 
     return split(Steady.apply(*inputs))
 

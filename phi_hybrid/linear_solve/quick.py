@@ -170,31 +170,38 @@ def _quick(
 
 _library = torch.library.Library("phi_hybrid", "FRAGMENT")
 _library.define("quick_solve(Tensor rhs, int number, bool transposed) -> Tensor")
+_library.define("quick_solution(Tensor rhs, int number, bool transposed) -> Tensor")
 
 
-def _solve(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
+def _solution(rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
     solve = solve_of(number)
     quick = quick_solver_for(solve, rhs, transposed)
     x = None if quick is None else quick(rhs)
     return solve.solve(rhs, transposed) if x is None else x  # which says what is wrong
 
 
-def _setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    _, ctx.number, ctx.transposed = inputs
-    ctx.module = solve_of(ctx.number)  # alive until the derivatives are done
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rhs: torch.Tensor, number: int, transposed: bool) -> torch.Tensor:
+        ctx.number, ctx.transposed = number, transposed
+        ctx.module = solve_of(number)  # alive until the derivatives are done
+        return quick_solution(rhs, number, transposed)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return quick_solve(cotangent, ctx.number, not ctx.transposed), None, None
 
 
-def _backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-    return quick_solve(cotangent, ctx.number, not ctx.transposed), None, None
-
-
-_library.impl("quick_solve", _solve, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "phi_hybrid::quick_solve",
-    lambda rhs, number, transposed: torch.empty_like(rhs, memory_format=torch.contiguous_format),
-    lib=_library,
-)
-torch.library.register_autograd("phi_hybrid::quick_solve", _backward, setup_context=_setup, lib=_library)
+for _name in ("quick_solve", "quick_solution"):
+    _library.impl(_name, _solution, "CompositeExplicitAutograd")
+    torch.library.register_fake(
+        f"phi_hybrid::{_name}",
+        lambda rhs, number, transposed: torch.empty_like(rhs, memory_format=torch.contiguous_format),
+        lib=_library,
+    )
+_library.impl("quick_solve", _Solve.apply, "Autograd")
 
 quick_solve = torch.ops.phi_hybrid.quick_solve.default
-"""`(rhs, number, transposed) -> x`, opaque to compilers."""
+"""`(rhs, number, transposed) -> x`; its derivatives are written in graphs as `quick_solution`, which is opaque to compilers."""
+quick_solution = torch.ops.phi_hybrid.quick_solution.default
+"""The same without derivatives: looking for them would take longer than a small FFT at each call."""

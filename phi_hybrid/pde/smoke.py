@@ -5,7 +5,7 @@ State: `{"velocity": staggered (batch, x, y), "smoke": centred (batch, x, y)}`. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from phi import math
 from phi.field import CenteredGrid, Field, StaggeredGrid, resample
@@ -21,7 +21,9 @@ __all__ = ["inflow_at", "smoke_step", "still_air"]
 # --- step ---
 
 
-def smoke_step(dt: float, buoyancy: float = 1.0) -> Callable[[dict[str, Field], Field], dict[str, Field]]:
+def smoke_step(
+    dt: float, buoyancy: float = 1.0, obstacles: Sequence[fluid.Obstacle] = ()
+) -> Callable[[dict[str, Field], Field], dict[str, Field]]:
     """One step: smoke (MacCormack) with inflow, then velocity (semi-Lagrangian) with lift, then projection.
 
     As in the smoke plumes of Thuerey et al., Physics-based Deep Learning (arXiv 2109.05237).
@@ -29,6 +31,7 @@ def smoke_step(dt: float, buoyancy: float = 1.0) -> Callable[[dict[str, Field], 
     Args:
         dt: time step.
         buoyancy: β, acceleration per unit of smoke.
+        obstacles: inside which the air rests.
 
     Returns:
         `step({"velocity": …, "smoke": …}, inflow) -> state`: staggered and centred `(batch, x, y)`, and q, smoke per time,
@@ -45,7 +48,7 @@ def smoke_step(dt: float, buoyancy: float = 1.0) -> Callable[[dict[str, Field], 
         smoke = advect.mac_cormack(state["smoke"], velocity, dt) + dt * inflow
         lift = resample(smoke * math.vec(x=0.0, y=buoyancy), velocity)
         velocity = advect.semi_lagrangian(velocity, velocity, dt) + dt * lift
-        return {"velocity": fluid.make_incompressible(velocity)[0], "smoke": smoke}
+        return {"velocity": fluid.make_incompressible(velocity, obstacles)[0], "smoke": smoke}
 
     return step
 
@@ -53,9 +56,9 @@ def smoke_step(dt: float, buoyancy: float = 1.0) -> Callable[[dict[str, Field], 
 # --- states ---
 
 
-def still_air(x: int, y: int) -> dict[str, Field]:
-    """State without motion and smoke in a closed box of `x` × `y` cells of size 1, `(x, y)`."""
-    grid = dict(x=x, y=y, bounds=Box(x=x, y=y))
+def still_air(x: int, y: int, dx: float = 1.0) -> dict[str, Field]:
+    """State without motion and smoke in a closed box of `x` × `y` cells of edge `dx`, `(x, y)`."""
+    grid = dict(x=x, y=y, bounds=Box(x=x * dx, y=y * dx))
     return {"velocity": StaggeredGrid(0.0, 0, **grid), "smoke": CenteredGrid(0.0, ZERO_GRADIENT, **grid)}
 
 

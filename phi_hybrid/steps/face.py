@@ -117,6 +117,11 @@ class Step(torch.nn.Module):
         self.known: Sequence[NativeStep] = ()
         self._flattened: list[TreeLayout] = []
 
+    @property
+    def compiles(self) -> bool:
+        """Whether native steps are compiled, and have a method `for_compiler` that gives them in a form for larger programs."""
+        return False
+
     def settings(self) -> dict[str, Any]:
         """JSON values, beside weights and layouts, that tell this step from others of its kind in a file."""
         return {}

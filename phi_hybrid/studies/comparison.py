@@ -39,6 +39,7 @@ def study(
     steps: int | None = None,
     metrics: Mapping[str, Metric] = MappingProxyType({}),
     summary: Callable[[Evaluation], Rows] = Evaluation.summary,
+    extra: Callable[[Mapping[str, Step], Trajectories], Rows] | None = None,
     dt: float = 1.0,
 ) -> StudyResult:
     """Trains solvers by several methods with several seeds, and compares them on held-out trajectories.
@@ -69,6 +70,7 @@ def study(
         steps: of the evaluation, all of the held-out trajectories by default.
         metrics: further ones, see `evaluate`.
         summary: numbers of an evaluation, e.g. `lambda e: e.summary((50,), (0.8,), dt=0.1)`.
+        extra: further numbers, `(method → solver, held-out trajectories) -> method → metric → number`, e.g. of spectra.
         dt: time of one step, for the figures.
 
     Returns:
@@ -84,15 +86,25 @@ def study(
     plan = Plan(solvers, data, {m: _scaled(m, stages, budget) for m, stages in methods.items()}, Path(folder))
     require_writable("folder", plan.folder / "metrics.json")
     require_callable("summary", summary, "a function of an Evaluation, e.g. lambda e: e.summary((50,))")
+    if extra is not None:
+        require_callable("extra", extra, "a function of solvers and held-out trajectories")
     seeds = _numbered(seeds)
 
+    def measure(found: dict[str, Step], test: Trajectories) -> tuple[Evaluation, dict[str, dict[str, float]]]:
+        evaluation = evaluate(found, test, steps, metrics=metrics)
+        more = {} if extra is None else extra(found, test)
+        return evaluation, {row: {**numbers, **more.get(row, {})} for row, numbers in summary(evaluation).items()}
+
     def run(seed: int) -> Run:
-        return plan.run(seed, lambda found, test: evaluate(found, test, steps, metrics=metrics), summary)
+        return plan.run(seed, measure)
 
     result = StudyResult(dict(zip(seeds, parallel_map(run, seeds))), plan.solver)
     if int(os.environ.get("RANK", 0)) == 0:  # the first process, under torchrun
         result.save(plan.folder, dt)
     return result
+
+
+_SPENT = {"updates": lambda history: len(history["loss"]), "seconds": lambda history: history["seconds"]}
 
 
 @dataclass(frozen=True)
@@ -111,34 +123,36 @@ class Plan:
         named = (lambda solver, method: method) if len(trained) == 1 else (lambda solver, method: f"{solver}, {method}")
         return {named(s, m): (s, stages) for s in trained for m, stages in self.methods.items()}
 
-    def run(self, seed: int, measure: Callable[[dict[str, Step], Trajectories], Evaluation], summary: Callable) -> Run:
+    def run(self, seed: int, measure: Callable[[dict[str, Step], Trajectories], tuple[Evaluation, Rows]]) -> Run:
         """Trains all that is to be trained, and evaluates it."""
         training, test = self.data(seed) if callable(self.data) else self.data
         found = {name: solver for name, solver in self.solvers.items() if isinstance(solver, Step)}
-        spent, histories, failures = {name: {"updates": 0, "seconds": 0.0} for name in found}, {}, {}
+        spent, histories, failures, files = {name: {"updates": 0, "seconds": 0.0} for name in found}, {}, {}, set()
         for row, (name, stages) in self.trainings.items():
-            own: list[dict[str, Any]] = []
+            own: dict[Path, dict[str, Any]] = {}
             try:
                 found[row] = self.train(name, stages, seed, training, own)
             except (NonFiniteError, SolveError) as error:
                 warnings.warn(f"{row}, seed {seed}: the training has failed: {error}", RuntimeWarning, stacklevel=2)
                 failures[row] = str(error)
-            spent[row] = {"updates": sum(len(h["loss"]) for h in own), "seconds": sum(h["seconds"] for h in own)}
-            histories |= {f"{row}, {n}" if len(own) > 1 else row: h for n, h in enumerate(own, 1)}
-        evaluation = measure(found, test)
-        numbers = dict(summary(evaluation))
+            spent[row] = {key: sum(count(h) for h in own.values()) for key, count in _SPENT.items()}
+            for n, (file, history) in enumerate(own.items(), 1):
+                if file not in files:  # else of a beginning that another method has, too
+                    files.add(file)
+                    histories[f"{row}, {n}" if len(own) > 1 else row] = history
+        evaluation, numbers = measure(found, test)
         failed = {metric: math.inf for metric in next(iter(numbers.values()))}
         return Run({row: {**numbers.get(row, failed), **spent[row]} for row in spent}, evaluation, histories, failures)
 
     def train(
-        self, name: str, stages: Sequence[Stage], seed: int, data: Trajectories, histories: list[dict[str, Any]]
+        self, name: str, stages: Sequence[Stage], seed: int, data: Trajectories, histories: dict[Path, dict[str, Any]]
     ) -> Step:
-        """One solver in its stages, whose histories are added; stages that are complete are read."""
+        """One solver in its stages, whose histories are added by file; stages that are complete are read."""
         solver = self.untrained(name, seed)
         for n, stage in enumerate(stages, 1):
             file = self.file(name, stages[:n], seed)
             try:
-                histories.append(stage.train(solver, data, seed, file))
+                histories[file] = stage.train(solver, data, seed, file)
             except StateError as error:
                 if "is of another" not in str(error):
                     raise

@@ -30,7 +30,7 @@ class Run:
     evaluation: Evaluation
     """Of the solvers whose training has not failed."""
     histories: Mapping[str, Mapping[str, Any]]
-    """Method, or `method, stage`, → history of the training."""
+    """Method, or `method, stage`, → history of the training. One that several methods begin with is that of the first."""
     failures: Mapping[str, str]
     """Method → error that has ended its training."""
 

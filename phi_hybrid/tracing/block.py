@@ -115,6 +115,10 @@ class PhysicsBlock(Step):
         self._changing |= changed_numbers(layout, (native.layout for native in self.known))
         return with_inputs(layout, self._changing - self._fixed)
 
+    @property
+    def compiles(self) -> bool:
+        return self.compile_graphs
+
     def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return arguments_of(self.step, args, keywords)
 

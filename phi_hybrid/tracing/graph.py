@@ -48,9 +48,11 @@ class CapturedGraph(torch.nn.Module):
         return [results[n : n + len(state)] for n in range(0, len(results), len(state))]
 
     def _runs_compiled(self) -> bool:
-        if not self.compile or torch.compiler.is_compiling():
-            return False
-        return not (_compat.is_tracing() or _compat.functorch_active() or _compat.forward_mode_active())
+        return self.compile and _compat.runs_as_it_is()
+
+    def for_compiler(self) -> torch.fx.GraphModule:
+        """The same computation as a part of larger programs, equal to rounding."""
+        return self.__dict__.setdefault("_for_compiler", for_compiler(self.module))
 
     def is_fresh(self) -> bool:
         """Tells if what the step closes over is what it was at capture; always, after unpickling."""
@@ -59,10 +61,11 @@ class CapturedGraph(torch.nn.Module):
     def _program(self, steps: int) -> Callable:
         programs = self.__dict__.setdefault("_programs", {})
         if steps not in programs:
-            one = self.__dict__.setdefault("_for_compiler", for_compiler(self.module))
+            one = self.for_compiler()
             several = one if steps == 1 else unrolled(one, steps)
             call = several.forward  # of the module itself, since a compiled module takes 10 µs to be called
-            programs[steps] = torch.compile(call, dynamic=False, options=compiler_options(one))
+            options = compiler_options(one) | _only_guards_of_arguments()
+            programs[steps] = torch.compile(call, dynamic=False, options=options)
         return programs[steps]
 
     def _forget_programs(self) -> None:
@@ -94,6 +97,19 @@ class CapturedGraph(torch.nn.Module):
         for part in self.module.modules():
             for name, constant in list(part.named_buffers(recurse=False)):
                 part.register_buffer(name, constant, persistent=False)
+
+
+def _only_guards_of_arguments() -> dict[str, Any]:
+    """Options of `torch.compile`: look at each call at the arguments and at torch's global state, not at the code behind.
+
+    A program's graph never changes, and looking at each of its modules, constants and operators takes longer than small steps.
+    Older versions of torch know no such option.
+    """
+
+    def chosen(guards: Sequence[Any]) -> list[bool]:
+        return [not (guard.is_global or "self" in guard.name) for guard in guards]
+
+    return {"guard_filter_fn": chosen} if hasattr(torch.compiler, "skip_all_guards_unsafe") else {}
 
 
 def unrolled(module: torch.fx.GraphModule, steps: int) -> torch.fx.GraphModule:

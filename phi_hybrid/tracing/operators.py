@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -12,11 +13,15 @@ from phi_hybrid import _compat
 _ZEROS, _BORDER = 0, 1
 """torch's codes of the padding modes that PhiFlow uses besides reflection."""
 
+_DIFFERENTIABLE_TWICE = torch.__version__ >= (2, 12)
+"""Whether torch's gradient of `grid_sampler` has a gradient itself."""
+
 
 class GridSampler(torch.nn.Module):
     """`aten.grid_sampler_2d` and `_3d`, bit for bit, except where torch has no derivative: then gathers, equal to rounding.
 
-    It has none in forward mode, and none on GPUs under `torch.use_deterministic_algorithms(True)`.
+    It has none in forward mode, below version 2.12 none of its gradient, and none on GPUs under
+    `torch.use_deterministic_algorithms(True)`.
 
     A module without state rather than a function, since graphs that are unpickled keep their submodules as they are.
     """
@@ -33,8 +38,13 @@ class GridSampler(torch.nn.Module):
             known = mode == 0 and align and padding in (_ZEROS, _BORDER)
             if _compat.forward_mode_active() or (known and _must_be_deterministic(values.device)):
                 return gather_linear(values, grid, mode, padding, align)
-        sampler = torch.ops.aten.grid_sampler_2d if values.ndim == 4 else torch.ops.aten.grid_sampler_3d
-        return sampler(values, grid, mode, padding, align)
+            if known and not _DIFFERENTIABLE_TWICE and torch.is_grad_enabled() and not _compat.is_tracing():
+                return SampledTwice.apply(values, grid, mode, padding, align)
+        return _sampler(values)(values, grid, mode, padding, align)
+
+
+def _sampler(values: torch.Tensor) -> Callable[..., torch.Tensor]:
+    return torch.ops.aten.grid_sampler_2d if values.ndim == 4 else torch.ops.aten.grid_sampler_3d
 
 
 def _must_be_deterministic(device: torch.device) -> bool:
@@ -67,6 +77,49 @@ def gather_linear(values: torch.Tensor, grid: torch.Tensor, mode: int, padding: 
         gathered = flat.gather(2, linear.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1))
         result = result + gathered.reshape(*flat.shape[:2], *linear.shape[1:]) * weight.unsqueeze(1)
     return result
+
+
+class SampledTwice(torch.autograd.Function):
+    """`grid_sampler` with its gradient, bit for bit, whose gradient again is that of gathers, for torch below 2.12."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: torch.Tensor, grid: torch.Tensor, *settings: Any) -> torch.Tensor:
+        return _sampler(values)(values, grid, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.settings = inputs[2:]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (*_Slopes.apply(cotangent, *ctx.saved_tensors, *ctx.settings), None, None, None)
+
+
+class _Slopes(torch.autograd.Function):
+    """The gradients of `grid_sampler` by values and grid."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(cotangent: torch.Tensor, values: torch.Tensor, grid: torch.Tensor, *settings: Any) -> tuple:
+        aten = torch.ops.aten
+        backward = aten.grid_sampler_2d_backward if values.ndim == 4 else aten.grid_sampler_3d_backward
+        return backward(cotangent, values, grid, *settings, [True, True])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.settings = inputs[3:]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        def slopes(cotangent: torch.Tensor, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return torch.func.vjp(lambda v, g: gather_linear(v, g, *ctx.settings), *arguments)[1](cotangent)
+
+        return (*torch.func.vjp(slopes, *ctx.saved_tensors)[1](cotangents), None, None, None)
 
 
 def _vector(numbers: Sequence[float], like: torch.Tensor) -> torch.Tensor:

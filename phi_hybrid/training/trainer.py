@@ -40,7 +40,7 @@ from phi_hybrid.training.objective import Objective
 from phi_hybrid.training.processes import Processes
 from phi_hybrid.training.scales import estimate_scales
 from phi_hybrid.training.snapshot import Snapshot, lengths_of, shorten
-from phi_hybrid.training.validation import validation_errors
+from phi_hybrid.training.validation import validation_errors, warn_if_worse
 
 
 class Trainer:
@@ -68,7 +68,8 @@ class Trainer:
             weights stay as they are. None is by default.
         seed: of the window order and of torch's generator during training.
         validation: held-out trajectories, rolled out in full every `validate_every` updates; of a `Mixture`, the history has
-            the error of every set, `mae NAME`, and their mean, `mae`, which schedulers and callbacks follow.
+            the error of every set, `mae NAME`, and their mean, `mae`, which schedulers and callbacks follow. At the end of
+            `fit`, a hybrid solver that is worse on it than its physics without the network is warned of.
         checkpoint: file to which everything is saved, atomically, every `checkpoint_every` updates and at the end.
         callbacks: called around updates, e.g. `BestWeights()`, `EarlyStop(5)`, `AveragedWeights()`, `Log(writer)`.
         progress: whether to show a progress bar with loss and speed.
@@ -192,6 +193,8 @@ class Trainer:
             if self.checkpoint is not None:
                 self.save(self.checkpoint)
             self.processes.wait()  # none goes on to read a file that is being written
+        if isinstance(self.solver, HybridSolver) and self.history["validation"]["mae"]:
+            warn_if_worse(self.solver, self.validation, self.history["validation"])
         return self.history
 
     def _heed(self, signals: Signals) -> None:

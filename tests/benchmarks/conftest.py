@@ -22,7 +22,7 @@ LONG = 10.0
 
 _medians: dict[str, dict[str, float]] = defaultdict(dict)
 _peaks: dict[str, dict[str, float]] = defaultdict(dict)
-"""MiB at most, on GPUs."""
+"""MiB at most: measured on GPUs, or noted."""
 
 CPU_ONLY = ("deployment", "gallery", "half_inverse", "peers")
 """Benchmarks of programs, packages and measures of memory that know CPUs only."""
@@ -108,6 +108,16 @@ def note() -> Callable[[str, str, float], None]:
 
 
 @pytest.fixture
+def note_memory() -> Callable[[str, str, float], None]:
+    """Puts MiB that one way of a case takes beside those of others."""
+
+    def put(case: str, way: str, mebibytes: float) -> None:
+        _peaks[case][way] = mebibytes
+
+    return put
+
+
+@pytest.fixture
 def ratio() -> Callable[[str, str, str], float]:
     """How many times faster one way of a case is than another, by the medians of this run."""
 
@@ -135,12 +145,11 @@ def mended_phiml(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not _medians:
-        return
-    terminalreporter.section("medians and ratios to the first way")
+    if _medians or _peaks:
+        terminalreporter.section("medians and ratios to the first way")
     for case, ways in _medians.items():
         baseline = next(iter(ways.values()))
         cells = [f"{way} {seconds * 1e3:.2f} ms ({baseline / seconds:.2f}×)" for way, seconds in ways.items()]
         terminalreporter.write_line(f"{case}: " + ", ".join(cells))
-        if peaks := [f"{way} {peak:.0f} MiB" for way, peak in _peaks[case].items()]:
-            terminalreporter.write_line(f"{case}, peak memory: " + ", ".join(peaks))
+    for case, ways in _peaks.items():
+        terminalreporter.write_line(f"{case}, memory: " + ", ".join(f"{way} {p:.3g} MiB" for way, p in ways.items()))

@@ -1,6 +1,7 @@
 """One step and the gradient of four steps of Navier–Stokes: plain PhiFlow, `jit_compile`, captured, with inductor.
 
-    pytest tests/benchmarks/test_bench_navier_stokes.py            (-k "not 3D" leaves out what takes longest)
+    pytest tests/benchmarks/test_bench_navier_stokes.py            (-k "not 3D" leaves out what takes longest,
+                                                                   -k by_turns is for busy machines)
 
 Float32, semi-Lagrangian advection, explicit diffusion, projection; the same step on all sides, from a state 10 steps
 after noise (wake: after the gust behind the cylinder). Plain PhiFlow solves with the `Solve` given here, since its
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("mended_phiml")
 FLOW = Wake()
 BALANCED = Solve("CG", 1e-5, rank_deficiency=0)
 WAYS = ["eager", "jit_compile", "captured", "inductor"]
+SMALL = ["wake 64×32", "periodic 64², batch 1", "periodic 64², batch 8", "periodic 128², batch 1"]
 REQUIRED = {
     ("wake 64×32", "captured"): 80,
     ("wake 64×32", "inductor"): 250,
@@ -95,23 +97,24 @@ def way(name: str, case: str) -> Callable[..., tuple[torch.Tensor, ...]] | Bound
     return math.jit_compile(step) if name == "jit_compile" else step
 
 
-@pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("case", CASES)
-def test_forward(measure: Callable, case: str, name: str) -> None:
+def forward(name: str, case: str) -> Callable[[], Any]:
     state = initial(case)
     function = way(name, case)
     arguments = flatten(state)[0] if name in ("captured", "inductor") else (state,)
-    with torch.no_grad():
-        measure(f"forward {case}", name, lambda: function(*arguments))
+
+    def run() -> Any:
+        with torch.no_grad():
+            return function(*arguments)
+
+    return run
 
 
-@pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("case", CASES)
-def test_gradient_of_four_steps(measure: Callable, case: str, name: str) -> None:
+def gradient(name: str, case: str) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """Of Σu² after four steps with respect to the first state."""
     tensors, layout = flatten(initial(case))
     function = way(name, case)
 
-    def gradient() -> tuple[torch.Tensor, ...]:
+    def run() -> tuple[torch.Tensor, ...]:
         leaves = [t.clone().requires_grad_() for t in tensors]
         if name in ("captured", "inductor"):
             state = function.unroll(4, *leaves)[-1]
@@ -122,7 +125,25 @@ def test_gradient_of_four_steps(measure: Callable, case: str, name: str) -> None
             state = flatten(state)[0]
         return torch.autograd.grad(sum((t**2).sum() for t in state), leaves)
 
-    measure(f"gradient {case}", name, gradient, rounds=7)
+    return run
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_forward(measure: Callable, case: str, name: str) -> None:
+    measure(f"forward {case}", name, forward(name, case))
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_of_four_steps(measure: Callable, case: str, name: str) -> None:
+    measure(f"gradient {case}", name, gradient(name, case), rounds=7)
+
+
+@pytest.mark.parametrize("of", [forward, gradient])
+@pytest.mark.parametrize("case", SMALL)
+def test_by_turns(by_turns: Callable, case: str, of: Callable) -> None:
+    by_turns(f"{of.__name__} {case}, by turns", {name: of(name, case) for name in WAYS}, rounds=5)
 
 
 @pytest.mark.parametrize("case, name", REQUIRED)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 
 import torch
-from phi.torch.flow import PERIODIC, Field, Noise, StaggeredGrid, diffuse, fluid, math
+from phi.torch.flow import PERIODIC, Field, Noise, StaggeredGrid, advect, diffuse, fluid, math
 
 import phi_hybrid as ph
 
 
 def step(v: Field) -> Field:
-    return fluid.make_incompressible(diffuse.explicit(v, 0.01, 0.1))[0]
+    return fluid.make_incompressible(diffuse.explicit(advect.semi_lagrangian(v, v, 0.1), 0.01, 0.1))[0]
 
 
 def main() -> None:

@@ -47,3 +47,16 @@ def peak_memory(work: Callable[[], Any]) -> float | None:
     torch.cuda.reset_peak_memory_stats(device())
     work()
     return torch.cuda.max_memory_allocated(device()) / 2**20
+
+
+def saved_bytes(work: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass, each storage counted once."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        work()
+    return sum(s.nbytes() for s in storages.values())

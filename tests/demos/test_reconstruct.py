@@ -10,7 +10,7 @@ import reconstruct_burgers as study
 import reconstruct_noise as noise
 import reconstruct_smoke as smoke
 import torch
-from phi.torch.flow import Field, Solve, advect, batch, field, fluid, math, resample
+from phi.torch.flow import Field, Solve, advect, field, fluid, math, resample
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import flatten
@@ -101,27 +101,25 @@ def by_hand(velocity: Field, inflow: Field, steps: int) -> Field:
     return density
 
 
-@pytest.mark.parametrize(
-    "steps, rates", [(2, {0: 1e-9}), pytest.param(20, {0: 1e-12, 1: 1e-10, 5: 1e-6}, marks=pytest.mark.slow)]
-)
-def test_first_ten_iterations_are_those_of_plain_phiflow(
-    steps: int, rates: dict[int, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Allowed errors from an iteration on; gradients of interpolation jump between cells: 1e-13 grows to 1e-8."""
+@pytest.mark.parametrize("steps", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_first_ten_iterations_are_those_of_plain_phiflow(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each iteration from the state that the search had reached: over 20 steps an iteration multiplies differences by 30.
+
+    Gradient descent in plain PhiFlow alone, pressure to 1e-12 instead of 1e-13, ends 4e-5 away after nine iterations.
+    """
     monkeypatch.setattr(smoke, "STEPS", steps)
     physics, (air, inflow) = ph.capture(smoke.rise), smoke.plumes()
     result, _ = smoke.search(physics, 10, dict(smoke.SEARCHES["gradient descent"], keep_path=True))
     target = physics(air, inflow).plume[-1]
-    velocity = air.with_values(math.expand(air.values, batch(plume=len(smoke.PLACES))))
     slope = field.functional_gradient(lambda v: field.l2_loss(by_hand(v, inflow, steps) - target), "v", get_output=True)
+    assert all(t.abs().max() == 0 for t in flatten(result.path.iteration[0])[0])
     for n in range(10):
+        velocity = result.path.iteration[n]
         loss, gradient = slope(velocity)
         gradient = gradient[0] if isinstance(gradient, (tuple, list)) else gradient
-        tolerance = rates[max(start for start in rates if start <= n)]
-        assert smoke.total(result)[n] == pytest.approx(float(loss.sum.detach()), rel=tolerance), n
-        for found, expected in zip(flatten(result.path.iteration[n])[0], flatten(velocity)[0]):
-            assert (found - expected).abs().max() < tolerance, n
-        velocity = velocity - 1e-3 * gradient
+        assert smoke.total(result)[n] == pytest.approx(float(loss.sum.detach()), rel=1e-11), n
+        for found, expected in zip(flatten(result.path.iteration[n + 1])[0], flatten(velocity - 1e-3 * gradient)[0]):
+            assert (found - expected).abs().max() < 1e-11, n
     assert smoke.total(result)[-1] < smoke.total(result)[0]
 
 

@@ -125,8 +125,9 @@ def test_refusals_name_the_way_out(case: Case, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ph.CaptureError, match="random numbers"):
         ph.export(ph.capture(lambda u: u + math.random_normal(u.shape), check=False), line(0, b=2), path=path)
     monkeypatch.setattr("phi_hybrid.linear_solve.plain.LARGEST_FACTORS", 100)
+    factors = dict(solver=ph.linear_solve.SparseFactorization(), check=False)
     with pytest.raises(ph.CaptureError, match="30 unknowns.*coarser grid"):
-        ph.export(ph.capture(lambda v: fluid.make_incompressible(v, BODY)[0], check=False), arguments(2)[0], path=path)
+        ph.export(ph.capture(lambda v: fluid.make_incompressible(v, BODY)[0], **factors), arguments(2)[0], path=path)
     assert not list(tmp_path.iterdir())
 
 

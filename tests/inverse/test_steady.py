@@ -42,3 +42,35 @@ def test_gradient_of_a_nonlinear_steady_state() -> None:
 
     gain = torch.full((6,), 0.9, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(steady, (gain, offset.clone().requires_grad_()), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_default_tolerance_is_reached_in_both_precisions(dtype: torch.dtype) -> None:
+    """Also where nothing but rounding is left of the differences: u = ½·roll(u) + p, so that dΣu/dp = 2."""
+    p = torch.linspace(0, 1, 50, dtype=dtype, requires_grad=True)
+    (found,) = steady_state(lambda u, p: (0.5 * torch.roll(u, 1) + p,), (torch.zeros(50, dtype=dtype),), (p,))
+    found.sum().backward()
+    tolerance = dict(rtol=1e-5 if dtype == torch.float32 else 1e-7, atol=0)
+    torch.testing.assert_close(found, 0.5 * torch.roll(found, 1) + p, **tolerance)
+    torch.testing.assert_close(p.grad, torch.full_like(p, 2.0), **tolerance)
+
+
+def test_identical_differences_are_no_end() -> None:
+    """A map that jumps back and forth has differences whose Gram matrix is singular."""
+    with pytest.raises(SolveError, match="after 9 steps"):
+        fixed_point(lambda x: -x, torch.ones(2, dtype=torch.float64), 1e-8, 9, memory=0)
+    found, _ = fixed_point(lambda x: 0 * x + 3, torch.ones(2), 1e-6)
+    assert torch.equal(found, torch.full((2,), 3.0))
+
+
+def test_inputs_that_are_unused_or_whole_numbers() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    p, unused = one.clone().requires_grad_(), one.clone().requires_grad_()
+    number = torch.tensor([2])
+    (found,) = steady_state(lambda u, p, q, n: (0.5 * u + p / n,), (0 * one,), (p, unused, number))
+    found.sum().backward()
+    assert float(found) == pytest.approx(1.0, rel=1e-7) and float(p.grad) == pytest.approx(1.0, rel=1e-7)
+    assert unused.grad is None or not unused.grad.any()
+    (found,) = steady_state(lambda u, p: (p**2,), (0 * one,), (p,))  # of no state at all
+    (gradient,) = torch.autograd.grad(found.sum(), p)
+    assert float(gradient) == pytest.approx(2.0)

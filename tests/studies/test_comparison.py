@@ -93,7 +93,7 @@ def test_tables_figures_and_files(found: tuple) -> None:
     values = [result.runs[seed].rows["two steps"]["mae"] for seed in (0, 1)]
     assert table.rows["two steps"]["mae"].values == tuple(values)
     assert result.curves()["source"].shape == (2 * 2, 7)
-    assert list(result.runs[0].histories) == ["one step, 1", "one step, 2", "two steps, 1", "two steps, 2"]
+    assert list(result.runs[0].histories) == ["one step, 1", "one step, 2", "two steps, 2"]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["methods"]["two steps"]["mae"] == pytest.approx(sum(values) / 2)
     assert metrics["seeds"]["1"]["two steps"]["mae"] == values[1]
@@ -191,9 +191,13 @@ def test_data_of_every_seed_and_numbers_of_ones_own(block: ph.PhysicsBlock, data
         steps=4,
         metrics={"energy": ph.metrics.Drift(ph.quantities.energy)},
         summary=lambda e: e.summary((2,)),
+        extra=lambda found, test: {
+            name: {"weights": sum(p.numel() for p in s.parameters())} for name, s in found.items()
+        },
     )
     assert asked == [3, 5] and result.runs[5].evaluation.steps == 4
     assert {"mae_2", "energy", "updates"} <= set(result.runs[3].rows["start"])
+    assert result.runs[3].rows["start"]["weights"] == sum(p.numel() for p in network(3).parameters())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def outcomes(folder: Path, *cells: int) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
-    """Values and gradient of a step with a linear solve: its graphs hold nothing that belongs to one process alone."""
+    """Values and gradient of a step with interpolation and a solve: its graphs hold nothing that belongs to one process."""
     first = outcomes(tmp_path, 8)
     assert first.keys() == {"fxgraph_cache miss", "autograd_cache miss"}
     second = outcomes(tmp_path, 8, 6, 7)  # after others

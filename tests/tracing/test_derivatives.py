@@ -11,7 +11,7 @@ from cases.steps import SCHEMES, viscous
 from phi.torch.flow import Field, advect, diffuse, math
 
 from phi_hybrid import PhysicsBlock, capture
-from phi_hybrid.tracing.operators import gather_linear
+from phi_hybrid.tracing.operators import SampledTwice, gather_linear
 
 Native = Callable[[torch.Tensor], torch.Tensor]
 
@@ -218,3 +218,27 @@ def test_gradient_of_sampling_by_gathers_is_that_of_torch(dims: int, padding: in
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     for a, b in zip(*(torch.autograd.grad((r * weights).sum(), (values, grid)) for r in (found, expected))):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gradient_of_the_gradient_of_sampling(dims: int, padding: int) -> None:
+    """For torch below 2.12, on any: values and gradients are torch's own, second derivatives those of differences."""
+    values = noise(2, 3, *(5, 4, 3)[:dims], dtype=torch.float64).requires_grad_()
+    grid = (1.5 * noise(2, 7, *(1,) * (dims - 2), 6, dims, seed=1, dtype=torch.float64).tanh()).requires_grad_()
+    weights = noise(2, 3, 7, *(1,) * (dims - 2), 6, seed=2, dtype=torch.float64).requires_grad_()
+    sampler = torch.ops.aten.grid_sampler_2d if dims == 2 else torch.ops.aten.grid_sampler_3d
+
+    def slopes(sample: Native, *at: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        result = sample(*at[:2], 0, padding, True)
+        return result, *torch.autograd.grad((result * at[2]).sum(), at[:2], create_graph=True)
+
+    at = (values, grid, weights)
+    found, expected = slopes(SampledTwice.apply, *at), slopes(sampler, *at)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    ways = tuple(noise(*t.shape, seed=3 + n, dtype=torch.float64) for n, t in enumerate(at))
+    second = torch.autograd.grad(sum((a * w).sum() for a, w in zip(found[1:], ways)), at)
+    for n, (leaf, way) in enumerate(zip(at, ways)):
+        ends = [slopes(sampler, *at[:n], leaf + e * way, *at[n + 1 :])[1:] for e in (1e-6, -1e-6)]
+        expected = sum(((a - b) * w).sum() for a, b, w in zip(*ends, ways)) / 2e-6
+        assert (second[n] * way).sum().item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-6)

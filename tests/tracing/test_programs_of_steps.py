@@ -151,3 +151,22 @@ def test_programs_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     plain, own = (ph.rollout(block, start(), STEPS).values for block in both())
     math.assert_close(own, plain, abs_tolerance=1e-4)
+
+
+@pytest.mark.slow
+def test_programs_of_equal_code_keep_their_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call looks at constants again; whether to record gradients is looked at."""
+    monkeypatch.undo()
+    weights = [factor * start() for factor in (2.0, 3.0)]
+    blocks = [ph.capture(lambda u, w=w: u * w, start(), compile=True) for w in weights]
+    (x,) = (t.requires_grad_() for t in blocks[0].flatten(start()))
+    for _ in range(2):
+        for block, w in zip(blocks, weights):
+            (constant,) = block.flatten(w)
+            with torch.no_grad():
+                (y,) = block.native(x)
+            assert not y.requires_grad
+            torch.testing.assert_close(y, x * constant)
+            (y,) = block.native(x)
+            torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], constant)
+            assert not block.native(x.detach())[0].requires_grad

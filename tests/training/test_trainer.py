@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,25 @@ def test_validation_is_recorded(build: Build, data: ph.Trajectories) -> None:
     expected = ph.evaluate({"now": run.solver}, data[:2]).summary()["now"]["mae"]
     assert history["validation"]["mae"][1] == pytest.approx(expected, rel=1e-6)
     assert history["validation"]["mae"][0] != history["validation"]["mae"][1]
+
+
+def test_a_solver_that_is_worse_than_its_physics_is_warned_of(build: Build, data: ph.Trajectories) -> None:
+    """With both numbers, as `evaluate` finds them; a solver that is better is not."""
+    run = build(validation=data[:2], validate_every=2, optimizer=lambda p: torch.optim.Adam(p, 1.0))
+    with pytest.warns(UserWarning, match="makes the solver worse") as caught:
+        run.fit(2)
+    found = ph.evaluate({"physics": run.solver.physics, "hybrid": run.solver}, data[:2]).summary()
+    assert found["hybrid"]["mae"] > found["physics"]["mae"]
+    text = str(caught[0].message)
+    assert "after 2 updates" in text and "SmallNet" in text and caught[0].filename == __file__
+    assert all(f"{row['mae']:.4g}" in text for row in found.values())
+    better = build(validation=data[:2], validate_every=40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        better.fit(40)
+        build().fit(1)  # nothing to compare with
+    found = ph.evaluate({"physics": better.solver.physics, "hybrid": better.solver}, data[:2]).summary()
+    assert found["hybrid"]["mae"] < found["physics"]["mae"]
 
 
 def test_validation_does_not_disturb_training(build: Build, data: ph.Trajectories) -> None:

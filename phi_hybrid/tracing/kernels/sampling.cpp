@@ -162,20 +162,19 @@ void pull_back_in(int dims, const Shape& s, const T* cotangent, const T* values,
                 : pull_back<T, 3>(s, cotangent, values, points, by_values, by_points);
 }
 
-Shape shape_of(int dims, const int64_t* sizes, int64_t batch, int64_t channels, int64_t count, int periodic,
-               int threads) {
-    Shape shape{batch, channels, count, 1, {1, 1, 1}, periodic != 0, batch * count > 4 * BLOCK ? threads : 1};
-    for (int d = 0; d < dims; ++d) shape.cells *= shape.sizes[d] = sizes[d];
-    return shape;
-}
-
 }  // namespace
 
-#define ENTRY(T, NAME)                                                                                               \
-    extern "C" void pull_back_##NAME(int dims, const int64_t* sizes, int64_t batch, int64_t channels, int64_t count, \
-                                     int periodic, int threads, const T* cotangent, const T* values,                 \
-                                     const T* const* points, T* by_values, T* const* by_points) {                    \
-        const Shape shape = shape_of(dims, sizes, batch, channels, count, periodic, threads);                        \
+// Sizes and addresses beyond the number of dimensions are 0.
+#define ENTRY(T, NAME)                                                                                                \
+    extern "C" void pull_back_##NAME(int64_t dims, int64_t size0, int64_t size1, int64_t size2, int64_t batch,       \
+                                     int64_t channels, int64_t count, int64_t periodic, int64_t threads,             \
+                                     const T* cotangent, const T* values, const T* point0, const T* point1,          \
+                                     const T* point2, T* by_values, T* by_point0, T* by_point1, T* by_point2) {      \
+        Shape shape{batch, channels, count, 1, {size0, size1, size2}, periodic != 0, 1};                             \
+        for (int d = 0; d < dims; ++d) shape.cells *= shape.sizes[d];                                                \
+        if (batch * count > 4 * BLOCK) shape.threads = threads;                                                      \
+        const T* const points[] = {point0, point1, point2};                                                          \
+        T* const by_points[] = {by_point0, by_point1, by_point2};                                                    \
         pull_back_in<T>(dims, shape, cotangent, values, points, by_values, by_points);                               \
     }
 

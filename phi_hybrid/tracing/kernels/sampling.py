@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,23 +46,36 @@ def pull_back(cotangent: torch.Tensor, values: torch.Tensor, points: Tensors, pe
 
 def _pull_back(cotangent: torch.Tensor, values: torch.Tensor, points: Tensors, periodic: bool) -> Tensors:
     cotangent, values, points = cotangent.contiguous(), values.contiguous(), [p.contiguous() for p in points]
-    by_values, by_points = torch.empty_like(values), [torch.empty_like(p) for p in points]
-    pointers = cotangent.data_ptr(), values.data_ptr(), _addresses(points), by_values.data_ptr(), _addresses(by_points)
-    _call(values, points, periodic, *pointers)
-    return [by_values, *by_points]
-
-
-def _call(values: torch.Tensor, points: Tensors, periodic: bool, *pointers: Any) -> None:
+    results = [torch.empty_like(values), *[torch.empty_like(p) for p in points]]
     batch, channels, *sizes = values.shape
-    function = getattr(library("sampling"), f"pull_back_{str(values.dtype).removeprefix('torch.')}")
-    numbers = [ctypes.c_int64(n) for n in (batch, channels, points[0].numel() // max(batch, 1))]
-    addresses = [ctypes.c_void_p(p) if isinstance(p, int) else p for p in pointers]
-    sizes_array = (ctypes.c_int64 * len(sizes))(*sizes)
-    function(len(sizes), sizes_array, *numbers, int(periodic), torch.get_num_threads(), *addresses)
+    _entry(values.dtype)(
+        len(sizes),
+        *_three(sizes),
+        batch,
+        channels,
+        points[0].numel() // max(batch, 1),
+        periodic,
+        torch.get_num_threads(),
+        cotangent.data_ptr(),
+        values.data_ptr(),
+        *_three([p.data_ptr() for p in points]),
+        results[0].data_ptr(),
+        *_three([r.data_ptr() for r in results[1:]]),
+    )
+    return results
 
 
-def _addresses(tensors: Tensors) -> Any:
-    return (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
+def _three(numbers: list[int]) -> list[int]:
+    return numbers + [0] * (3 - len(numbers))
+
+
+@cache
+def _entry(dtype: torch.dtype) -> Any:
+    """The function of the library for a precision. Numbers and addresses one by one: arrays take ctypes a microsecond each."""
+    function = getattr(library("sampling"), f"pull_back_{str(dtype).removeprefix('torch.')}")
+    numbers, addresses = [ctypes.c_int64] * 9, [ctypes.c_void_p] * 9
+    function.argtypes, function.restype = numbers + addresses, None
+    return function
 
 
 _library.impl("pull_back_sample", _pull_back, "CPU")

@@ -6,6 +6,7 @@ import torch
 
 from phi_hybrid.tracing.passes.components import Components
 from phi_hybrid.tracing.passes.constants import Constants
+from phi_hybrid.tracing.passes.edges import Edges
 from phi_hybrid.tracing.passes.periodic import Periodic
 from phi_hybrid.tracing.passes.rewriter import has_shapes
 from phi_hybrid.tracing.tracer import in_place_targets
@@ -21,7 +22,7 @@ def for_compiler(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     if in_place_targets(module.graph) or not has_shapes(module):
         return module
     module = torch.fx.GraphModule(module, module.graph)
-    for rewrite in (Components, Periodic, Constants):
+    for rewrite in (Components, Edges, Periodic, Constants):
         module = rewrite(module).run()
     return module
 

@@ -1,0 +1,54 @@
+"""Which parts of a state a network corrects, and which inputs it sees or changes, checked against their layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from phi_hybrid.bridge.channels import resolutions
+from phi_hybrid.bridge.layout import Layout, TreeLayout
+from phi_hybrid.errors import StateError
+
+
+def chosen_parts(corrects: Sequence[str | int] | None, parts: dict[str | int, Layout]) -> list[str | int]:
+    """Names of the parts that are corrected, in the order of the state."""
+    if corrects is None:
+        return list(parts)
+    if unknown := [name for name in corrects if name not in parts]:
+        raise StateError(f"corrects = {tuple(corrects)!r}: the state has no part {unknown[0]!r}, only {list(parts)}")
+    return [name for name in parts if name in corrects]
+
+
+def seen_inputs(sees: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """Numbers of the inputs that the network sees, all `count` by default."""
+    seen = tuple(range(count)) if sees is None else tuple(sees)
+    if any(not 0 <= i < count for i in seen):
+        raise StateError(f"sees = {sees} but the step has only {count} inputs; count from 0")
+    return seen
+
+
+def changed_arguments(changes: Sequence[int], layout: TreeLayout) -> Sequence[int]:
+    """Arguments that the network changes, checked to be there and to have a grid."""
+    for number in changes:
+        if number >= len(layout.children):
+            raise StateError(
+                f"the coupling changes input {number - 1} but the step has only {len(layout.children) - 1} inputs; count "
+                "from 0"
+            )
+        leaves = layout.children[number].leaves
+        if number and not (leaves and all(any(a.kind == "spatial" for a in axes) for axes in leaves)):
+            raise StateError(
+                f"the coupling changes input {number - 1}, which has no grid: a network returns fields. Pass it as a "
+                "field or tensor on the grid of the state, e.g. CenteredGrid(nu, …) or math.expand(nu, state.resolution)"
+            )
+    return changes
+
+
+def require_known_grids(seen: Mapping[str, Layout], state: Layout) -> None:
+    """Raises StateError for an input or feature on a grid that no part of the state has."""
+    known = resolutions(state)
+    for name, layout in seen.items():
+        if strange := resolutions(layout) - known:
+            raise StateError(
+                f"{name} is on a grid of {dict(strange.pop())} cells, but the state has {[dict(k) for k in known]}: a network "
+                "sees one grid resolution. Resample it to the grid of the state first, or leave it out with sees=(…)"
+            )
