@@ -248,7 +248,7 @@ def main() -> None:
     case = Case()
     if options.quick:
         case = replace(
-            case, fine=128, spin_up=250, settle=30, steps=80, horizon=80, pretraining=250, updates=40, compiled=False
+            case, fine=128, spin_up=250, settle=30, steps=80, horizon=80, pretraining=250, updates=30, compiled=False
         )
     if options.full:
         case = replace(case, steps=1000, horizon=1000, pretraining=4000, updates=3000, long=16000)
