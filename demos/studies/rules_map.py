@@ -5,8 +5,8 @@ number of ∂P/∂x, the number of outputs of a sample, and the steps into which
   heat         initial state of a periodic line: diffusion damps its finest mode by the condition number; P is linear
   burgers      the same, advected by itself as well; P is not linear, and is inverted by Gauss–Newton
   oscillators  four forces on the last of two oscillators: the weaker their spring, the less the first one feels
-All trainings have the processor time of as many updates of Adam. Rates are the best of four (optimizers of whole networks:
-three) on another seed, for each family and condition. Every run is a line of runs.jsonl; those that are there are not repeated.
+All trainings have the processor time of as many updates of Adam, and the best of three rates for that problem on another
+seed. Every run is a line of runs_*.jsonl; those that are there are not repeated.
 
     python demos/studies/rules_map.py [--family NAME] [--quick | --full] [--seeds N] [--out DIR]
 """
@@ -73,13 +73,13 @@ def half_physics(task: Task, seen: torch.Tensor) -> Chain:
     return Chain(Link(task.physics, HalfInverse()), Link(distance_to(seen), Gradient()))
 
 
-FIRST_ORDER = 1e-3, 3e-3, 1e-2, 3e-2
+FIRST_ORDER = 3e-3, 1e-2, 3e-2
 METHODS = {
     "adam": Method(FIRST_ORDER, adam),
     "physical": Method(FIRST_ORDER, adam, physical),
     "half_physics": Method(FIRST_ORDER, adam, half_physics),
-    "hig": Method((0.1, 0.3, 1.0), partial(HIG, kappa=0.5, rcond=1e-6, progress=False), rows=128),
-    "gauss_newton": Method((0.1, 0.3, 1.0), partial(HIG, kappa=1.0, rcond=1e-3, progress=False), rows=128),
+    "hig": Method((0.3, 1.0, 3.0), partial(HIG, kappa=0.5, rcond=1e-6, progress=False), rows=256),
+    "gauss_newton": Method((0.25, 0.5, 1.0), partial(HIG, kappa=1.0, rcond=1e-3, progress=False), rows=256),
 }
 
 
@@ -158,11 +158,9 @@ class Runs:
         return self.get(f"{problem} {method} rate={rate:g} seed={seed}", make)
 
     def rate(self, problem: Problem, method: str, count: int) -> float:
-        """The best on the first size of the family."""
-        outputs, steps = SIZES[problem.family][0]
-        like = Problem(problem.family, problem.condition, outputs, steps)
+        """The best of the method's on another seed."""
         rates = METHODS[method].rates
-        return min(rates, key=lambda rate: self.trained(like, method, rate, TUNING_SEED, count)["y"])
+        return min(rates, key=lambda rate: self.trained(problem, method, rate, TUNING_SEED, count)["y"])
 
 
 def rows(chosen: list[Problem], runs: Runs, seeds: range, count: int) -> dict[str, dict[str, Any]]:

@@ -40,10 +40,10 @@ class Problem:
 
 SIZES = {
     "heat": [(16, 1), (4, 1), (64, 1), (16, 8)],
-    "burgers": [(16, 1), (64, 1), (16, 4)],
     "oscillators": [(4, 1), (16, 1), (4, 4)],
+    "burgers": [(16, 1), (64, 1), (16, 4)],
 }
-"""Family → outputs and steps; rates are tuned on the first."""
+"""Family → outputs and steps."""
 
 
 def problems(family: str) -> list[Problem]:
