@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -76,6 +77,7 @@ def _place(name: str, row: dict[str, Any]) -> tuple[str, str]:
 
 def _map(ax: plt.Axes, squares: dict[tuple[str, str], Verdict], title: str) -> None:
     lines, columns = (list(dict.fromkeys(place[i] for place in squares)) for i in (0, 1))
+    lines.sort(key=lambda line: (line.split(",")[0], *map(int, re.findall(r"\d+", line))))
     columns.sort(key=float)
     for (line, column), v in squares.items():
         corner = columns.index(column), lines.index(line)

@@ -176,8 +176,7 @@ def rows(chosen: list[Problem], runs: Runs, seeds: range, count: int) -> dict[st
 
 def main() -> None:
     options = lab.options(__doc__, "rules_map", family=dict(choices=list(SIZES), help="one family only"))
-    families = [options.family] if options.family else list(SIZES)
-    chosen = [problem for family in families for problem in problems(family)]
+    chosen = problems([options.family] if options.family else list(SIZES))
     if options.quick:
         chosen = [problem for problem in chosen if problem.condition == 1e2 and problem.steps == 1]
     count = round(UPDATES * lab.share(options, 0.02))

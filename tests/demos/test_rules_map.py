@@ -6,9 +6,11 @@ import math
 from pathlib import Path
 
 import pytest
+import rules_figure
 import rules_map
 import rules_problems
 import torch
+from matplotlib.colors import to_hex
 from rules_figure import verdict
 from rules_problems import Problem
 
@@ -89,3 +91,13 @@ def test_a_verdict_tells_a_lead_from_the_spread() -> None:
     found = verdict(errors)
     assert (found.best, found.second, found.ratio, found.clear) == ("adam", "hig", 2.0, True)
     assert not verdict({**errors, "hig": [2.5, 6.0, 4.0]}).clear
+
+
+def test_the_map_shows_the_best_method_of_every_square() -> None:
+    methods = {"adam": [{"y": 1.0, "x": 3.0}], "hig": [{"y": 2.0, "x": 1.5}]}
+    names = ["heat condition=1e+00 outputs=4 steps=1", "heat condition=1e+01 outputs=4 steps=1"]
+    left, right = rules_figure.draw({name: {"methods": methods} for name in names}).axes
+    for ax, best in ((left, "adam"), (right, "hig")):
+        colours = {to_hex(patch.get_facecolor()) for patch in ax.patches}
+        assert len(ax.patches) == 2 and colours == {rules_figure.COLOURS[best]}
+        assert [text.get_text().split("\n")[1] for text in ax.texts] == ["2 ×", "2 ×"]
