@@ -5,8 +5,8 @@ number of ∂P/∂x, the number of outputs of a sample, and the steps into which
   heat         initial state of a periodic line: diffusion damps its finest mode by the condition number; P is linear
   burgers      the same, advected by itself as well; P is not linear, and is inverted by Gauss–Newton
   oscillators  four forces on the last of two oscillators: the weaker their spring, the less the first one feels
-All trainings have the processor time of as many updates of Adam, and the best of three rates for that problem on another
-seed. Every run is a line of runs_*.jsonl; those that are there are not repeated.
+All trainings have the processor time of as many updates of Adam, and the best of three rates for that family and size on
+another seed. Every run is a line of runs_*.jsonl; those that are there are not repeated.
 
     python demos/studies/rules_map.py [--family NAME] [--quick | --full] [--seeds N] [--out DIR]
 """
@@ -158,9 +158,9 @@ class Runs:
         return self.get(f"{problem} {method} rate={rate:g} seed={seed}", make)
 
     def rate(self, problem: Problem, method: str, count: int) -> float:
-        """The best of the method's on another seed."""
-        rates = METHODS[method].rates
-        return min(rates, key=lambda rate: self.trained(problem, method, rate, TUNING_SEED, count)["y"])
+        """The best of the method's for this family and size, at a condition number of 100, on another seed."""
+        like = replace(problem, condition=1e2)
+        return min(METHODS[method].rates, key=lambda rate: self.trained(like, method, rate, TUNING_SEED, count)["y"])
 
 
 def rows(chosen: list[Problem], runs: Runs, seeds: range, count: int) -> dict[str, dict[str, Any]]:

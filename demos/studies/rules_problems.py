@@ -14,7 +14,7 @@ from phi.field import Field
 from phi.math import batch, channel, precision, spatial, wrap, zeros
 
 import phi_hybrid as ph
-from phi_hybrid.optim import GaussNewton, LinearInverse, Rule
+from phi_hybrid.optim import GaussNewton, LinearInverse, Rule, TrustRegion
 from phi_hybrid.pde import burgers, heat
 from phi_hybrid.pde.oscillators import Oscillators
 
@@ -129,11 +129,14 @@ def diffusion(problem: Problem) -> tuple[Physics, Rule]:
 
 
 def advection(problem: Problem) -> tuple[Physics, Rule]:
-    """Burgers' equation with exact diffusion, over the time in which waves of ½ move a third of a cell."""
+    """Burgers' equation with exact diffusion, over the time in which waves of ½ move a third of a cell.
+
+    Half of the usual ‖x*‖ is the longest update: the line along which Gauss–Newton looks ends somewhere.
+    """
     duration = 4 / problem.outputs
     exact = lambda u, viscosity, dt: heat.heat_step(dt, viscosity)(u)  # noqa: E731
     step = burgers.burgers_step(duration / problem.steps, damping(problem) / duration, diffusion=exact)
-    return on_line(lambda u: step(u, 0 * u), problem), GaussNewton()
+    return on_line(lambda u: step(u, 0 * u), problem), TrustRegion(GaussNewton(), math.sqrt(problem.outputs) / 4)
 
 
 def control(problem: Problem) -> tuple[Physics, Rule]:
