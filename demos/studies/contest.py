@@ -21,7 +21,13 @@ Phase = tuple[Callable[[], Callable[[float], None]], float]
 time used)` is one update."""
 
 
-def race(phases: Iterable[Phase], look: Callable[[], dict[str, float]], seconds: float, looks: int) -> History:
+def race(
+    phases: Iterable[Phase],
+    look: Callable[[], dict[str, float]],
+    seconds: float,
+    looks: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> History:
     """Updates until the time is over or one fails; a failure is an infinite error at the end.
 
     Args:
@@ -29,6 +35,7 @@ def race(phases: Iterable[Phase], look: Callable[[], dict[str, float]], seconds:
         look: errors now; the time that it takes does not count.
         seconds: time of all updates.
         looks: about how often errors are looked at, besides the beginning.
+        clock: of the updates; `time.process_time` where other programs run beside.
     """
     used, updates, first = 0.0, 0, look()
     history = {"seconds": [0.0], "updates": [0], **{name: [error] for name, error in first.items()}}
@@ -38,9 +45,9 @@ def race(phases: Iterable[Phase], look: Callable[[], dict[str, float]], seconds:
             while used < end * seconds:
                 next_look = min(used + seconds / looks, end * seconds)
                 while used < next_look:
-                    began = time.perf_counter()
+                    began = clock()
                     update(used / seconds)
-                    used, updates = used + time.perf_counter() - began, updates + 1
+                    used, updates = used + clock() - began, updates + 1
                 errors = look()
                 require_finite(*errors.values())
                 _append(history, used, updates, *errors.values())
