@@ -82,7 +82,7 @@ def _map(ax: plt.Axes, squares: dict[tuple[str, str], Verdict], title: str) -> N
     for (line, column), v in squares.items():
         corner = columns.index(column), lines.index(line)
         ax.add_patch(Rectangle(corner, 1, 1, facecolor=COLOURS[v.best], edgecolor="white"))
-        text = f"{v.error:.1e}\n{v.ratio:.2g} ×" if math.isfinite(v.ratio) else "none"
+        text = f"{v.error:.1e}\n{v.ratio:.2f} ×" if math.isfinite(v.ratio) else "none"
         ax.text(
             corner[0] + 0.5,
             corner[1] + 0.5,

@@ -100,4 +100,4 @@ def test_the_map_shows_the_best_method_of_every_square() -> None:
     for ax, best in ((left, "adam"), (right, "hig")):
         colours = {to_hex(patch.get_facecolor()) for patch in ax.patches}
         assert len(ax.patches) == 2 and colours == {rules_figure.COLOURS[best]}
-        assert [text.get_text().split("\n")[1] for text in ax.texts] == ["2 ×", "2 ×"]
+        assert [text.get_text().split("\n")[1] for text in ax.texts] == ["2.00 ×", "2.00 ×"]
