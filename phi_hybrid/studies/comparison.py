@@ -140,6 +140,10 @@ class Plan:
                 if file not in files:  # else of a beginning that another method has, too
                     files.add(file)
                     histories[f"{row}, {n}" if len(own) > 1 else row] = history
+        if not found:
+            raise StateError(
+                f"every training with seed {seed} has failed, so that nothing is left to compare: {failures}"
+            )
         evaluation, numbers = measure(found, test)
         failed = {metric: math.inf for metric in next(iter(numbers.values()))}
         return Run({row: {**numbers.get(row, failed), **spent[row]} for row in spent}, evaluation, histories, failures)

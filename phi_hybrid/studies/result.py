@@ -102,7 +102,12 @@ class StudyResult:
         return found
 
     def save(self, folder: Path, dt: float = 1.0) -> None:
-        """Writes metrics.json (method → metric → median, and the rows of each seed), table.md and the figures."""
+        """Writes metrics.json (method → metric → median, and the rows of each seed), table.md and the figures.
+
+        Args:
+            folder: made if it is missing.
+            dt: time of one step, 1 by default.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         table = self.table()
         cells = {

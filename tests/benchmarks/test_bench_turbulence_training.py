@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases.timed import device, there
+from cases.timed import device, there, training_iteration
 from phi import math
 from phi.math import batch, wrap
 
@@ -66,15 +66,7 @@ def loss_of(way: str, compiled: bool, net: torch.nn.Module, window: Batch) -> Ca
 @pytest.mark.parametrize("way", WAYS)
 def test_iteration(measure: Callable, compiled: bool, way: str) -> None:
     net = torch.compile(there(network())) if compiled else there(network())
-    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
-    loss = loss_of(way, compiled, net, window())
-
-    def iteration() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss().backward()
-        optimizer.step()
-
-    measure(CASES[compiled], way, iteration)
+    measure(CASES[compiled], way, training_iteration(net, loss_of(way, compiled, net, window())))
 
 
 @pytest.mark.parametrize("case", CASES.values())

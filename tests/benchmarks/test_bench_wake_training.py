@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases.timed import device, there
+from cases.timed import device, there, training_iteration
 from phi import math
 from phi.field import Field
 from phi.math import batch, dual, spatial, wrap
@@ -103,15 +103,7 @@ def loss_of(way: str, compiled: bool, net: torch.nn.Module, window: Batch) -> Ca
 def test_iteration(measure: Callable, case: str, way: str) -> None:
     compiled = case == COMPILED
     net = torch.compile(there(network())) if compiled else there(network())
-    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
-    loss = loss_of(way, compiled, net, window())
-
-    def iteration() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss().backward()
-        optimizer.step()
-
-    measure(case, way, iteration)
+    measure(case, way, training_iteration(net, loss_of(way, compiled, net, window())))
 
 
 def test_sides_agree() -> None:

@@ -100,6 +100,29 @@ def with_obstacle(matrix: np.ndarray, cells: Sequence[int], cuts: bool = True) -
     return matrix
 
 
+OBSTRUCTED, BLOCK = (8, 7), [17, 18, 24, 25]
+"""Shape of a box, and two by two of its cells."""
+
+
+def obstructed(*kinds: str, cells: Sequence[int] = BLOCK, cuts: bool = True) -> np.ndarray:
+    """Laplacian of that box with an obstacle."""
+    return with_obstacle(box_matrix(kinds, OBSTRUCTED), cells, cuts)
+
+
+def _without_equation() -> np.ndarray:
+    matrix = obstructed("walls", "walls")
+    matrix[BLOCK[0], BLOCK[0]] = 0
+    return matrix
+
+
+UNFIT = {
+    "unsymmetric": np.diag(np.linspace(1, 2, 56)) @ box_matrix(("values", "walls"), OBSTRUCTED),
+    "indefinite": 2.0 * np.eye(56) + box_matrix(("values", "values"), OBSTRUCTED),
+    "empty row": _without_equation(),
+}
+"""Matrices of that box that are no definite operators."""
+
+
 def system(matrix: np.ndarray, shape: Sequence[int] | None = None, tolerates_imbalance: bool = False) -> System:
     return System(Csr(scipy.sparse.csr_matrix(matrix)), tuple(shape or matrix.shape[:1]), tolerates_imbalance)
 

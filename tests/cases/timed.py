@@ -29,6 +29,18 @@ def there(state: Any) -> Any:
     return unflatten(layout, [t.to(device()) for t in tensors])
 
 
+def training_iteration(net: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """One update by Adam, the same for every way to a loss."""
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+
+    def iteration() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return iteration
+
+
 def finished(work: Callable[[], Any]) -> Callable[[], Any]:
     """The work and, on a GPU, the wait until it is done."""
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases.small import DT, SmallNet, equal, forced_step, line, step
-from phi.torch.flow import Field
+from cases.small import SmallNet, equal, forced_step, line, reference
 
 import phi_hybrid as ph
 from phi_hybrid.studies import Stage, StudyResult
@@ -22,10 +21,6 @@ METHODS = {
     "one step": [START, Stage(ph.Unrolled(1), 4, batch_size=4)],
     "two steps": [START, Stage(ph.Unrolled(2), 4, batch_size=4)],
 }
-
-
-def reference(u: Field, f: Field) -> Field:
-    return 0.9 * step(u) + 2 * DT * f
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +168,16 @@ def test_failed_trainings_are_infinite_and_the_others_go_on(
     assert result.table().rows["broken, start"]["mae"] == math.inf
     with pytest.raises(ph.StateError, match="training has failed"):
         result.solver("broken, start")
+
+
+def test_nothing_is_left_if_every_training_fails(block: ph.PhysicsBlock, data: tuple, tmp_path: Path) -> None:
+    class Breaks(SmallNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * math.nan
+
+    broken = {"broken": lambda seed: ph.HybridSolver(block, Breaks(2, 1, 1))}
+    with pytest.warns(RuntimeWarning, match="has failed"), pytest.raises(TaskError, match="every training with seed 0"):
+        ph.study(broken, data, {"start": [START]}, folder=tmp_path)
 
 
 def test_data_of_every_seed_and_numbers_of_ones_own(block: ph.PhysicsBlock, data: tuple, tmp_path: Path) -> None:

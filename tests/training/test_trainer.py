@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases.small import DT, SmallNet, equal, forced_step, line, native_of, step
-from phi.torch.flow import Field
+from cases.small import SmallNet, equal, forced_step, line, native_of, reference, step
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
@@ -21,11 +20,6 @@ from phi_hybrid.training.closure import Closure
 from phi_hybrid.training.losses import L1, L2, LastStep, Losses
 
 TRAJECTORIES, STEPS = 4, 6
-
-
-def reference(u: Field, f: Field) -> Field:
-    """Force counts more, velocity decays: what the network has to learn."""
-    return 0.9 * step(u) + 2 * DT * f
 
 
 @pytest.fixture(scope="module")
