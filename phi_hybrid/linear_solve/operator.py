@@ -224,6 +224,7 @@ def build_solver(system: System, method: Method | None, device: torch.device, to
     raise SolveError(
         f"{verdict} to this matrix of {system.size} unknowns on a grid {system.shape} "
         f"({'symmetric' if system.is_symmetric else 'not symmetric'}). FastDiagonalization needs a box without obstacles "
-        "and constant coefficients, ConjugateGradient a symmetric definite matrix, SparseFactorization a regular one or "
+        "and constant coefficients, CapacitanceMatrix obstacles in such a box that leave it in one piece, ConjugateGradient "
+        "a symmetric definite matrix, SparseFactorization a regular one or "
         f"one whose null space is constant on uncoupled parts{advice}"
     )

@@ -82,6 +82,8 @@ def study(
         TaskError: if the work on some seeds failed, e.g. since the folder holds another study; the others are done.
     """
     solvers, methods = _named("solvers", solvers), _named("methods", methods)
+    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Trajectories) for part in data)
+    require(pair or callable(data), "data", data, "(training, test), or a function of the seed that returns them")
     require_number("budget", budget, above=0)
     plan = Plan(solvers, data, {m: _scaled(m, stages, budget) for m, stages in methods.items()}, Path(folder))
     require_writable("folder", plan.folder / "metrics.json")
@@ -189,7 +191,7 @@ class Plan:
 
 def _named(name: str, value: Any) -> Mapping[str, Any]:
     valid = isinstance(value, Mapping) and bool(value) and all(isinstance(key, str) for key in value)
-    require(valid, name, value, "a mapping from names, e.g. {'one step': [Stage(Unrolled(1), 1000)]}")
+    require(valid, name, value, "a mapping from names, with at least one")
     return value
 
 

@@ -341,7 +341,7 @@ def test_large_matrices_that_only_factors_solve_are_factored(monkeypatch: pytest
 )
 def test_overrides_that_do_not_apply(method: Method, problem: System, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factorization, "LARGEST_PSEUDO_INVERSE", 0)
-    with pytest.raises(ph.SolveError, match=rf"{type(method).__name__}\(.*solver=None"):
+    with pytest.raises(ph.SolveError, match=rf"{type(method).__name__}\(.*{type(method).__name__}.*solver=None"):
         build_solver(problem, method, CPU, 1e-7)
 
 

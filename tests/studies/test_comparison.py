@@ -209,6 +209,8 @@ def test_data_of_every_seed_and_numbers_of_ones_own(block: ph.PhysicsBlock, data
     ("change", "message"),
     [
         (dict(solvers={}), "solvers"),
+        (dict(data=None), "data"),
+        (dict(data=(1, 2)), "data"),
         (dict(methods={"a": []}), r"methods\['a'\]"),
         (dict(methods={"a": [ph.Unrolled(1)]}), r"methods\['a'\]"),
         (dict(seeds=0), "seeds"),
