@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.animation import FFMpegWriter
+from matplotlib.animation import FFMpegWriter, HTMLWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -29,6 +29,7 @@ from phi_hybrid.plot._panels import (
 from phi_hybrid.plot._style import HALO, INK, NON_FINITE, colour_map, line_styles, open_axes
 
 _FINE, _PLAIN = 56, 24  # shades per colour map
+_PAGE_LIMIT = 1000  # MB; matplotlib would leave out frames of pages beyond 20 MB
 
 
 class Scene(NamedTuple):
@@ -136,6 +137,17 @@ def write_mp4(path: Path, scene: Scene, frames: int, fps: float, dpi: float) -> 
     FigureCanvasAgg(scene.figure)
     # H.264 needs even numbers of pixels
     writer = FFMpegWriter(fps=fps, extra_args=["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white"])
+    with writer.saving(scene.figure, str(path), dpi):
+        for frame in range(frames):
+            scene.update(frame)
+            writer.grab_frame()
+
+
+def write_html(path: Path, scene: Scene, frames: int, fps: float, dpi: float) -> None:
+    """Write a page that holds all frames, with a slider over time."""
+    FigureCanvasAgg(scene.figure)
+    scene.figure.set_dpi(dpi)
+    writer = HTMLWriter(fps=fps, embed_frames=True, embed_limit=_PAGE_LIMIT)
     with writer.saving(scene.figure, str(path), dpi):
         for frame in range(frames):
             scene.update(frame)

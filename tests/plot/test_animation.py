@@ -1,3 +1,5 @@
+import base64
+import re
 import sys
 from itertools import pairwise
 
@@ -17,6 +19,14 @@ def test_gif_has_one_image_per_frame_and_plays_at_the_given_rate(tmp_path):
     movie = Image.open(path)
     assert (movie.n_frames, movie.info["duration"], movie.info["loop"]) == (12, 100, 0)
     assert list(tmp_path.iterdir()) == [path]  # nothing temporary is left
+
+
+def test_page_holds_every_frame_and_a_slider(tmp_path):
+    path = animate({"a": plane(5), "b": plane(5)}, tmp_path / "a.html", reference="a", dpi=40)
+    page = path.read_text()
+    pictures = [base64.b64decode(p.replace("\\\n", "")) for p in re.findall(r"data:image/png;base64,([^\"]*)", page)]
+    assert len({p for p in pictures if p.startswith(b"\x89PNG")}) == 5
+    assert 'type="range"' in page and list(tmp_path.iterdir()) == [path]
 
 
 def test_part_of_a_state(tmp_path):
@@ -70,7 +80,7 @@ def test_a_failed_movie_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_unsupported_targets(tmp_path, monkeypatch):
-    with pytest.raises(ph.StateError, match="unsupported suffix '.avi'.*gif or .mp4"):
+    with pytest.raises(ph.StateError, match="unsupported suffix '.avi'.*html or .mp4"):
         animate(plane(), tmp_path / "a.avi")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ph.StateError, match="ffmpeg was not found"):
