@@ -94,7 +94,7 @@ class NativeStep(Protocol):
 
 
 def advance(step: NativeStep, state: Tensors, inputs: Sequence[Tensors]) -> list[Tensors]:
-    """The states after one step for each of the inputs, so many at once as the step does together."""
+    """The states after one step for each of the inputs, as many at once as the step takes together."""
     states: list[Tensors] = []
     while (done := len(states)) < len(inputs):
         state, together = states[-1] if states else state, step.together
@@ -132,7 +132,7 @@ class Step(torch.nn.Module):
         Args:
             layout: of the arguments.
             tensors: state and inputs.
-            call: the PhiFlow arguments that the tensors come from, where they are at hand.
+            call: the PhiFlow arguments that the tensors come from, where they are known.
         """
         raise NotImplementedError
 

@@ -63,7 +63,7 @@ def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = 
 
 
 def repeat(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
-    """The state after so many steps: the last of `rollout`, without the memory for those between.
+    """The state after `steps` steps: the last of `rollout`, without the memory for those between.
 
     Args:
         step: `state, *inputs -> state`: PhiFlow code, `PhysicsBlock` or `HybridSolver`.

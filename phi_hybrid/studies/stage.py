@@ -57,7 +57,7 @@ class Stage:
         require_number("lr", self.lr, above=0)
 
     def scaled(self, budget: float) -> Stage:
-        """The stage with so many times the updates, at least one, or the time."""
+        """The stage with its updates, at least one, or its time multiplied by `budget`."""
         if self.updates is not None:
             return replace(self, updates=max(1, round(budget * self.updates)))
         return replace(self, seconds=budget * self.seconds)

@@ -57,7 +57,7 @@ class Unrolled(Objective):
         steps: number n of solver steps in a window.
         losses: what is compared at which steps, see `phi_hybrid.losses`.
         gradient: how the gradient runs back through the steps, see `phi_hybrid.gradient`.
-        warm_up: so many of the steps come first without gradient and without loss, so that the network is trained on
+        warm_up: this many steps come first, without gradient and without loss, so that the network is trained on
             states that it has caused itself.
         noise: added to the states that the steps after the warm-up start from, see `Noise`.
 
@@ -246,7 +246,7 @@ def _over_time(records: list[Record]) -> Outputs:
 
 
 def _advance(bound: Repeatable, inputs: Inputs, steps: int) -> tuple[torch.Tensor, ...]:
-    """The state after so many steps, without gradient."""
+    """The state after some steps, without gradient."""
     state = bound.state
     with torch.no_grad():
         for n in range(steps):

@@ -64,7 +64,7 @@ class Trainer:
         combine: how the gradients of the contributions to the loss become one, e.g. `ph.optim.ConFIG()`; their sum by
             default. Costs a backward pass for each contribution.
         clip: largest norm of the gradient; longer ones are scaled down to it. No limit by default.
-        skip: updates whose gradient is more than so many times as long as it has been of late are left out, e.g. 10; the
+        skip: updates whose gradient is longer than this multiple of recent ones are left out, e.g. 10; the
             weights stay as they are. None is by default.
         seed: of the window order and of torch's generator during training.
         validation: held-out trajectories, rolled out in full every `validate_every` updates; of a `Mixture`, the history has
