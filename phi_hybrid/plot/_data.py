@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from phi import math
@@ -15,9 +15,9 @@ from phi_hybrid.bridge import flatten
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.errors import StateError
 
-State = Field | Mapping[str, Any] | Sequence[Any]
+State: TypeAlias = Field | Mapping[str, Any] | Sequence[Any]
 """A trajectory: a field with a dim `time`, or a dict or tuple of fields of which one part is shown."""
-Trajectories = State | Mapping[str, State]
+Trajectories: TypeAlias = State | Mapping[str, State]
 
 # --- trajectories ---
 

@@ -27,7 +27,7 @@ from phi_hybrid.plot._style import styled
 @styled
 def animate(
     trajectories: Trajectories,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     reference: str | None = None,
     dt: float = 1.0,

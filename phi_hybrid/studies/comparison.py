@@ -33,7 +33,7 @@ def study(
     data: Data,
     methods: Mapping[str, Sequence[Stage]],
     *,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     seeds: int | Iterable[int] = 1,
     budget: float = 1.0,
     steps: int | None = None,

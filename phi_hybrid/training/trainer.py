@@ -106,7 +106,7 @@ class Trainer:
         seed: int = 0,
         validation: Trajectories | Mixture | None = None,
         validate_every: int = 100,
-        checkpoint: str | os.PathLike | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 100,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
@@ -269,7 +269,7 @@ class Trainer:
         except DataError as error:
             warnings.warn(f"the last complete update could not be saved: {error}", RuntimeWarning, stacklevel=3)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes solver, optimizer, scheduler, random state and history; an older file stays whole until then.
 
         In several processes, the first one writes.
@@ -291,7 +291,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.after_checkpoint(self, os.fspath(path))
 
-    def resume(self, path: str | os.PathLike) -> Trainer:
+    def resume(self, path: str | os.PathLike[str]) -> Trainer:
         """Continues where a checkpoint left off: `trainer.resume(path).fit(updates)`.
 
         Raises:
