@@ -77,7 +77,7 @@ def animate(
     check_reference(list(fields), reference)
     count = frame_count(fields)
     thinning = -(-len(range(0, count, stride)) // max_frames)
-    series = read(fields, pick_frames(range(0, count, stride * thinning), count), quantity, example)
+    series = read(fields, pick_frames(range(0, count, stride * thinning), count), quantity, example, part)
     scene = (moving_lines if len(series[0].shown.axes) == 1 else moving_images)(series, reference, dt)
     frames, rate = len(series[0].frames), fps / thinning
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".animate-") as folder:
