@@ -65,7 +65,7 @@ class Stream(IterableDataset):
 
     def __init__(
         self,
-        step: Callable,
+        step: Callable[..., Any],
         draw: Callable[[int], Any],
         steps: int,
         *,

@@ -27,7 +27,7 @@ from phi_hybrid.plot._style import styled
 @styled
 def animate(
     trajectories: Trajectories,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     reference: str | None = None,
     dt: float = 1.0,
@@ -78,7 +78,7 @@ def animate(
     check_reference(list(fields), reference)
     count = frame_count(fields)
     thinning = -(-len(range(0, count, stride)) // max_frames)
-    series = read(fields, pick_frames(range(0, count, stride * thinning), count), quantity, example)
+    series = read(fields, pick_frames(range(0, count, stride * thinning), count), quantity, example, part)
     scene = (moving_lines if len(series[0].shown.axes) == 1 else moving_images)(series, reference, dt)
     frames, rate = len(series[0].frames), fps / thinning
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".animate-") as folder:

@@ -136,7 +136,7 @@ class Step(torch.nn.Module):
         """
         raise NotImplementedError
 
-    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call, by position where that is possible; the same for every way to write it.
 
         Raises:

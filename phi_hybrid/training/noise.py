@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -78,7 +78,7 @@ class Noise:
     random_walk: bool = False
     relative: bool = True
     truncated: float | None = None
-    project: Callable | None = None
+    project: Callable[..., Any] | None = None
     schedule: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -168,7 +169,7 @@ class Diverted(Objective):
     """
 
     steps: int
-    reference: Callable
+    reference: Callable[..., Any]
     gradient: GradientMode = Full()
     through_reference: bool = True
 

@@ -33,7 +33,7 @@ def test_part_of_a_state(tmp_path):
     u = np.arange(3 * 4, dtype=float).reshape(3, 4)
     whole, part = (
         animate(x, tmp_path / f"{n}.gif", part=p, dpi=40)
-        for n, x, p in (("a", line(u), None), ("b", {"v": plane(), "s": line(u)}, "s"))
+        for n, x, p in (("a", line(u), None), ("b", {"v": plane(), "u": line(u)}, "u"))
     )
     assert whole.read_bytes() == part.read_bytes()
 
