@@ -156,6 +156,7 @@ def train(
 
 
 def animate(trajectories: dict[str, Any], folder: Path, **show: Any) -> None:
-    """Trajectories as rollout.gif."""
+    """Trajectories as rollout.gif, and as rollout.html with a slider over time."""
     folder.mkdir(parents=True, exist_ok=True)
-    print("wrote", ph.plot.animate(trajectories, folder / "rollout.gif", **show))
+    for suffix in ("gif", "html"):
+        print("wrote", ph.plot.animate(trajectories, folder / f"rollout.{suffix}", **show))
