@@ -40,6 +40,7 @@ def forth(u):
     return u
 
 
+print(f"Six ways to search for an initial state: {'10 s' if QUICK else 'half a minute'} on one core of the CPU.")
 torch.set_num_threads(1)
 with math.precision(64):
     truth = CenteredGrid(lambda x: vec(x=-math.sin(math.PI * x.vector["x"])), PERIODIC, x=128, bounds=Box(x=(-1, 1)))
@@ -57,12 +58,15 @@ with math.precision(64):
         "inverse simulator": dict(rule=Inverse(inverse.native)),
     }
     found = {}
-    for name, way in ways.items():
+    print("                           iterations     loss  error")
+    for number, (name, way) in enumerate(ways.items(), 1):
+        print(f"{number} of 6: {name:17s}", end="  ", flush=True)
         iterations = 10 if QUICK or name == "inverse simulator" else 40
         result = ph.reconstruct(physics, observed, 0 * truth, times=(STEPS,), iterations=iterations, **way)
         error = float(math.l2_loss(result.state.values - truth.values) / math.l2_loss(truth.values)) ** 0.5
-        print(f"{name:18s} {iterations} iterations, loss {result.losses[-1]:.1e}, ‖x − x*‖/‖x*‖ {error:.3f}")
+        print(f"{iterations:10d}  {result.losses[-1]:7.1e}  {error:5.3f}")
         found[name] = result
+print("loss: ½ ‖P(x) − y*‖² after the last iteration; error: ‖x − x*‖/‖x*‖")
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
 for name, result in found.items():
@@ -74,3 +78,4 @@ left.legend(fontsize=7)
 right.legend()
 OUT.mkdir(parents=True, exist_ok=True)
 figure.savefig(OUT / "search.png")
+print(f"Figure: {OUT / 'search.png'}")

@@ -37,6 +37,9 @@ def trajectories(seed, viscosity=0.01, amplitude=0.5, modes=(3, 6)):
     return ph.Trajectories.generate(burgers(viscosity), initial, STEPS, (force,), coarsen=4, progress=False)
 
 
+print(
+    f"{MEMBERS} networks are trained and asked how sure they are: {'20 s' if QUICK else 'a minute'} on one core of the CPU."
+)
 torch.set_num_threads(1)
 source, training, members = burgers(0.01), trajectories(0), []
 for seed in range(MEMBERS):
@@ -44,9 +47,9 @@ for seed in range(MEMBERS):
     members.append(ph.HybridSolver(source, res_net(2, 1, [24, 24], in_spatial=1, periodic=True)))
     optimizer = torch.optim.Adam(members[-1].parameters(), 2e-3)
     for unrolled, updates in ((1, UPDATES), (4, UPDATES // 5)):
-        objective = ph.Unrolled(unrolled)
-        trainer = ph.Trainer(members[-1], training, objective, optimizer=optimizer, batch_size=16, clip=1.0, seed=seed)
-        trainer.fit(updates)
+        label = f"{seed + 1} of {MEMBERS}, {unrolled} steps at once"
+        settings = dict(optimizer=optimizer, batch_size=16, clip=1.0, seed=seed, label=label)
+        ph.Trainer(members[-1], training, ph.Unrolled(unrolled), **settings).fit(updates)
 ensemble = ph.Ensemble(members)
 
 kinds = {
@@ -56,13 +59,13 @@ kinds = {
     "another viscosity": trajectories(1, viscosity=0.05),
 }
 figure, axes = plt.subplots(1, len(kinds), figsize=(12, 2.6), sharey=True, layout="constrained")
-print(f"{'':18s} error  spread  spread/error  coverage of 90 % intervals")
+print(f"{'':18s} error  spread   ratio  coverage")
 for ax, (name, data) in zip(axes, kinds.items()):
     found = ensemble.rollout(data.initial_state, STEPS, *data.step_inputs).time[1:]
     truth, calibration = data.trajectory.time[1:], ph.evaluation.calibration
     numbers = calibration.skill(found, truth), calibration.expected_skill(found), calibration.spread_skill(found, truth)
-    print("{:18s} {:.3f}   {:.3f}  {:8.2f}".format(name, *map(float, numbers)), end="")
-    print(f"  {float(calibration.coverage(found, truth, 0.9)):10.2f}")
+    numbers = *numbers, calibration.coverage(found, truth, 0.9)
+    print("{:18s} {:.3f}   {:.3f}  {:6.2f}  {:8.2f}".format(name, *map(float, numbers)))
     last = dict(time=-1, trajectory=0)
     states = calibration.mean(found), calibration.spread(found), truth
     mean, spread, true = (u[last].values.numpy("x,vector")[:, 0] for u in states)
@@ -71,5 +74,10 @@ for ax, (name, data) in zip(axes, kinds.items()):
     ax.plot(true, "k", linewidth=1, label="reference")
     ax.set(title=name, xlabel="cell")
 axes[0].legend(fontsize=7)
+print(
+    "error: of the mean of all members; spread: the error that their standard deviation makes expect; ratio: of spread to"
+)
+print("error, 1 is right; coverage: how often intervals of 90 % hold the truth, 0.9 is right")
 OUT.mkdir(parents=True, exist_ok=True)
 figure.savefig(OUT / "states.png")
+print(f"Figure: {OUT / 'states.png'}")

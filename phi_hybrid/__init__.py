@@ -1,5 +1,7 @@
 """phi_hybrid: write the physics in ΦFlow, train through it at native PyTorch speed."""
 
+from typing import TYPE_CHECKING
+
 from phi_hybrid import bridge, inverse, linear_solve, optim, pde
 from phi_hybrid._version import __version__
 from phi_hybrid.data import Trajectories
@@ -14,6 +16,9 @@ from phi_hybrid.steps import repeat, rollout
 from phi_hybrid.studies import study
 from phi_hybrid.tracing import PhysicsBlock, capture
 from phi_hybrid.training import Curriculum, Noise, Trainer, Unrolled, gradient, losses
+
+if TYPE_CHECKING:
+    from phi_hybrid import plot
 
 __all__ = [
     "Additive",

@@ -15,7 +15,9 @@ PACKAGES = "phiflow", "phiml", "torch", "numpy", "matplotlib", "h5py"
 def main() -> None:
     """Prints a few lines; takes a quarter of a minute where a compiler has to be started."""
     print("phi_hybrid", metadata.version("phi_hybrid"), "| Python", platform.python_version(), "|", platform.platform())
-    print(", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES))
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    versions["torch"] = torch.__version__  # with its build: +cu130
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
     print(f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', {name}' for name in accelerators())}")
     print(capture_report())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,6 +176,10 @@ def test_public_names_are_explained() -> None:
     assert not wrong, "begin with a noun or a verb"
 
 
+BARE = re.compile(r"\b(dict|list|tuple|set|Callable|Iterable|Iterator|Mapping|Sequence|PathLike)\b(?!\[)")
+"""Containers and functions of whatever."""
+
+
 def test_public_names_are_typed() -> None:
     for name, member in PUBLIC.items():
         function = member.__init__ if inspect.isclass(member) else member
@@ -184,6 +189,8 @@ def test_public_names_are_typed() -> None:
         untyped = [p for p in signature.parameters.values() if p.name != "self" and p.annotation is p.empty]
         assert not untyped, f"{name}: {untyped}"
         assert function.__name__ == "__init__" or signature.return_annotation is not signature.empty, f"{name}: returns"
+        vague = {key: text for key, text in function.__annotations__.items() if BARE.search(str(text))}
+        assert not vague, f"{name}: say what is in them, or a strict checker sees unknown types: {vague}"
 
 
 # --- private names ---

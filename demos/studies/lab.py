@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,38 +144,19 @@ Stage = tuple[int, int, float, int]
 
 
 def train(
-    solver: ph.HybridSolver, data: ph.Trajectories, stages: Iterable[Stage], seed: int
+    solver: ph.HybridSolver, data: ph.Trajectories, stages: Sequence[Stage], seed: int, name: str = "hybrid"
 ) -> dict[str, dict[str, Any]]:
     """Training of a solver in stages; returns the history of each, named by its unrolled steps."""
-    return {
-        str(steps): adam(solver, data, ph.Unrolled(steps), updates, rate, batch, seed).fit(updates)
-        for steps, updates, rate, batch in stages
-    }
-
-
-def train_methods(
-    start: ph.HybridSolver, data: ph.Trajectories, methods: dict[str, list[Stage]], seed: int
-) -> tuple[dict[str, ph.HybridSolver], dict[str, Any]]:
-    """Copies of one solver, each trained in its own stages; returns solvers and histories."""
-    solvers, histories = {}, {}
-    for method, stages in methods.items():
-        solvers[method] = copy.deepcopy(start)
-        found = train(solvers[method], data, stages, seed)
-        histories |= {f"{method}, {steps}" if len(found) > 1 else method: h for steps, h in found.items()}
-    return solvers, histories
-
-
-def halves(methods: dict[str, tuple[int, int]], updates: int, batch: int, long: int = 0) -> dict[str, list[Stage]]:
-    """Stages of methods that unroll other numbers of steps in the first and in the second half of their updates.
-
-    With `long`, one more of so many one-step updates, `one_step_long`, to compare at equal time.
-    """
-    rates = 1e-3, 5e-4
-    found = {m: [(n, updates // 2, rate, batch) for n, rate in zip(steps, rates)] for m, steps in methods.items()}
-    return {**found, "one_step_long": [(1, long, 5e-4, 2 * batch)]} if long else found
+    histories = {}
+    for n, (steps, updates, rate, batch) in enumerate(stages, 1):
+        label = f"seed {seed}, {name}, stage {n} of {len(stages)}"
+        trainer = adam(solver, data, ph.Unrolled(steps), updates, rate, batch, seed, label=label)
+        histories[str(steps)] = trainer.fit(updates)
+    return histories
 
 
 def animate(trajectories: dict[str, Any], folder: Path, **show: Any) -> None:
-    """Trajectories as rollout.gif."""
+    """Trajectories as rollout.gif, and as rollout.html with a slider over time."""
     folder.mkdir(parents=True, exist_ok=True)
-    print("wrote", ph.plot.animate(trajectories, folder / "rollout.gif", **show))
+    for suffix in ("gif", "html"):
+        print("wrote", ph.plot.animate(trajectories, folder / f"rollout.{suffix}", **show))

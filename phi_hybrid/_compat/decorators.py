@@ -18,14 +18,14 @@ def undecorated_calls() -> Iterator[None]:
         yield
 
 
-def undecorated(step: Callable) -> Callable:
+def undecorated(step: Callable[..., Any]) -> Callable[..., Any]:
     """The function under `@jit_compile`, whose signature and name tell more."""
     while isinstance(step, (JitFunction, LinearFunction)):
         step = step.f
     return step
 
 
-def functions_under(value: Any) -> list[Callable]:
+def functions_under(value: Any) -> list[Callable[..., Any]]:
     """The user's functions under one of PhiML's decorators, none for anything else."""
     decorated = isinstance(value, (JitFunction, LinearFunction, GradientFunction, CustomGradientFunction))
     return [part for part in (value.f, vars(value).get("gradient")) if part is not None] if decorated else []

@@ -56,7 +56,7 @@ def without_tracing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hooked_backend(is_input: Callable[[Any], bool], hooks: dict[str, Callable]) -> Iterator[None]:
+def hooked_backend(is_input: Callable[[Any], bool], hooks: dict[str, Callable[..., Any]]) -> Iterator[None]:
     """While a step is traced: PhiFlow does not look at values of inputs, and `hooks` replace methods of its backend."""
     own_is_available, own_jacobian = current(TORCH, "is_available"), current(TORCH, "jacobian")
 
@@ -145,7 +145,7 @@ def compile_ahead(exported: torch.export.ExportedProgram, path: str) -> None:
     inductor.aoti_compile_and_package(exported, package_path=path)
 
 
-def compile_apart(function: Callable) -> Callable:
+def compile_apart(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a function whose code others share, too: before `isolate_recompiles`, torch counts their compilations together."""
     apart = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
     return torch.compile(function, dynamic=False, **apart)

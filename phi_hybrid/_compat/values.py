@@ -60,7 +60,7 @@ def sides_in_order(boundary: extrapolation.Extrapolation) -> dict[str, extrapola
     return dict(sorted(sides, key=lambda side: side[1].pad_rank))
 
 
-def boundary_to_dict(boundary: extrapolation.Extrapolation) -> dict:
+def boundary_to_dict(boundary: extrapolation.Extrapolation) -> dict[str, Any]:
     """JSON description of a boundary condition. Unlike `Extrapolation.to_dict` it keeps vector values and their names.
 
     Raises:
@@ -84,7 +84,7 @@ def boundary_to_dict(boundary: extrapolation.Extrapolation) -> dict:
     return {"primitive": boundary.to_dict()["type"]}
 
 
-def boundary_from_dict(description: dict) -> extrapolation.Extrapolation:
+def boundary_from_dict(description: dict[str, Any]) -> extrapolation.Extrapolation:
     """Inverse of `boundary_to_dict`."""
     if "constant" in description:
         return extrapolation.ConstantExtrapolation(description["constant"])

@@ -44,7 +44,7 @@ class Part:
 
 
 def block_size(tensors: int) -> int:
-    """Bytes of the block of a file with so many tensors: a power of two, at least 512, as HDF5 wants it."""
+    """Bytes of the block of a file with this many tensors: a power of two, at least 512, as HDF5 wants it."""
     return max(512, 1 << (_HEAD + _ENTRY * tensors - 1).bit_length())
 
 

@@ -26,7 +26,7 @@ _NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EB
 """What file systems answer that cannot flush a folder."""
 
 
-def require_writable(name: str, path: str | os.PathLike) -> None:
+def require_writable(name: str, path: str | os.PathLike[str]) -> None:
     """Raises StateError where no file could be written, before the work is done that would be lost."""
     require_path(name, path)
     require(not os.path.isdir(path), name, path, "the path of a file, not of a folder, e.g. 'runs/first.pt'")
@@ -38,7 +38,7 @@ def require_writable(name: str, path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Gives an open file to write; it takes the name `path` once all is written, see `replacing`.
 
     Raises:
@@ -55,7 +55,7 @@ def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[str]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     """Gives a temporary name beside `path`; once all is written there, it takes the name `path`: never half a file.
 
     Both the file and its name are on the disk when this ends. Temporary files of the same `path` whose writers were

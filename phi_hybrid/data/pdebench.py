@@ -24,7 +24,7 @@ CFD = ("density", "pressure", "velocity")
 
 
 def read_pdebench(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     boundary: Any,
     *,
     fields: Sequence[str] | None = None,

@@ -30,7 +30,7 @@ class Stream(IterableDataset):
         ⌊u / reuse⌋, …, ⌊u / reuse⌋ + keep − 1,
 
     which are all that is in memory. By default each update sees new trajectories. `reuse` makes a slow reference
-    affordable: it runs in one of so many updates.
+    affordable: it does not run in every update.
 
         def draw(count):
             return CenteredGrid(Noise(batch(trajectory=count)), PERIODIC, x=256), math.random_uniform(batch(trajectory=count))
@@ -65,7 +65,7 @@ class Stream(IterableDataset):
 
     def __init__(
         self,
-        step: Callable,
+        step: Callable[..., Any],
         draw: Callable[[int], Any],
         steps: int,
         *,

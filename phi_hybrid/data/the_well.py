@@ -22,7 +22,7 @@ from phi_hybrid.errors import DataError, StateError
 
 
 def read_the_well(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     boundary: Any = None,
     fields: Sequence[str] | None = None,

@@ -67,14 +67,14 @@ class Trajectories:
 
     @staticmethod
     def generate(
-        step: Callable,
+        step: Callable[..., Any],
         initial_states: Any,
         steps: int,
-        inputs: tuple | Mapping[str, Any] = (),
+        inputs: tuple[Any, ...] | Mapping[str, Any] = (),
         *,
         coarsen: int | Callable[[Any], Any] = 1,
         every: int = 1,
-        path: str | os.PathLike | None = None,
+        path: str | os.PathLike[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
         progress: bool = True,
     ) -> Trajectories:
@@ -109,7 +109,7 @@ class Trajectories:
 
     @staticmethod
     def from_fields(
-        states: Any, inputs: tuple | Mapping[str, Any] = (), *, metadata: Mapping[str, Any] | None = None
+        states: Any, inputs: tuple[Any, ...] | Mapping[str, Any] = (), *, metadata: Mapping[str, Any] | None = None
     ) -> Trajectories:
         """States of your own loop, of `iterate` or of `rollout`, as reference data.
 
@@ -129,7 +129,7 @@ class Trajectories:
     def from_tensors(
         states: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray],
         like: Any,
-        inputs: tuple | Mapping[str, Any] = (),
+        inputs: tuple[Any, ...] | Mapping[str, Any] = (),
         *,
         metadata: Mapping[str, Any] | None = None,
     ) -> Trajectories:
@@ -272,7 +272,7 @@ class Trajectories:
         inputs = self.whole().step_inputs
         return unflatten(inputs.layout, inputs.tensors)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an HDF5 file with checksums; an older file of this name stays whole until the new one is complete.
 
         Raises:
@@ -282,7 +282,7 @@ class Trajectories:
         store.write(path, self.states, self.inputs, self.state_layout, self.input_layout, dict(self.metadata))
 
     @staticmethod
-    def load(path: str | os.PathLike, lazy: bool = False) -> Trajectories:
+    def load(path: str | os.PathLike[str], lazy: bool = False) -> Trajectories:
         """Reads a file that `save` or `generate` has written.
 
         Args:

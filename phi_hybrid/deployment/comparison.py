@@ -1,4 +1,4 @@
-"""Whether a file and what is at hand compute the same, and what differs if not."""
+"""Whether a file and a solver in memory compute the same, and what differs if not."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class ExportedStep:
 
 
 def export(
-    step: Step, state: Any, *inputs: Any, path: str | os.PathLike, compile: bool = False, **keywords: Any
+    step: Step, state: Any, *inputs: Any, path: str | os.PathLike[str], compile: bool = False, **keywords: Any
 ) -> ExportedStep:
     """Writes one step as a program that runs in torch without PhiFlow and without this package, for any batch size.
 

@@ -23,7 +23,7 @@ from phi_hybrid.steps.face import Call, Signature, Tensors, signature_of
 from phi_hybrid.tracing import owner_of_memory
 
 
-def load(path: str | os.PathLike, into: Step | None = None) -> Step:
+def load(path: str | os.PathLike[str], into: Step | None = None) -> Step:
     """Loads a solver that `solver.save` wrote: without its code as a step, or into a solver made of that code.
 
     Nothing in the file is executed; the operators that it names are taken from a list. What it computes for the example in
@@ -134,7 +134,7 @@ class LoadedStep(Step):
         """Trajectory u₀ … u_steps with a batch dim `time` of size `steps + 1`; see `phi_hybrid.rollout`."""
         return rollout(self, state, steps, *inputs, check=check, **keywords)
 
-    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Inputs by keyword take the places that they had when the step was saved."""
         args, rest = list(args), dict(keywords)
         positional = len(self.program.layout.children) - len(self.program.layout.keywords)

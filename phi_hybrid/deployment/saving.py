@@ -27,7 +27,7 @@ from phi_hybrid.steps.face import Tensors
 SEED = 1_357_911
 
 
-def save_step(step: Step, path: str | os.PathLike, example: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+def save_step(step: Step, path: str | os.PathLike[str], example: Sequence[Any], keywords: Mapping[str, Any]) -> None:
     """Writes a step to a file, see `HybridSolver.save`."""
     layout, tensors, batching, batch = example_of(step, example, keywords)
     program = record(step, layout, tensors, batch)

@@ -27,7 +27,7 @@ _NONE: Mapping[str, Metric] = MappingProxyType({})
 
 
 def evaluate(
-    solvers: Mapping[str, Callable],
+    solvers: Mapping[str, Callable[..., Any]],
     data: Trajectories,
     steps: int | None = None,
     *,
@@ -82,7 +82,7 @@ def _all_metrics(data: Trajectories, metrics: Mapping[str, Any]) -> dict[str, Me
     return known | {name: as_metric(metric, f"metrics[{name!r}]") for name, metric in metrics.items()}
 
 
-def trajectory_errors(solver: Callable, data: Trajectories, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+def trajectory_errors(solver: Callable[..., Any], data: Trajectories, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """MAE and nRMSE of the whole state, each `(trajectory, step)`, of one solver; all trajectories at once."""
     numbers, _ = measure(solver, data, steps, {"mae": MAE(), "nrmse": NRMSE()}, len(data))
     return numbers["mae"], numbers["nrmse"]

@@ -46,7 +46,7 @@ class Ensemble(Step):
         StateError: if there are no members; on the first call, if they return different kinds of states.
     """
 
-    def __init__(self, members: Sequence[Callable]) -> None:
+    def __init__(self, members: Sequence[Callable[..., Any]]) -> None:
         super().__init__()
         require_instance("members", members, Iterable, "a list of steps, e.g. Ensemble([a, b, c])")
         steps = [as_step(member, f"members[{n}]") for n, member in enumerate(members)]
@@ -92,7 +92,7 @@ class Ensemble(Step):
         step.compare_members(tensors)  # their settings may have changed since
         return step
 
-    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         found = [_named(n, member.arguments, args, keywords) for n, member in enumerate(self.members)]
         return found[0]
 

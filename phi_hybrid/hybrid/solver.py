@@ -59,14 +59,14 @@ class HybridSolver(Step):
 
     def __init__(
         self,
-        physics: Callable,
+        physics: Callable[..., Any],
         network: torch.nn.Module,
         coupling: Coupling | Combination = Additive(),
         *,
         sees: Sequence[int] | int | None = None,
         corrects: Sequence[str | int] | str | int | None = None,
         features: Sequence[Any] = (),
-        project: Callable | None = None,
+        project: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         fits = isinstance(network, torch.nn.Module) and not isinstance(network, Step)
@@ -94,7 +94,7 @@ class HybridSolver(Step):
         """Trajectory u₀ … u_steps with a batch dim `time` of size `steps + 1`; see `phi_hybrid.rollout`."""
         return rollout(self, state, steps, *inputs, check=check, **keywords)
 
-    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.physics.arguments(args, keywords)
 
     def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> HybridStep:
@@ -205,7 +205,7 @@ class HybridSolver(Step):
             "project": self.project is not None,
         }
 
-    def save(self, path: str | os.PathLike, *example: Any, **keywords: Any) -> None:
+    def save(self, path: str | os.PathLike[str], *example: Any, **keywords: Any) -> None:
         """Writes this solver to one file: weights, scales, features, boundaries, and the whole step as data.
 
         `ph.load(path)` gives a step that runs where neither the network's nor the physics' code is known, equal to the last

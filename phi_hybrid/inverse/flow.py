@@ -7,7 +7,7 @@ All return to the order of the scheme, not to rounding: interpolation and viscos
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from phi.field import Field
 from phi.math import Tensor
@@ -72,7 +72,7 @@ def _require_scheme(dt: float | Tensor, **functions: Callable) -> None:
 
 
 def advect_back(
-    dt: float, advection: Callable = advect.semi_lagrangian, **options: object
+    dt: float, advection: Callable[..., Any] = advect.semi_lagrangian, **options: object
 ) -> Callable[[Field, Field], Field]:
     """Advection along the reversed velocity, the inverse of `advection(u, velocity, dt)` for a given velocity.
 
@@ -93,7 +93,9 @@ def advect_back(
     return lambda u, velocity: advection(u, -velocity, dt, **options)
 
 
-def carried(dt: float, flow: Callable[[Field], Field], advection: Callable = advect.semi_lagrangian) -> Callable:
+def carried(
+    dt: float, flow: Callable[[Field], Field], advection: Callable[..., Any] = advect.semi_lagrangian
+) -> Callable[..., Any]:
     """A flow with a marker: ∂m/∂t + u·∇m = 0 next to a step of the velocity.
 
     Args:
@@ -114,8 +116,8 @@ def carried(dt: float, flow: Callable[[Field], Field], advection: Callable = adv
 
 
 def carried_back(
-    dt: float, flow_back: Callable[[Field], Field], advection: Callable = advect.semi_lagrangian
-) -> Callable:
+    dt: float, flow_back: Callable[[Field], Field], advection: Callable[..., Any] = advect.semi_lagrangian
+) -> Callable[..., Any]:
     """`carried` in reverse: first the velocity, then the marker along the velocity found.
 
     Args:
@@ -140,7 +142,7 @@ def carried_back(
 
 def navier_stokes_back(
     dt: float,
-    advection: Callable = advect.semi_lagrangian,
+    advection: Callable[..., Any] = advect.semi_lagrangian,
     force: Field | None = None,
     drag: float = 0.0,
     sharpening: Sharpening | None = None,
@@ -174,7 +176,7 @@ def navier_stokes_back(
 
 
 def burgers_back(
-    dt: float, advection: Callable = advect.semi_lagrangian, sharpening: Sharpening | None = None
+    dt: float, advection: Callable[..., Any] = advect.semi_lagrangian, sharpening: Sharpening | None = None
 ) -> Callable[[Field, Field], Field]:
     """`burgers_step` in reverse: force taken off, diffusion sharpened, advection by −u.
 

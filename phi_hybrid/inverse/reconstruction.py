@@ -61,7 +61,7 @@ class Reconstruction:
 
 
 def reconstruct(
-    physics: Callable,
+    physics: Callable[..., Any],
     observation: Any,
     x0: Any,
     *inputs: Any,

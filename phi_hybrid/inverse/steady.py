@@ -36,7 +36,7 @@ def fixed_point(
 
     Raises:
         StateError: no evaluation is allowed, or the tolerance is no number > 0.
-        SolveError: the tolerance is not reached within so many evaluations, or values are not finite.
+        SolveError: the tolerance is not reached within the allowed evaluations, or values are not finite.
     """
     require_callable("step", step, "a function of a vector")
     require_instance("start", start, torch.Tensor, "a torch tensor, a vector")

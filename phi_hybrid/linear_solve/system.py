@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -13,7 +14,7 @@ import torch
 from phi_hybrid import _compat
 from phi_hybrid.errors import CaptureError
 
-Csr = scipy.sparse.csr_matrix
+Csr: TypeAlias = scipy.sparse.csr_matrix
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Without J and J·Jᵀ: Golub–Kahan bidiagonalisation, for more outputs than eigenvectors can be had of."""
+"""Golub–Kahan bidiagonalisation, without J and J·Jᵀ: for so many outputs that an eigendecomposition is too expensive."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _largest(jacobian: Jacobian, iterations: int = 8) -> float:
 
 @dataclass
 class _Bidiagonal:
-    """U, and the diagonals α, β of B, after so many iterations."""
+    """U, and the diagonals α, β of B, after this many iterations."""
 
     jacobian: Jacobian
     start: torch.Tensor

@@ -146,7 +146,7 @@ class Jacobian:
             yield part, torch.cat([g.reshape(len(seeds), -1).double() for g in back], 1)
 
     def groups(self, columns: int) -> list[list[torch.Tensor]]:
-        """The parameters in groups of at most so many columns, as far as a single tensor does not have more."""
+        """The parameters in groups of at most this many columns; a tensor with more is a group by itself."""
         groups: list[list[torch.Tensor]] = [[]]
         for parameter in self.parameters:
             if groups[-1] and sum(p.numel() for p in groups[-1]) + parameter.numel() > columns:

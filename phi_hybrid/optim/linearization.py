@@ -117,6 +117,6 @@ def finite_derivatives(derivatives: torch.Tensor) -> torch.Tensor:
 
 
 def _units(like: torch.Tensor, chunk: int) -> list[torch.Tensor]:
-    """Unit vectors, the same in all samples: `(unit, sample, entry)`, so many at a time."""
+    """Unit vectors, the same in all samples: `(unit, sample, entry)`, a block of them at a time."""
     units = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
     return [part.unsqueeze(1).expand(-1, *like.shape).contiguous() for part in units.split(chunk)]

@@ -191,7 +191,7 @@ class Factor:
         return 8 * self.rows * self.width
 
     def flops(self, rows: int) -> float:
-        """Of forming K with so many rows in all."""
+        """Of forming K with this many rows in all."""
         t, units, inputs = self.layer.applications, self.layer.units, self.layer.inputs_per_unit
         if self.by_products:
             return rows**2 * t**2 * units

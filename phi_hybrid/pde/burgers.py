@@ -6,6 +6,7 @@ State u and input f: velocities, centred `(batch, x, vector)` on a line or stagg
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from phi import math
 from phi.field import Field
@@ -23,8 +24,8 @@ def burgers_step(
     dt: float,
     viscosity: float,
     substeps: int = 1,
-    advection: Callable = advect.semi_lagrangian,
-    diffusion: Callable | None = None,
+    advection: Callable[..., Any] = advect.semi_lagrangian,
+    diffusion: Callable[..., Any] | None = None,
 ) -> Callable[[Field, Field], Field]:
     """One step of forced Burgers: advection, diffusion, force. The step as a whole is of first order in dt.
 

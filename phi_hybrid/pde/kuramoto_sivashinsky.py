@@ -11,6 +11,7 @@ from __future__ import annotations
 import math as pymath
 from collections.abc import Callable
 from numbers import Number
+from typing import Any
 
 from phi import math
 from phi.field import Field
@@ -90,7 +91,9 @@ def phi_functions(z: Tensor) -> tuple[Tensor, Tensor]:
 # --- the step ---
 
 
-def kuramoto_sivashinsky_step(dt: float, substeps: int = 1, scheme: Scheme = etdrk2, dealias: bool = True) -> Callable:
+def kuramoto_sivashinsky_step(
+    dt: float, substeps: int = 1, scheme: Scheme = etdrk2, dealias: bool = True
+) -> Callable[..., Any]:
     """One step of the Kuramoto–Sivashinsky equation: Fourier modes, exact linear terms, u ∂u/∂x = ½ ∂(u²)/∂x by `scheme`.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math as pymath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from phi import math
@@ -37,11 +38,11 @@ __all__ = [
 def navier_stokes_step(
     dt: float,
     substeps: int = 1,
-    advection: Callable = advect.semi_lagrangian,
+    advection: Callable[..., Any] = advect.semi_lagrangian,
     force: Field | None = None,
     drag: float = 0.0,
     obstacles: Sequence[fluid.Obstacle] = (),
-) -> Callable:
+) -> Callable[..., Any]:
     """One step: advection, explicit diffusion, force and linear drag, projection.
 
     Args:
@@ -149,7 +150,9 @@ class Wake:
         """ν = U·D/Re."""
         return self.speed * self.diameter / reynolds
 
-    def step(self, dt: float, substeps: int = 1, advection: Callable = advect.semi_lagrangian) -> Callable:
+    def step(
+        self, dt: float, substeps: int = 1, advection: Callable[..., Any] = advect.semi_lagrangian
+    ) -> Callable[..., Any]:
         """`step(velocity, reynolds) -> velocity`: staggered `(batch, x, y)`, Re with one value per batch entry."""
         flow = navier_stokes_step(dt, substeps, advection, obstacles=[self.obstacle])
 
@@ -166,7 +169,7 @@ class Wake:
 # --- what a scheme adds ---
 
 
-def numerical_viscosity(advection: Callable, dx: float, dt: float, speed: float, wavelength: float) -> float:
+def numerical_viscosity(advection: Callable[..., Any], dx: float, dt: float, speed: float, wavelength: float) -> float:
     """Viscosity that an advection scheme adds: from the decay of a wave carried over 20 steps in 1D.
 
     ν = −ln(A/A₀) / (k²·t), k = 2π/wavelength. It depends on the wavelength for schemes of higher than first order.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math as pymath
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from phi import math
@@ -80,7 +81,7 @@ class Channel:
 
     # --- step ---
 
-    def step(self) -> Callable:
+    def step(self) -> Callable[..., Any]:
         """`step(velocity, mask) -> velocity`: both staggered `(batch, x, y)`, mask χ on the faces. To be captured.
 
         The inflow profile is prescribed in the first columns.

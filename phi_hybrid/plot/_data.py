@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from phi import math
@@ -15,9 +15,9 @@ from phi_hybrid.bridge import flatten
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.errors import StateError
 
-State = Field | Mapping[str, Any] | Sequence[Any]
+State: TypeAlias = Field | Mapping[str, Any] | Sequence[Any]
 """A trajectory: a field with a dim `time`, or a dict or tuple of fields of which one part is shown."""
-Trajectories = State | Mapping[str, State]
+Trajectories: TypeAlias = State | Mapping[str, State]
 
 # --- trajectories ---
 
@@ -176,13 +176,21 @@ class Series:
 
 
 def read(
-    fields: Mapping[str, Field], frames: np.ndarray, quantity: str | Callable[[Field], Field] | None, example: int
+    fields: Mapping[str, Field],
+    frames: np.ndarray,
+    quantity: str | Callable[[Field], Field] | None,
+    example: int,
+    part: str | int | None = None,
 ) -> list[Series]:
-    """The shown quantity of each trajectory at the given frames, checked to lie on one and the same grid."""
+    """The shown quantity of each trajectory at the given frames, checked to lie on one and the same grid.
+
+    The part of the state that the fields are of gives the quantity its name.
+    """
+    symbol = part if isinstance(part, str) else "u"
     series = []
     for name, field in fields.items():
         state = _one_example(name, field, example)
-        series.append(Series(name, frames, measure(state[{TIME: [int(frame) for frame in frames]}], quantity)))
+        series.append(Series(name, frames, measure(state[{TIME: [int(frame) for frame in frames]}], quantity, symbol)))
     first = series[0]
     for other in series[1:]:
         for what in ("resolution", "bounds"):
@@ -252,8 +260,8 @@ def _real(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, dtype=np.float64)
 
 
-def measure(field: Field, quantity: str | Callable[[Field], Field] | None) -> Quantity:
-    """The shown scalar of a trajectory (time, x[, y[, z]][, vector]) without further batch dims."""
+def measure(field: Field, quantity: str | Callable[[Field], Field] | None, symbol: str = "u") -> Quantity:
+    """The shown scalar of a trajectory (time, x[, y[, z]][, vector]) without further batch dims; labels name the symbol."""
     label = ""
     if callable(quantity):
         label, quantity, field = getattr(quantity, "__name__", ""), None, quantity(field)
@@ -267,24 +275,27 @@ def measure(field: Field, quantity: str | Callable[[Field], Field] | None) -> Qu
     if len(names) > 3:
         raise StateError(f"cannot show {len(names)} space dims {names}: expected one, two or three")
     field = centred(field)
-    values, own_label, signed = _select(field, components(field), quantity)
+    values, own_label, signed = _select(field, components(field), quantity, symbol)
     box = {name: (float(field.bounds.lower.vector[name]), float(field.bounds.upper.vector[name])) for name in names}
     resolution = tuple((name, field.resolution.get_size(name)) for name in names)
     return Quantity(values, tuple(names[:2]), tuple(box[n] for n in names[:2]), label or own_label, signed, resolution)
 
 
-def _select(field: Field, parts: dict[str, np.ndarray], quantity: str | None) -> tuple[np.ndarray, str, bool]:
+def _select(
+    field: Field, parts: dict[str, np.ndarray], quantity: str | None, symbol: str
+) -> tuple[np.ndarray, str, bool]:
     plane = space_names(field) == sorted(parts) and len(parts) == 2
     if quantity is None and len(parts) > 1:
         quantity = "vorticity" if plane else "magnitude"
     if quantity is None:
-        return next(iter(parts.values())), "u", False
+        return next(iter(parts.values())), symbol, False
     if quantity == "magnitude":
-        return np.sqrt(sum(part**2 for part in parts.values())), "|u|", False
+        return np.sqrt(sum(part**2 for part in parts.values())), f"|{symbol}|", False
     if quantity == "vorticity" and plane:
         return _vorticity(field, parts), "vorticity ω", True
     if quantity in parts and quantity:
-        return parts[quantity], f"$u_{{{quantity}}}$" if len(parts) > 1 else "u", False
+        component = f"$u_{{{quantity}}}$" if symbol == "u" else f"{symbol} {quantity}"
+        return parts[quantity], component if len(parts) > 1 else symbol, False
     known = [name for name in parts if name] + ["magnitude"] + ["vorticity"] * plane
     raise StateError(
         f"unknown quantity {quantity!r} for a field of shape {field.shape}: expected one of {known}, "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from string import Template
 from typing import NamedTuple
 
 import numpy as np
@@ -142,16 +145,40 @@ def write_mp4(path: Path, scene: Scene, frames: int, fps: float, dpi: float) -> 
             writer.grab_frame()
 
 
+def write_html(path: Path, scene: Scene, frames: int, fps: float, dpi: float) -> None:
+    """Write a page that holds all frames, with a slider over time; it loads nothing from elsewhere."""
+    pictures = []
+    for picture in _pictures(scene, frames, dpi):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", optimize=True)
+        pictures.append(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    path.write_text(_PAGE.substitute(frames=json.dumps(pictures), last=frames - 1, delay=round(1000 / fps)))
+
+
+_PAGE = Template("""<!doctype html>
+<meta charset="utf-8">
+<style>body {margin: 0; background: white} img, input {display: block; width: 100%}</style>
+<img id="picture">
+<input id="time" type="range" min="0" max="$last" value="0" aria-label="time">
+<button id="play">play</button>
+<script>
+const frames = $frames, time = document.getElementById("time"), play = document.getElementById("play")
+const show = frame => { time.value = frame; document.getElementById("picture").src = frames[frame] }
+let timer = null
+time.oninput = () => show(+time.value)
+play.onclick = () => {
+  if (timer) { clearInterval(timer); timer = null }
+  else timer = setInterval(() => show((+time.value + 1) % frames.length), $delay)
+  play.textContent = timer ? "stop" : "play"
+}
+show(0)
+</script>
+""")
+
+
 def write_gif(path: Path, scene: Scene, frames: int, fps: float, dpi: float, max_bytes: int) -> None:
     """Write a looping GIF, with fewer shades and then fewer frames if it would exceed `max_bytes`."""
-    scene.figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(scene.figure)
-    fine, images = _palette(scene, _FINE), []
-    for frame in range(frames):
-        scene.update(frame)
-        canvas.draw()
-        image = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
-        images.append(_quantised(image, fine))
+    images = _pictures(scene, frames, dpi)
     data = _encode(images, fps)
     if len(data) > max_bytes and scene.maps:
         plain = _palette(scene, _PLAIN)
@@ -162,6 +189,19 @@ def write_gif(path: Path, scene: Scene, frames: int, fps: float, dpi: float, max
         every = max(every + 1, round(every * len(data) / max_bytes))
         data = _encode(images[::every], fps / every)
     path.write_bytes(data)
+
+
+def _pictures(scene: Scene, frames: int, dpi: float) -> list[Image.Image]:
+    """Every frame in few colours, so that it takes little space."""
+    scene.figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(scene.figure)
+    fine, images = _palette(scene, _FINE), []
+    for frame in range(frames):
+        scene.update(frame)
+        canvas.draw()
+        image = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
+        images.append(_quantised(image, fine))
+    return images
 
 
 def _palette(scene: Scene, shades: int) -> Image.Image:

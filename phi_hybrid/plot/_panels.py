@@ -245,11 +245,20 @@ def note_non_finite(ax: Axes, values: np.ndarray, extent: Sequence[float]) -> No
 
 
 def outer_labels(axes: Sequence[Sequence[Axes]], x: str, y: str) -> None:
-    """Axis labels and tick labels on the outer panels only; panels that are switched off are passed over."""
+    """Axis labels and tick labels on the outer panels only; panels that are switched off are passed over.
+
+    A tick label at the end of an axis is left out where it would meet the first one of the next panel.
+    """
     for row, line in enumerate(axes):
         for column, ax in enumerate(line):
             lowest = not any(below[column].axison for below in axes[row + 1 :])
             leftmost = not any(before.axison for before in line[:column])
             ax.tick_params(labelbottom=lowest, labelleft=leftmost)
+            ax.xaxis.set_major_locator(_ticks(column == len(line) - 1))
+            ax.yaxis.set_major_locator(_ticks(row == 0))
             ax.set_xlabel(x if lowest else "")
             ax.set_ylabel(y if leftmost else "")
+
+
+def _ticks(outermost: bool) -> MaxNLocator:
+    return MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], prune=None if outermost else "upper")

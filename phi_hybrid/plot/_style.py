@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import ScaledTranslation
 
 INK = "#222222"
 FAINT = "#8a8a8a"
@@ -67,16 +71,21 @@ def colour_map(name: str) -> Colormap:
     return mpl.colormaps[name].with_extremes(bad=NON_FINITE)
 
 
-def line_styles(names: Sequence[str], reference: str | None = None) -> dict[str, dict[str, object]]:
-    """Line arguments for each name: the reference in ink beneath the others, which get colour-blind safe colours."""
-    others = [name for name in names if name != reference]
-    styles: dict[str, dict[str, object]] = {}
+def line_styles(
+    names: Sequence[str], reference: str | None = None, order: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Line arguments for each name: the reference in ink beneath the others, which get colour-blind safe colours.
+
+    Colours go by the place in `order`, and then by that in `names`: who is told the same order gives the same colours.
+    """
+    others = [name for name in dict.fromkeys([*order, *names]) if name != reference]
+    styles: dict[str, dict[str, Any]] = {}
     for index, name in enumerate(others):
         dash = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))[index // len(COLOURS) % 3]
         styles[name] = {"color": COLOURS[index % len(COLOURS)], "linestyle": dash, "zorder": 3}
     if reference is not None:
         styles[reference] = {"color": INK, "linestyle": "-", "zorder": 2.5, "linewidth": 2.2, "alpha": 0.75}
-    return styles
+    return {name: styles[name] for name in names}
 
 
 def with_unit(label: str, unit: str) -> str:
@@ -113,7 +122,10 @@ class LineEnd(NamedTuple):
 
 
 def label_ends(ax: Axes, ends: Sequence[LineEnd]) -> None:
-    """Write each name to the right of the axes at the height of its line's end, with a leader where it had to move."""
+    """Write each name to the right of the axes at the height of its line's end, with a leader where it had to move.
+
+    Leaders are dotted and grey, so that none is taken for data.
+    """
     ends = [end for end in ends if end.name and np.isfinite(end.x) and np.isfinite(end.y)]
     if not ends:
         return
@@ -124,7 +136,14 @@ def label_ends(ax: Axes, ends: Sequence[LineEnd]) -> None:
     heights = spread(wanted, pixels / ax.get_window_extent().height)
     for end, (x, y), height in zip(ends, points, heights):
         moved = abs(height - y) > 0.02 or x < 0.97
-        leader = {"arrowstyle": "-", "linewidth": 0.6, "color": end.colour, "alpha": 0.6, "shrinkA": 1, "shrinkB": 1}
+        leader = {
+            "arrowstyle": "-",
+            "linewidth": 0.6,
+            "linestyle": (0, (1, 2)),
+            "color": FAINT,
+            "shrinkA": 1,
+            "shrinkB": 1,
+        }
         ax.annotate(
             end.name,
             xy=(x, min(max(y, 0), 1)),
@@ -159,6 +178,35 @@ def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
     heights = np.empty(len(wanted))
     heights[order] = base + gap * np.arange(len(wanted))
     return heights
+
+
+def legend_below(ax: Axes, handles: Sequence[Artist], grow: bool = False) -> None:
+    """A legend under the axes, in as many columns as fit.
+
+    Args:
+        ax: Axes, of which the legend hides nothing.
+        handles: Labelled artists.
+        grow: Whether the figure becomes taller by the legend; else the axes become smaller.
+    """
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, min(len(handles), 72 // (longest + 6)))
+    rows = -(-len(handles) // columns)
+    if grow:
+        width, height = ax.figure.get_size_inches()
+        ax.figure.set_size_inches(width, height + 0.17 * rows)
+    settings = dict(ncols=columns, fontsize=7.5, frameon=False, handlelength=2.2, columnspacing=1.4)
+    text = (
+        ax.xaxis.label.get_size() + ax.xaxis.get_majorticklabels()[0].get_size()
+    )  # what stands under the axes already
+    below = ScaledTranslation(0, -(1.25 * text + 9) / 72, ax.figure.dpi_scale_trans)
+    place = dict(bbox_to_anchor=(0.5, 0), bbox_transform=ax.transAxes + below, borderaxespad=0)
+    ax.legend(handles=handles, loc="upper center", **place, **settings)
+
+
+def band_key(ax: Axes, band: str, line: str = "median") -> None:
+    """A small legend, where there is room, that says what lines and bands are."""
+    handles = [Line2D([], [], color=FAINT, label=line), Patch(color=FAINT, alpha=0.3, linewidth=0, label=band)]
+    ax.legend(handles=handles, loc="best", fontsize=7.5, frameon=False, handlelength=1.6)
 
 
 def corner_notes(ax: Axes, notes: Sequence[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""Animations of trajectories as GIF or MP4."""
+"""Animations of trajectories as GIF, MP4, or a page with a slider."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from phi_hybrid.plot._data import (
     require_counts,
     require_numbers,
 )
-from phi_hybrid.plot._movie import moving_images, moving_lines, write_gif, write_mp4
+from phi_hybrid.plot._movie import moving_images, moving_lines, write_gif, write_html, write_mp4
 from phi_hybrid.plot._style import styled
 
 
 @styled
 def animate(
     trajectories: Trajectories,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     reference: str | None = None,
     dt: float = 1.0,
@@ -47,7 +47,8 @@ def animate(
 
     Args:
         trajectories: Field (time, x[, y[, z]][, vector]), or a mapping name → Field; with `part`, states of several Fields instead.
-        path: Target, ending in `.gif` or, where ffmpeg is installed, `.mp4`. Its folder must exist.
+        path: Target, ending in `.gif`, `.html` (a page for the browser, with a slider over time) or, where ffmpeg is installed,
+            `.mp4`. Its folder must exist.
         reference: Name of the trajectory that differences are taken to and that sets the colour scale.
         dt: Time between two frames of the trajectory.
         part: As in `rollout`.
@@ -67,8 +68,8 @@ def animate(
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in (".gif", ".mp4"):
-        raise StateError(f"cannot write {path.name!r}: unsupported suffix {suffix!r}, expected .gif or .mp4")
+    if suffix not in (".gif", ".html", ".mp4"):
+        raise StateError(f"cannot write {path.name!r}: unsupported suffix {suffix!r}, expected .gif, .html or .mp4")
     if not path.parent.is_dir():
         raise StateError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     require_numbers(dt=dt, fps=fps, dpi=dpi, max_bytes=max_bytes)
@@ -77,7 +78,7 @@ def animate(
     check_reference(list(fields), reference)
     count = frame_count(fields)
     thinning = -(-len(range(0, count, stride)) // max_frames)
-    series = read(fields, pick_frames(range(0, count, stride * thinning), count), quantity, example)
+    series = read(fields, pick_frames(range(0, count, stride * thinning), count), quantity, example, part)
     scene = (moving_lines if len(series[0].shown.axes) == 1 else moving_images)(series, reference, dt)
     frames, rate = len(series[0].frames), fps / thinning
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".animate-") as folder:
@@ -85,6 +86,7 @@ def animate(
         if suffix == ".gif":
             write_gif(partial, scene, frames, rate, dpi, max_bytes)
         else:
-            write_mp4(partial, scene, frames, rate, dpi)
+            write = write_html if suffix == ".html" else write_mp4
+            write(partial, scene, frames, rate, dpi)
         os.replace(partial, path)
     return path

@@ -7,11 +7,12 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from phi_hybrid.errors import StateError
 from phi_hybrid.evaluation import Spread, Table
-from phi_hybrid.plot._style import COLOURS, line_figure, open_axes, styled
+from phi_hybrid.plot._style import COLOURS, FAINT, legend_below, line_figure, open_axes, styled
 
 
 @styled
@@ -63,6 +64,10 @@ def comparison(table: Table, column: str, *, ax: Axes | None = None, quantity: s
         ax.xaxis.set_minor_formatter(NullFormatter())
     for height, spread in enumerate(spreads.values()):
         _draw(ax, height, spread, COLOURS[height % len(COLOURS)])
+    if any(len(spread.values) > 1 for spread in spreads.values()):
+        dot = Line2D([], [], color=FAINT, marker="o", markersize=4, linestyle="", label="one seed")
+        bar = Line2D([], [], color=FAINT, marker="|", markersize=9, markeredgewidth=2.2, linestyle="", label="median")
+        legend_below(ax, [dot, bar], grow=not given)
     return figure
 
 

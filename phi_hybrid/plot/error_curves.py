@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from phi.math import Tensor
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.errors import StateError
 from phi_hybrid.plot._data import require_numbers
-from phi_hybrid.plot._style import HALO, LineEnd, label_ends, line_figure, line_styles, open_axes, styled
+from phi_hybrid.plot._style import HALO, LineEnd, band_key, label_ends, line_figure, line_styles, open_axes, styled
 
 
 @styled
@@ -26,6 +26,7 @@ def errors(
     quantity: str = "MAE",
     log: bool = True,
     band: tuple[float, float] = (10, 90),
+    order: Sequence[str] = (),
 ) -> Figure:
     """Show the median error over time with a band of percentiles over the samples.
 
@@ -41,6 +42,7 @@ def errors(
         quantity: Name of the error, with its unit if it has one.
         log: Whether the vertical axis is logarithmic; zero errors are left out then.
         band: Lower and upper percentile of the band.
+        order: Names of all solvers of a run; each has the colour of its place, whichever of them are shown.
 
     Returns:
         The figure.
@@ -57,7 +59,7 @@ def errors(
     figure, ax = line_figure(ax)
     open_axes(ax)
     ax.set(xlabel="t", ylabel=quantity, yscale="log" if log else "linear")
-    styles = line_styles(list(samples))
+    styles = line_styles(list(samples), order=order)
     spreads = {name: statistics(values, band) for name, values in samples.items()}
     ends = [_draw(ax, name, dt, spread, log, styles[name]) for name, spread in spreads.items()]
     longest = max(values.shape[1] for values in samples.values())
@@ -66,6 +68,9 @@ def errors(
     for name, values in samples.items():
         _mark_failure(ax, dt, values, spreads[name][1], log, styles[name]["color"])
     label_ends(ax, ends)
+    if any(len(values) > 1 for values in samples.values()):
+        low, high = band
+        band_key(ax, "min–max of the samples" if (low, high) == (0, 100) else f"{low:g}–{high:g} % of the samples")
     return figure
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from phi_hybrid.errors import StateError
-from phi_hybrid.plot._style import COLOURS, FAINT, LineEnd, corner_notes, label_ends, line_styles, open_axes, styled
+from phi_hybrid.plot._style import COLOURS, FAINT, LineEnd, label_ends, legend_below, line_styles, open_axes, styled
 from phi_hybrid.sensitivity import SIZES, USEFUL, Curve, GradientCheck
 
 
@@ -17,8 +19,8 @@ from phi_hybrid.sensitivity import SIZES, USEFUL, Curve, GradientCheck
 def gradient_growth(check: GradientCheck | Mapping[str, GradientCheck]) -> Figure:
     """Show how gradients grow over the steps, and how far finite differences are from them.
 
-    On the left the norm of cotangents pulled back (solid) and of tangents pushed forward (dashed) through 1, 2, … steps:
-    the largest of the directions, and a band over all of them. The grey range is that of useful gradients, 1e-3 … 1e3. On
+    On the left the norm of cotangents pulled back and of tangents pushed forward through 1, 2, … steps: the largest of the
+    directions, and a band over all of them. Several checks have a colour each, thick backwards and thin forwards. The grey range is that of useful gradients, 1e-3 … 1e3. On
     the right |⟨w, D(h)⟩ − ⟨f'ᵀw, d⟩| relative to ‖w·f'd‖ over the step size h of central differences D, the median of all
     directions with a band from the smallest to the largest: a right gradient falls like h² until rounding raises it like
     1/h, a kink delays the fall, a wrong gradient stays.
@@ -52,16 +54,19 @@ def _draw_growth(ax: Axes, checks: Mapping[str, GradientCheck], styles: Mapping[
         growth, style = check.growth, styles[name]
         if growth is None:
             continue
-        ends.append(_draw_curve(ax, growth.reverse, {**style, "linestyle": "-"}, name or "backwards"))
+        ends.append(_draw_curve(ax, growth.reverse, style, name or "backwards"))
         if growth.forward is not None:
-            other = style if name else {**style, "color": COLOURS[1]}
-            end = _draw_curve(
-                ax, growth.forward, {**other, "linestyle": "--", "linewidth": 1.0}, "" if name else "forwards"
-            )
-            ends.append(end)
+            other = {**style, "linewidth": 0.7} if name else {**style, "color": COLOURS[1], "linestyle": "--"}
+            ends.append(_draw_curve(ax, growth.forward, other, "" if name else "forwards"))
     label_ends(ax, ends)
     if any(checks):
-        corner_notes(ax, [("solid: backwards, dashed: forwards", FAINT)])
+        handles = [
+            Line2D([], [], color=FAINT, linewidth=w, label=t) for w, t in ((1.5, "backwards"), (0.7, "forwards"))
+        ]
+    else:
+        handles = []
+    handles.append(Patch(color=FAINT, alpha=0.3, linewidth=0, label="all directions"))
+    legend_below(ax, handles)
 
 
 def _draw_curve(ax: Axes, curve: Curve, style: dict, name: str) -> LineEnd:
@@ -90,3 +95,8 @@ def _draw_differences(ax: Axes, checks: Mapping[str, GradientCheck], styles: Map
         ax.fill_between(SIZES, np.nanmin(curves, 0), np.nanmax(curves, 0), color=colour, alpha=0.16, linewidth=0)
         ends.append(LineEnd(name, colour, SIZES[0], median[0]))
     label_ends(ax, ends)
+    handles = [
+        Line2D([], [], color=FAINT, label="median"),
+        Patch(color=FAINT, alpha=0.3, linewidth=0, label="all directions"),
+    ]
+    legend_below(ax, handles)

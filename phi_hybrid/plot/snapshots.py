@@ -77,7 +77,7 @@ def rollout(
     fields = named_fields(trajectories, part)
     require_numbers(dt=dt)
     check_reference(list(fields), reference)
-    series = read(fields, pick_frames(times, frame_count(fields)), quantity, example)
+    series = read(fields, pick_frames(times, frame_count(fields)), quantity, example, part)
     labels = [f"t = {frame * dt:.4g}" for frame in series[0].frames]
     draw = _lines if len(series[0].shown.axes) == 1 else _images
     return draw(series, reference, labels, title, unit)

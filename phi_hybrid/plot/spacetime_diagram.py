@@ -64,7 +64,7 @@ def spacetime(
             f"spacetime shows 1D trajectories, got {next(iter(fields.values())).shape}; "
             f"use rollout or animate, or pass a slice such as trajectory.y[0]"
         )
-    series = read(fields, pick_frames(range(count), count), quantity, example)
+    series = read(fields, pick_frames(range(count), count), quantity, example, part)
     if reference is not None:
         series.sort(key=lambda one: one.name != reference)
     shown, apart = series[0].shown, differences(series, reference)

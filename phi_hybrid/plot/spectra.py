@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +15,7 @@ from phi.math import batch
 from phi_hybrid.bridge import flatten
 from phi_hybrid.errors import StateError
 from phi_hybrid.evaluation import quantities
-from phi_hybrid.plot._data import Trajectories, frame_count, named_fields, pick_frames
+from phi_hybrid.plot._data import Trajectories, check_reference, frame_count, named_fields, pick_frames
 from phi_hybrid.plot._style import (
     LineEnd,
     corner_notes,
@@ -29,10 +31,12 @@ from phi_hybrid.plot._style import (
 def spectrum(
     trajectories: Trajectories,
     *,
+    reference: str | None = None,
     frame: int = -1,
     ax: Axes | None = None,
     part: str | int | None = None,
     example: int | None = None,
+    order: Sequence[str] = (),
 ) -> Figure:
     """Show the energy spectrum of several solvers at one frame on logarithmic axes.
 
@@ -42,23 +46,27 @@ def spectrum(
     Args:
         trajectories: Field (time, x[, y[, z]][, vector]), or a mapping name → Field; with `part`, states of several
             Fields instead.
+        reference: Name of the trajectory that is drawn in black beneath the others.
         frame: Index of the frame, negative from the end.
         ax: Axes to draw into; by default those of a new figure.
         part: As in `rollout`.
         example: Entry of each batch dim other than `time`, instead of the average.
+        order: As in `errors`.
 
     Returns:
         The figure.
 
     Raises:
-        StateError: For a missing `time` dim, a frame or example out of range, and fields that are not periodic.
+        StateError: For a missing `time` dim, a frame or example out of range, an unknown reference, and fields that are
+            not periodic.
     """
     fields = named_fields(trajectories, part)
+    check_reference(list(fields), reference)
     at = int(pick_frames([frame], frame_count(fields))[0])
     figure, ax = line_figure(ax)
     open_axes(ax)
     ax.set(xscale="log", yscale="log", xlabel="wavenumber k [rad / length]", ylabel="energy E(k)")
-    styles, curves, notes = line_styles(list(fields)), {}, []
+    styles, curves, notes = line_styles(list(fields), reference, order), {}, []
     for name, field in fields.items():
         wavenumber, energies = _spectra(field[{"time": at}], example)
         finite = np.isfinite(energies).all(axis=1)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from phi_hybrid.errors import StateError
-from phi_hybrid.plot._style import FAINT, HALO, LineEnd, label_ends, line_figure, line_styles, open_axes, styled
+from phi_hybrid.plot._style import FAINT, HALO, legend_below, line_figure, line_styles, open_axes, styled
 
 
 @styled
@@ -23,17 +23,20 @@ def history(
     window: int | None = None,
     log: bool = True,
     validation: bool = True,
+    order: Sequence[str] = (),
 ) -> Figure:
     """Show a training quantity over the updates: faint raw values, their running median and the validation error.
 
     Args:
-        histories: One history or a mapping name → history. A history maps 'update' and e.g. 'loss', 'lr' and
-            'gradient_norm' to equally long sequences, and optionally 'validation' to {'update': …, 'mae': …}.
+        histories: One history or a mapping name → history, or name → histories of stages, which are drawn one after the
+            other. A history maps 'update' and e.g. 'loss', 'lr' and 'gradient_norm' to equally long sequences, and
+            optionally 'validation' to {'update': …, 'mae': …}.
         ax: Axes to draw into; by default those of a new figure.
         quantity: Which sequence is shown: 'loss', 'lr', 'gradient_norm', ….
         window: Updates in the running median; by default a fortieth of the history.
         log: Whether the vertical axis is logarithmic.
         validation: Whether the validation errors are shown as points where there are any.
+        order: Names of all solvers of a run, so that each has the colour that it has in `errors`.
 
     Returns:
         The figure.
@@ -45,20 +48,26 @@ def history(
         expected = "expected {'update': […], 'loss': […]} or a mapping name -> history"
         raise StateError(f"histories = {histories!r:.60}: {expected}")
     named = {"": histories} if "update" in histories else {str(name): one for name, one in histories.items()}
-    figure, ax = line_figure(ax)
+    given, (figure, ax) = ax is not None, line_figure(ax)
     open_axes(ax)
     ax.set(xlabel="update", ylabel=quantity.replace("_", " "), yscale="log" if log else "linear")
-    styles, ends, validated = line_styles(list(named)), [], False
-    for name, one in named.items():
-        update, raw = _pair(name, one, quantity)
-        ends.append(_draw(ax, name, update, raw, window, styles[name]))
-        checks = (one.get("validation") or {}) if validation and quantity == "loss" else {}
-        if len(checks.get("update", ())):
-            _points(ax, name, checks, styles[name]["color"])
-            validated = True
+    styles, validated, starts = line_styles(list(named), order=order), False, set()
+    for name, stages in named.items():
+        before, style = 0, styles[name]
+        for number, one in enumerate([stages] if isinstance(stages, Mapping) else stages):
+            update, raw = _pair(name, one, quantity)
+            starts |= {before} if number else set()
+            _draw(ax, "" if number else name, before + update, raw, window, style)
+            checks = (one.get("validation") or {}) if validation and quantity == "loss" else {}
+            if len(checks.get("update", ())):
+                _points(ax, name, before, checks, style["color"])
+                validated = True
+            before += int(update[-1]) + 1 if len(update) else 0
+    for start in starts:
+        ax.axvline(start, color=FAINT, linewidth=0.6, linestyle=(0, (1, 2)), zorder=1)
     ax.margins(x=0.01)
-    _key(ax, validated, [style["color"] for style in styles.values()])
-    label_ends(ax, ends)
+    shades = [style["color"] for style in styles.values()]
+    legend_below(ax, _key(styles, shades[0] if len(shades) == 1 else FAINT, validated, bool(starts)), grow=not given)
     return figure
 
 
@@ -81,7 +90,7 @@ def running_median(values: Sequence[float], window: int) -> np.ndarray:
     return np.array([np.median(values[max(0, index - half) : index + half + 1]) for index in range(len(values))])
 
 
-def _draw(ax: Axes, name: str, update: np.ndarray, raw: np.ndarray, window: int | None, style: dict) -> LineEnd:
+def _draw(ax: Axes, name: str, update: np.ndarray, raw: np.ndarray, window: int | None, style: dict[str, Any]) -> None:
     finite = np.isfinite(raw)
     smooth = running_median(raw[finite], window or max(3, len(raw) // 40))
     ax.plot(update[finite], raw[finite], color=style["color"], linewidth=0.7, alpha=0.28, zorder=2)
@@ -103,44 +112,26 @@ def _draw(ax: Axes, name: str, update: np.ndarray, raw: np.ndarray, window: int 
             fontstyle="italic",
             path_effects=HALO,
         )
-    end = (update[finite][-1], smooth[-1]) if finite.any() else (np.nan, np.nan)
-    return LineEnd(name, style["color"], *end)
 
 
-def _points(ax: Axes, name: str, checks: Mapping[str, Any], colour: str) -> None:
+_MARK: dict[str, Any] = dict(marker="o", markersize=4.5, markerfacecolor="white", markeredgewidth=1.2)
+
+
+def _points(ax: Axes, name: str, before: int, checks: Mapping[str, Any], colour: str) -> None:
     update, mae = _pair(f"{name} validation".strip(), checks, "mae")
-    ax.plot(
-        update,
-        np.where(np.isfinite(mae), mae, np.nan),
-        linestyle=(0, (1, 2)),
-        linewidth=0.8,
-        marker="o",
-        markersize=4.5,
-        color=colour,
-        markerfacecolor="white",
-        markeredgewidth=1.2,
-        zorder=4,
-    )
+    shown = np.where(np.isfinite(mae), mae, np.nan)
+    ax.plot(before + update, shown, linestyle=(0, (1, 2)), linewidth=0.8, color=colour, zorder=4, **_MARK)
 
 
-def _key(ax: Axes, validated: bool, colours: list[str]) -> None:
-    """Explain the marks, not the names: those stand at the line ends."""
-    colour = colours[0] if len(colours) == 1 else FAINT
+def _key(styles: Mapping[str, dict[str, Any]], colour: str, validated: bool, staged: bool) -> list[Line2D]:
+    """The names, then the marks."""
+    names = [Line2D([], [], label=name, **style) for name, style in styles.items() if name]
     marks = [
         Line2D([], [], color=colour, linewidth=0.7, alpha=0.5, label="raw"),
         Line2D([], [], color=colour, label="running median"),
     ]
     if validated:
-        marks.append(
-            Line2D(
-                [],
-                [],
-                color=colour,
-                linestyle="",
-                marker="o",
-                markersize=4.5,
-                markerfacecolor="white",
-                label="validation MAE",
-            )
-        )
-    ax.legend(handles=marks, loc="upper right", fontsize=7.5, frameon=False, handlelength=1.6)
+        marks.append(Line2D([], [], color=colour, linestyle="", label="validation MAE", **_MARK))
+    if staged:
+        marks.append(Line2D([], [], color=FAINT, linewidth=0.6, linestyle=(0, (1, 2)), label="next stage"))
+    return [*names, *marks]

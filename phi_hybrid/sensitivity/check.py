@@ -40,7 +40,7 @@ _UNSEEN = 1e-9
 
 
 def check_gradients(
-    step: Callable,
+    step: Callable[..., Any],
     state: Any,
     *inputs: Any,
     steps: int = 50,

@@ -101,7 +101,7 @@ class GradientCheck:
 
     @property
     def fit(self) -> bool:
-        """Tells if nothing speaks against training through so many steps; there may be `warnings`."""
+        """Tells if nothing speaks against training through this many steps; there may be `warnings`."""
         return not self.problems
 
     @property

@@ -94,7 +94,7 @@ class NativeStep(Protocol):
 
 
 def advance(step: NativeStep, state: Tensors, inputs: Sequence[Tensors]) -> list[Tensors]:
-    """The states after one step for each of the inputs, so many at once as the step does together."""
+    """The states after one step for each of the inputs, as many at once as the step takes together."""
     states: list[Tensors] = []
     while (done := len(states)) < len(inputs):
         state, together = states[-1] if states else state, step.together
@@ -132,11 +132,11 @@ class Step(torch.nn.Module):
         Args:
             layout: of the arguments.
             tensors: state and inputs.
-            call: the PhiFlow arguments that the tensors come from, where they are at hand.
+            call: the PhiFlow arguments that the tensors come from, where they are known.
         """
         raise NotImplementedError
 
-    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call, by position where that is possible; the same for every way to write it.
 
         Raises:

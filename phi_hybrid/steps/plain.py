@@ -90,13 +90,13 @@ class _PlainNativeStep:
 class PlainStep(Step):
     """Plain PhiFlow code as a module: slow, but able to do all that PhiFlow can."""
 
-    def __init__(self, step: Callable, name: str = "step") -> None:
+    def __init__(self, step: Callable[..., Any], name: str = "step") -> None:
         super().__init__()
         require_step(name, step)
         self.step = step
         self.solves = Solves()
 
-    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return arguments_of(self.step, args, keywords)
 
     def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> _PlainNativeStep:
@@ -105,7 +105,7 @@ class PlainStep(Step):
         return _PlainNativeStep(self.step, layout, output_layout, signature_of(tensors), self.solves)
 
 
-def as_step(step: Callable, name: str = "step") -> Step:
+def as_step(step: Callable[..., Any], name: str = "step") -> Step:
     """Blocks and hybrid solvers as they are, plain PhiFlow code behind the same face.
 
     Args:

@@ -39,7 +39,7 @@ def _require_same_numbers(before: Tensors, after: Tensors) -> None:
             )
 
 
-def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
+def rollout(step: Callable[..., Any], state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
     """Repeats a step in evaluation mode, without recording gradients: u₀, u₁, …, u_steps.
 
     Args:
@@ -62,8 +62,8 @@ def rollout(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = 
     return _as_trajectory(*_advance(step, state, steps, inputs, keywords, check, keep=True))
 
 
-def repeat(step: Callable, state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
-    """The state after so many steps: the last of `rollout`, without the memory for those between.
+def repeat(step: Callable[..., Any], state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
+    """The state after `steps` steps: the last of `rollout`, without the memory for those between.
 
     Args:
         step: `state, *inputs -> state`: PhiFlow code, `PhysicsBlock` or `HybridSolver`.

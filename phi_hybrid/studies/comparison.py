@@ -33,7 +33,7 @@ def study(
     data: Data,
     methods: Mapping[str, Sequence[Stage]],
     *,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     seeds: int | Iterable[int] = 1,
     budget: float = 1.0,
     steps: int | None = None,
@@ -54,8 +54,7 @@ def study(
         )
         print(found.table(["mae", "seconds"]))
 
-    Every stage is saved while it goes on, so that a study that was ended by whatever goes on where it was when it is
-    called again. Methods that begin with equal stages share them: they are trained once. A training that fails, by a NaN or
+    Every stage is saved while it goes on. A study that was interrupted goes on where it was when it is called again. Methods that begin with equal stages share them: they are trained once. A training that fails, by a NaN or
     by a linear solve, counts with infinite numbers and a warning, and the others go on. Under `torchrun` the seeds are
     shared out among the processes.
 
@@ -129,19 +128,17 @@ class Plan:
         """Trains all that is to be trained, and evaluates it."""
         training, test = self.data(seed) if callable(self.data) else self.data
         found = {name: solver for name, solver in self.solvers.items() if isinstance(solver, Step)}
-        spent, histories, failures, files = {name: {"updates": 0, "seconds": 0.0} for name in found}, {}, {}, set()
-        for row, (name, stages) in self.trainings.items():
+        spent, histories, failures = {name: {"updates": 0, "seconds": 0.0} for name in found}, {}, {}
+        for row in self.trainings:
             own: dict[Path, dict[str, Any]] = {}
             try:
-                found[row] = self.train(name, stages, seed, training, own)
+                found[row] = self.train(row, seed, training, own)
             except (NonFiniteError, SolveError) as error:
                 warnings.warn(f"{row}, seed {seed}: the training has failed: {error}", RuntimeWarning, stacklevel=2)
                 failures[row] = str(error)
             spent[row] = {key: sum(count(h) for h in own.values()) for key, count in _SPENT.items()}
-            for n, (file, history) in enumerate(own.items(), 1):
-                if file not in files:  # else of a beginning that another method has, too
-                    files.add(file)
-                    histories[f"{row}, {n}" if len(own) > 1 else row] = history
+            if own:
+                histories[row] = tuple(own.values())
         if not found:
             raise StateError(
                 f"every training with seed {seed} has failed, so that nothing is left to compare: {failures}"
@@ -150,15 +147,15 @@ class Plan:
         failed = {metric: math.inf for metric in next(iter(numbers.values()))}
         return Run({row: {**numbers.get(row, failed), **spent[row]} for row in spent}, evaluation, histories, failures)
 
-    def train(
-        self, name: str, stages: Sequence[Stage], seed: int, data: Trajectories, histories: dict[Path, dict[str, Any]]
-    ) -> Step:
-        """One solver in its stages, whose histories are added by file; stages that are complete are read."""
+    def train(self, row: str, seed: int, data: Trajectories, histories: dict[Path, dict[str, Any]]) -> Step:
+        """The solver of a row in its stages, whose histories are added by file; stages that are complete are read."""
+        name, stages = self.trainings[row]
         solver = self.untrained(name, seed)
         for n, stage in enumerate(stages, 1):
             file = self.file(name, stages[:n], seed)
+            label = f"seed {seed}, {row}, stage {n} of {len(stages)}"
             try:
-                histories[file] = stage.train(solver, data, seed, file)
+                histories[file] = stage.train(solver, data, seed, file, label)
             except StateError as error:
                 if "is of another" not in str(error):
                     raise

@@ -29,8 +29,8 @@ class Run:
     rows: Rows
     evaluation: Evaluation
     """Of the solvers whose training has not failed."""
-    histories: Mapping[str, Mapping[str, Any]]
-    """Method, or `method, stage`, → history of the training. One that several methods begin with is that of the first."""
+    histories: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Method → history of each stage of its training that was completed."""
     failures: Mapping[str, str]
     """Method → error that has ended its training."""
 
@@ -96,9 +96,11 @@ class StudyResult:
         """
         from phi_hybrid import plot
 
-        found = {"errors": plot.errors(self.curves(), dt=dt)}
-        if histories := next(iter(self.runs.values())).histories:
-            found["training"] = plot.history(histories)
+        run = next(iter(self.runs.values()))
+        order = list(run.rows)  # the colour of a method is the same in both
+        found = {"errors": plot.errors(self.curves(), dt=dt, order=order)}
+        if run.histories:
+            found["training"] = plot.history(run.histories, order=order)
         return found
 
     def save(self, folder: Path, dt: float = 1.0) -> None:

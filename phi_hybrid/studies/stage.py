@@ -57,13 +57,20 @@ class Stage:
         require_number("lr", self.lr, above=0)
 
     def scaled(self, budget: float) -> Stage:
-        """The stage with so many times the updates, at least one, or the time."""
+        """The stage with its updates, at least one, or its time multiplied by `budget`."""
         if self.updates is not None:
             return replace(self, updates=max(1, round(budget * self.updates)))
         return replace(self, seconds=budget * self.seconds)
 
-    def train(self, solver: Step, data: Trajectories | Mixture | Stream, seed: int, checkpoint: Path) -> dict[str, Any]:
-        """Trains, or goes on where a checkpoint left off.
+    def train(
+        self,
+        solver: Step,
+        data: Trajectories | Mixture | Stream,
+        seed: int,
+        checkpoint: Path,
+        label: str | None = None,
+    ) -> dict[str, Any]:
+        """Trains, or goes on where a checkpoint left off, with a label before the progress bar.
 
         Returns:
             The history of the trainer, and the `seconds` of all updates.
@@ -79,8 +86,19 @@ class Stage:
             scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
         else:
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, clock.falling)
-        settings = dict(batch_size=self.batch_size, clip=self.clip, seed=seed, checkpoint=checkpoint, callbacks=[clock])
-        trainer = Trainer(solver, data, self.objective, optimizer=optimizer, scheduler=scheduler, **settings)
+        trainer = Trainer(
+            solver,
+            data,
+            self.objective,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            batch_size=self.batch_size,
+            clip=self.clip,
+            seed=seed,
+            checkpoint=checkpoint,
+            callbacks=[clock],
+            label=label,
+        )
         if os.path.exists(checkpoint):
             trainer.resume(checkpoint)
         if not clock.is_over:

@@ -35,7 +35,7 @@ _capturing = threading.RLock()
 
 
 def capture(
-    step: Callable, *example: Any, compile: bool = False, check: bool = True, solver: Method | None = None
+    step: Callable[..., Any], *example: Any, compile: bool = False, check: bool = True, solver: Method | None = None
 ) -> PhysicsBlock:
     """Runs a PhiFlow step once under a tracer and keeps its torch graph: same numbers, no PhiFlow overhead.
 
@@ -78,7 +78,7 @@ class PhysicsBlock(Step):
     """
 
     def __init__(
-        self, step: Callable, *, compile: bool = False, check: bool = True, solver: Method | None = None
+        self, step: Callable[..., Any], *, compile: bool = False, check: bool = True, solver: Method | None = None
     ) -> None:
         super().__init__()
         require_step("step", step)
@@ -119,7 +119,7 @@ class PhysicsBlock(Step):
     def compiles(self) -> bool:
         return self.compile_graphs
 
-    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return arguments_of(self.step, args, keywords)
 
     def graph_for(self, *args: Any, **keywords: Any) -> CapturedGraph:

@@ -55,7 +55,7 @@ def check_against_eager(
 
 
 def seeded(f: Callable, arguments: Sequence[Any], seed: int = SEEDS[0]) -> Any:
-    """`f(*arguments)` without gradients and with random numbers that can be had again."""
+    """`f(*arguments)` without gradients and with random numbers that repeat."""
     with torch.random.fork_rng(enabled=True), torch.no_grad():
         torch.manual_seed(seed)
         return f(*arguments)

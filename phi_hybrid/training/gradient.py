@@ -66,7 +66,7 @@ class Full(GradientMode):
 
 @dataclass(frozen=True)
 class Truncated(GradientMode):
-    """The state is detached after every `every` steps, so that the gradient of a loss runs through at most so many.
+    """The state is detached after every `every` steps, so that the gradient of a loss runs through at most that many.
 
     Args:
         every: number of steps between two detached states.

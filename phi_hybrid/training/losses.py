@@ -169,7 +169,7 @@ class Vanishing(_InUnits):
         at: steps that count, all by default.
     """
 
-    quantity: Callable
+    quantity: Callable[..., Any]
     scale: float = 1.0
     at: At = EveryStep()
 
@@ -187,7 +187,7 @@ class Conserved(_InUnits):
         at: steps that count, all by default.
     """
 
-    quantity: Callable
+    quantity: Callable[..., Any]
     scale: float = 1.0
     at: At = EveryStep()
 
@@ -207,7 +207,7 @@ class Residual(_Placed):
         at: steps that count, all by default.
     """
 
-    step: Callable
+    step: Callable[..., Any]
     at: At = EveryStep()
     needs_start = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -24,7 +24,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Ramp:
-    """A factor that goes linearly from `first` to `last` over so many updates, and stays there.
+    """A factor that goes linearly from `first` to `last` over a number of updates, and stays there.
 
     Args:
         first: factor at update 0.
@@ -61,7 +61,7 @@ class Noise:
             history with σ/√K per step, so that it has σ on the newest (Sanchez-Gonzalez et al. 2020). Adjusted targets
             move with the entry they continue.
         relative: whether σ is in units of the data's standard deviation, one per state tensor; else in those of the state.
-        truncated: noise beyond so many σ is drawn again, e.g. 2 (the deviation is then smaller than σ: 0.88 σ for 2).
+        truncated: noise beyond this many σ is drawn again, e.g. 2 (the deviation is then smaller than σ: 0.88 σ for 2).
             No limit by default.
         project: PhiFlow function or captured block `state -> state` that makes a state admissible, e.g.
             `lambda v: fluid.make_incompressible(v)[0]`: the noise becomes project(u + ε) − project(u), u the state that the
@@ -78,7 +78,7 @@ class Noise:
     random_walk: bool = False
     relative: bool = True
     truncated: float | None = None
-    project: Callable | None = None
+    project: Callable[..., Any] | None = None
     schedule: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ class Noise:
         return noise if self.project is None else self._admissible(noise, batch)
 
     def draw_for(self, batch: Batch, steps: int) -> list[Tensors | None]:
-        """Noise on the input of each of so many steps."""
+        """Noise on the input of each step."""
         return [self.draw(batch) if n == 0 or self.where == "every_step" else None for n in range(steps)]
 
     def shift(self, noise: Tensors, batch: Batch) -> Tensors:

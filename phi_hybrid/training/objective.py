@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -57,7 +58,7 @@ class Unrolled(Objective):
         steps: number n of solver steps in a window.
         losses: what is compared at which steps, see `phi_hybrid.losses`.
         gradient: how the gradient runs back through the steps, see `phi_hybrid.gradient`.
-        warm_up: so many of the steps come first without gradient and without loss, so that the network is trained on
+        warm_up: this many steps come first, without gradient and without loss, so that the network is trained on
             states that it has caused itself.
         noise: added to the states that the steps after the warm-up start from, see `Noise`.
 
@@ -168,7 +169,7 @@ class Diverted(Objective):
     """
 
     steps: int
-    reference: Callable
+    reference: Callable[..., Any]
     gradient: GradientMode = Full()
     through_reference: bool = True
 
@@ -246,7 +247,7 @@ def _over_time(records: list[Record]) -> Outputs:
 
 
 def _advance(bound: Repeatable, inputs: Inputs, steps: int) -> tuple[torch.Tensor, ...]:
-    """The state after so many steps, without gradient."""
+    """The state after some steps, without gradient."""
     state = bound.state
     with torch.no_grad():
         for n in range(steps):

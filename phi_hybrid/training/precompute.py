@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from phi_hybrid.steps import all_finite, known_step, require_step
 
 
 def precompute_corrections(
-    physics: Callable, data: Trajectories, weight: float = 1e-3, iterations: int = 100
+    physics: Callable[..., Any], data: Trajectories, weight: float = 1e-3, iterations: int = 100
 ) -> Trajectories:
     """States near the reference that the solver can follow with the smallest corrections, to train on with one step.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from phi_hybrid.bridge.checks import require_count
+from phi_hybrid.bridge.checks import require_count, require_instance
 from phi_hybrid.data import Batch, Mixture, Stream, Trajectories, require_writable
 from phi_hybrid.errors import DataError, NonFiniteError, SolveError, StateError
 from phi_hybrid.hybrid import HybridSolver
@@ -64,7 +64,7 @@ class Trainer:
         combine: how the gradients of the contributions to the loss become one, e.g. `ph.optim.ConFIG()`; their sum by
             default. Costs a backward pass for each contribution.
         clip: largest norm of the gradient; longer ones are scaled down to it. No limit by default.
-        skip: updates whose gradient is more than so many times as long as it has been of late are left out, e.g. 10; the
+        skip: updates whose gradient is longer than this multiple of recent ones are left out, e.g. 10; the
             weights stay as they are. None is by default.
         seed: of the window order and of torch's generator during training.
         validation: held-out trajectories, rolled out in full every `validate_every` updates; of a `Mixture`, the history has
@@ -73,6 +73,7 @@ class Trainer:
         checkpoint: file to which everything is saved, atomically, every `checkpoint_every` updates and at the end.
         callbacks: called around updates, e.g. `BestWeights()`, `EarlyStop(5)`, `AveragedWeights()`, `Log(writer)`.
         progress: whether to show a progress bar with loss and speed.
+        label: text before the bar, e.g. `"stage 2 of 3"`; the objective by default.
 
     Under `torchrun`, each process takes its share of the windows of every update, and gradients are averaged: the same
     training as in one process, but for the random numbers that are drawn in it. The first process writes files.
@@ -106,10 +107,11 @@ class Trainer:
         seed: int = 0,
         validation: Trajectories | Mixture | None = None,
         validate_every: int = 100,
-        checkpoint: str | os.PathLike | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 100,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
+        label: str | None = None,
     ) -> None:
         check_trainer(solver, data, objective, optimizer, scheduler, batch_size, clip, skip, seed, validation)
         check_accumulation(accumulate, optimizer)
@@ -119,6 +121,8 @@ class Trainer:
             require_count(name, value)
         if checkpoint is not None:
             require_writable("checkpoint", checkpoint)
+        if label is not None:
+            require_instance("label", label, str, "a text before the progress bar, e.g. 'stage 2 of 3'")
         self._parameters = trained_parameters(solver, optimizer)
         self._device = self._parameters[0].device
         self.processes = Processes(self._device)
@@ -142,6 +146,7 @@ class Trainer:
         self.accumulate = min(int(accumulate), len(self.windows) // self.batch_size)
         self.processes.check(self.batch_size, optimizer)
         self.callbacks = tuple(callbacks)
+        self.label = f"train {type(objective).__name__}({objective.steps})" if label is None else label
         self.stopped: str | None = None
         self.update = 0
         self.history: dict[str, Any] = _empty_history()
@@ -172,9 +177,8 @@ class Trainer:
         if type(updates) is not int or updates < 0:
             require_count("updates", updates, 0)
         self.processes.check_together()
-        name = f"train {type(self.objective).__name__}({self.objective.steps})"
         shown = self.progress and self.processes.rank == 0
-        bar = tqdm(range(self.update, updates), desc=name, disable=not shown, unit="update")
+        bar = tqdm(range(self.update, updates), desc=self.label, disable=not shown, unit="update")
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), deferred_signals() as signals:
             torch.set_rng_state(self._rng)
             self._snapshot.take()
@@ -269,7 +273,7 @@ class Trainer:
         except DataError as error:
             warnings.warn(f"the last complete update could not be saved: {error}", RuntimeWarning, stacklevel=3)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes solver, optimizer, scheduler, random state and history; an older file stays whole until then.
 
         In several processes, the first one writes.
@@ -291,7 +295,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.after_checkpoint(self, os.fspath(path))
 
-    def resume(self, path: str | os.PathLike) -> Trainer:
+    def resume(self, path: str | os.PathLike[str]) -> Trainer:
         """Continues where a checkpoint left off: `trainer.resume(path).fit(updates)`.
 
         Raises:

@@ -1,3 +1,5 @@
+import base64
+import re
 import sys
 from itertools import pairwise
 
@@ -19,11 +21,19 @@ def test_gif_has_one_image_per_frame_and_plays_at_the_given_rate(tmp_path):
     assert list(tmp_path.iterdir()) == [path]  # nothing temporary is left
 
 
+def test_page_holds_every_frame_and_a_slider(tmp_path):
+    path = animate({"a": plane(5), "b": plane(5)}, tmp_path / "a.html", reference="a", dpi=40)
+    page = path.read_text()
+    pictures = [base64.b64decode(p) for p in re.findall(r"data:image/png;base64,([^\"]*)", page)]
+    assert len(pictures) == len(set(pictures)) == 5 and all(p.startswith(b"\x89PNG") for p in pictures)
+    assert 'type="range" min="0" max="4"' in page and "http" not in page and list(tmp_path.iterdir()) == [path]
+
+
 def test_part_of_a_state(tmp_path):
     u = np.arange(3 * 4, dtype=float).reshape(3, 4)
     whole, part = (
         animate(x, tmp_path / f"{n}.gif", part=p, dpi=40)
-        for n, x, p in (("a", line(u), None), ("b", {"v": plane(), "s": line(u)}, "s"))
+        for n, x, p in (("a", line(u), None), ("b", {"v": plane(), "u": line(u)}, "u"))
     )
     assert whole.read_bytes() == part.read_bytes()
 
@@ -70,7 +80,7 @@ def test_a_failed_movie_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_unsupported_targets(tmp_path, monkeypatch):
-    with pytest.raises(ph.StateError, match="unsupported suffix '.avi'.*gif or .mp4"):
+    with pytest.raises(ph.StateError, match="unsupported suffix '.avi'.*html or .mp4"):
         animate(plane(), tmp_path / "a.avi")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ph.StateError, match="ffmpeg was not found"):

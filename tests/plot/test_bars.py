@@ -69,3 +69,12 @@ def test_wrong_columns():
         comparison(TABLE, "nrmse")
     with pytest.raises(ph.StateError, match="column 'x' holds 0, which a logarithmic axis cannot show; use log=False"):
         comparison(Table({"a": {"x": 0.0}}), "x")
+
+
+def test_dots_and_bars_are_explained_where_there_are_several_seeds():
+    figure = comparison(TABLE, "mae")
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one seed", "median"]
+    figure.draw_without_rendering()
+    assert ax.get_legend().get_window_extent().y1 < ax.xaxis.label.get_window_extent().y0
+    assert comparison(Table({"a": {"mae": 0.1}}), "mae").axes[0].get_legend() is None

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from phi.torch.flow import batch, tensor
 
@@ -86,3 +87,39 @@ def test_wrong_curves():
             errors({"a": wrong})
     with pytest.raises(ph.StateError, match="dt = 0: expected"):
         errors({"a": VALUES}, dt=0)
+
+
+def test_the_legend_says_what_bands_are():
+    def said(values, **settings):
+        legend = errors({"a": values}, **settings).axes[0].get_legend()
+        return legend and [text.get_text() for text in legend.get_texts()]
+
+    assert said(VALUES) == ["median", "10–90 % of the samples"]
+    assert said(VALUES, band=(0, 100)) == ["median", "min–max of the samples"]
+    assert said(VALUES[:1]) is None  # no band
+
+
+def test_a_solver_has_its_colour_whichever_are_shown():
+    def colours(figure):
+        return {line.get_label(): line.get_color() for line in figure.axes[0].get_lines()}
+
+    names = ["source", "one step", "four steps"]
+    everything = colours(errors({name: VALUES for name in names}))
+    assert len(set(everything.values())) == 3
+    some = {name: VALUES for name in names[1:]}
+    assert colours(errors(some, order=names)) == {name: everything[name] for name in some}
+    assert colours(errors(some)) != {name: everything[name] for name in some}
+
+
+def test_leaders_do_not_look_like_lines():
+    values = np.ones((1, 6)) * np.arange(1, 7)
+    values[0, 3:] = np.nan
+    ax = errors({"a": values, "b": VALUES[:1]}).axes[0]
+    leaders = [text.arrow_patch for text in ax.texts if text.arrow_patch is not None]
+    lines = {line.get_color() for line in ax.get_lines()}
+    assert leaders and all(leader.get_linestyle() != "-" for leader in leaders)
+    assert not lines & {to_hex(leader.get_edgecolor()).upper() for leader in leaders}
+
+
+def test_pages_may_be_dark():
+    assert errors({"a": VALUES}).get_facecolor() == (1, 1, 1, 1)

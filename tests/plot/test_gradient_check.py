@@ -33,6 +33,18 @@ def test_several_checks_and_those_without_growth(tmp_path):
     figure.savefig(tmp_path / "figure.png")
 
 
+def test_eight_checks_are_told_apart():
+    """By colours, and dashes where these come to an end; backwards from forwards by their width."""
+    found = check(simulators.growing)
+    figure = gradient_growth({f"simulator {n}": found for n in range(8)})
+    left, right = figure.axes
+    for lines in (left.get_lines()[::2], left.get_lines()[1::2], right.get_lines()):
+        assert len({(line.get_color(), str(line.get_linestyle())) for line in lines}) == 8
+    assert [line.get_linewidth() for line in left.get_lines()[:2]] == [1.5, 0.7]
+    legends = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in figure.axes]
+    assert legends == [["backwards", "forwards", "all directions"], ["median", "all directions"]]
+
+
 def test_something_else_is_refused():
     with pytest.raises(ph.StateError, match="check_gradients returns"):
         gradient_growth(3)

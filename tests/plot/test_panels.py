@@ -1,6 +1,10 @@
-import numpy as np
+from itertools import combinations
 
-from phi_hybrid.plot._panels import calm_range, difference_scale, line_limits, value_scale
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.text import Text
+
+from phi_hybrid.plot._panels import calm_range, difference_scale, line_limits, outer_labels, panel_grid, value_scale
 from phi_hybrid.plot._style import spread
 
 
@@ -52,3 +56,26 @@ def test_labels_keep_their_order_and_distance():
     assert np.diff(np.sort(heights)).min() > 0.0999
     np.testing.assert_allclose(heights[[0, 3, 1]], [0.41, 0.51, 0.61])
     assert heights[2] == 0.9 and spread(np.array([1.0, 1.0]), 0.2).max() <= 1
+
+
+def test_tick_labels_of_neighbouring_panels_do_not_meet() -> None:
+    grid = panel_grid(2, 3, 1.0, right=0.2, title=None)
+    for ax in (ax for row in grid.axes for ax in row):
+        ax.set(xlim=(0, 100), ylim=(0, 200))
+    outer_labels(grid.axes, "x", "y")
+    grid.figure.canvas.draw()
+    lowest, left = grid.axes[-1], [row[0] for row in grid.axes]
+    along = [label.get_window_extent() for ax in lowest for label in ax.get_xticklabels() if _is_shown(label, ax)]
+    upwards = [label.get_window_extent() for ax in left for label in ax.get_yticklabels() if _is_shown(label, ax)]
+    assert len(along) > 6 and len(upwards) > 4
+    for boxes in (along, upwards):
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+def _is_shown(label: Text, ax: Axes) -> bool:
+    x, y = label.get_position()
+    return (
+        bool(label.get_text())
+        and ax.get_xlim()[0] <= x <= ax.get_xlim()[1]
+        and ax.get_ylim()[0] <= y <= ax.get_ylim()[1]
+    )

@@ -1,7 +1,7 @@
 import matplotlib as mpl
 import numpy as np
 import pytest
-from cases.plots import line, plane
+from cases.plots import line, plane, vector_of
 from phi.torch.flow import CenteredGrid
 
 import phi_hybrid as ph
@@ -149,3 +149,15 @@ def test_wrong_trajectories():
         rollout({"a": np.zeros((3, 4))})
     with pytest.raises(ph.StateError, match="non-empty mapping"):
         rollout({})
+
+
+def test_the_part_names_the_colour_bar():
+    state = {"smoke": plane(), "velocity": CenteredGrid(vector_of(x=1.0, y=2.0), 0, x=4, y=3) * plane()}
+
+    def label(**settings):
+        return rollout({"a": state, "b": state}, reference="a", **settings).axes[-2].get_ylabel()
+
+    assert label(part="smoke") == "smoke" and label(part="smoke", unit="g") == "smoke [g]"
+    assert label(part="velocity", quantity="magnitude") == "|velocity|"
+    assert label(part="velocity", quantity="y") == "velocity y"
+    assert rollout((plane(), plane()), part=1).axes[-1].get_ylabel() == "u"

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 from cases.plots import frames_of, line, vector_of
-from phi.torch.flow import PERIODIC, Box, CenteredGrid, StaggeredGrid, batch, channel, math, spatial, tensor
+from phi.torch.flow import PERIODIC, Box, CenteredGrid, Noise, StaggeredGrid, batch, channel, math, spatial, tensor
 
 import phi_hybrid as ph
-from phi_hybrid.plot import energy_spectrum, spectrum
+from phi_hybrid.plot import energy_spectrum, errors, spectrum
 
 
 def noise(names, sizes, box, components):
@@ -103,3 +103,16 @@ def test_parts_and_wrong_arguments():
         spectrum(periodic, frame=2)
     with pytest.raises(ph.StateError, match="example = 5"):
         spectrum(line(np.ones((2, 1, 8))), example=5)
+
+
+def test_the_reference_is_black_and_the_others_keep_the_colours_of_other_figures():
+    state = frames_of(CenteredGrid(Noise(), PERIODIC, x=16), 1)
+    names = ["source", "hybrid"]
+    drawn = spectrum({"truth": state, **{name: state for name in names}}, reference="truth").axes[0].get_lines()
+    expected = errors({name: np.ones((1, 3)) for name in names}).axes[0].get_lines()
+    assert {x.get_label(): x.get_color() for x in drawn} == {
+        "truth": "#222222",
+        **{x.get_label(): x.get_color() for x in expected},
+    }
+    with pytest.raises(ph.StateError, match="unknown reference 'trut'"):
+        spectrum({"truth": state}, reference="trut")

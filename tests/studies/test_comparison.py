@@ -88,7 +88,9 @@ def test_tables_figures_and_files(found: tuple) -> None:
     values = [result.runs[seed].rows["two steps"]["mae"] for seed in (0, 1)]
     assert table.rows["two steps"]["mae"].values == tuple(values)
     assert result.curves()["source"].shape == (2 * 2, 7)
-    assert list(result.runs[0].histories) == ["one step, 1", "one step, 2", "two steps, 2"]
+    stages = result.runs[0].histories
+    assert {method: [len(h["loss"]) for h in own] for method, own in stages.items()} == dict.fromkeys(METHODS, [6, 4])
+    assert stages["one step"][0] == stages["two steps"][0] and stages["one step"][1] != stages["two steps"][1]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["methods"]["two steps"]["mae"] == pytest.approx(sum(values) / 2)
     assert metrics["seeds"]["1"]["two steps"]["mae"] == values[1]
@@ -225,3 +227,19 @@ def test_wrong_arguments(block: ph.PhysicsBlock, data: tuple, tmp_path: Path, ch
     arguments = dict(solvers=solvers(block), data=data, methods=METHODS, folder=tmp_path) | copy.copy(change)
     with pytest.raises((ph.StateError, TaskError), match=message):
         ph.study(**arguments)
+
+
+def test_progress_bars_say_which_seed_method_and_stage(
+    block: ph.PhysicsBlock, data: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    ph.study(solvers(block), data, METHODS, folder=tmp_path, budget=0.2)
+    bars = capsys.readouterr().err
+    for label in ("one step, stage 1 of 2", "one step, stage 2 of 2", "two steps, stage 2 of 2"):
+        assert f"seed 0, {label}: " in bars
+
+
+def test_a_method_has_one_colour_in_all_figures(found: tuple) -> None:
+    figures = found[0].figures()
+    drawn = [{line.get_label(): line.get_color() for line in f.axes[0].get_lines()} for f in figures.values()]
+    assert all(drawn[0][method] == drawn[1][method] for method in METHODS)
+    assert len({drawn[0][name] for name in ("source", *METHODS)}) == 3

@@ -579,6 +579,16 @@ def test_non_finite_loss_in_a_line_search_keeps_the_weights(build: Build) -> Non
     assert equal(weights(run), before)
 
 
+def test_the_bar_is_named_by_its_label_or_else_by_the_objective(build: Build, capsys: pytest.CaptureFixture) -> None:
+    build(progress=True).fit(1)
+    build(progress=True, label="stage 2 of 3").fit(1)
+    build(label="silent").fit(1)
+    bars = capsys.readouterr().err
+    assert "train Unrolled(2): 100%" in bars and "stage 2 of 3: 100%" in bars and "silent" not in bars
+    with pytest.raises(ph.StateError, match="label = 2"):
+        build(label=2)
+
+
 def test_settings_out_of_range(build: Build) -> None:
     """A negative clip would turn the gradient round."""
     settings = {"skip": (1.0, float("nan")), "clip": (0.0, -1.0, float("nan"))}
