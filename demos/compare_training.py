@@ -19,7 +19,7 @@ import phi_hybrid as ph
 QUICK, OUT = "--quick" in sys.argv, Path("out") / "compare_training"
 DT, UPDATES = 0.5, 100 if QUICK else 200
 
-print(f"Five ways to train, after one beginning: {'20 s' if QUICK else 'a minute'} on one core of the CPU.")
+print(f"Five ways to train, after one beginning: {'15 s' if QUICK else 'half a minute'} on one core of the CPU.")
 torch.set_num_threads(1)
 torch.manual_seed(0)
 ks = ph.pde.kuramoto_sivashinsky

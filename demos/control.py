@@ -18,7 +18,7 @@ import phi_hybrid as ph
 QUICK, OUT = "--quick" in sys.argv, Path("out") / "control"
 CELLS, STEPS, DT = 32, 16, 0.06
 
-print(f"A network learns to steer a flow to a target: {'10 s' if QUICK else 'half a minute'} on one core of the CPU.")
+print(f"A network learns to steer a flow to a target: {'10 s' if QUICK else '20 s'} on one core of the CPU.")
 torch.set_num_threads(1)
 torch.manual_seed(0)
 flow = ph.pde.burgers.burgers_step(DT, 0.003)
@@ -51,7 +51,7 @@ def effort(states, batch):
 # the network sees force, velocity, target and remaining time
 objective = ph.Unrolled(STEPS, ph.losses.Losses({"target": distance, "effort": (0.02, effort)}))
 solver = ph.HybridSolver(
-    physics, res_net(4, 1, [24, 24], in_spatial=1, periodic=True), ph.coupling.Forcing(0), sees=(1, 2)
+    physics, res_net(4, 1, [24, 24], in_spatial=1, periodic=True), ph.coupling.Forcing(0), sees=("target", "remaining")
 )
 optimizer = torch.optim.Adam(solver.parameters(), 3e-3)
 settings = dict(optimizer=optimizer, batch_size=16, clip=1.0, label="controller")

@@ -20,7 +20,7 @@ from phi_hybrid.optim import Chain, Gradient, LinearInverse, Link, SeparableNewt
 QUICK, OUT = "--quick" in sys.argv, Path("out") / "physical_gradients"
 CELLS, TIME, SAMPLES, UPDATES = 32, 4.0, 512, 150 if QUICK else 600
 
-print(f"Two networks learn to undo diffusion: {'20 s' if QUICK else 'a minute'} on one core of the CPU.")
+print(f"Two networks learn to undo diffusion: {'10 s' if QUICK else 'half a minute'} on one core of the CPU.")
 torch.set_num_threads(1)
 torch.manual_seed(0)
 

@@ -42,7 +42,7 @@ def step(state, inflow):
     return {"velocity": fluid.make_incompressible(velocity, CYLINDER)[0], "smoke": smoke}
 
 
-print(f"A network learns to correct a coarse plume: {'20 s' if QUICK else 'a minute'} on one core of the CPU.")
+print(f"A network learns to correct a coarse plume: {'10 s' if QUICK else 'half a minute'} on one core of the CPU.")
 torch.set_num_threads(1)  # small grids are not worth sharing
 torch.manual_seed(0)
 physics = ph.capture(step)

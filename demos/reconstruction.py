@@ -40,7 +40,7 @@ def forth(u):
     return u
 
 
-print(f"Six ways to search for an initial state: {'10 s' if QUICK else 'half a minute'} on one core of the CPU.")
+print("Six ways to search for an initial state: 10 s on one core of the CPU.")
 torch.set_num_threads(1)
 with math.precision(64):
     truth = CenteredGrid(lambda x: vec(x=-math.sin(math.PI * x.vector["x"])), PERIODIC, x=128, bounds=Box(x=(-1, 1)))

@@ -18,7 +18,7 @@ import phi_hybrid as ph
 QUICK, OUT = "--quick" in sys.argv, Path("out") / "shape"
 CELLS, SOLVES = (16, 6) if QUICK else (24, 10)
 
-print(f"A disc becomes a body of little drag: {'10 s' if QUICK else 'half a minute'} on one core of the CPU.")
+print("A disc becomes a body of little drag: 10 s on one core of the CPU.")
 torch.set_num_threads(1)
 channel = ph.pde.penalized_flow.Channel(CELLS)
 with math.precision(64):

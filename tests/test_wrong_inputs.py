@@ -196,7 +196,7 @@ VALUES: list[tuple[str, Callable[[Any], Any], tuple]] = [
     ("physics", hybrid, ("burgers", ph.PhysicsBlock, None, 3)),
     ("coupling", lambda v: hybrid(coupling=v), ("additive", ph.Additive, coupling.Parallel, None)),
     ("project", lambda v: hybrid(project=v), ("pressure", ph.PhysicsBlock)),
-    ("sees", lambda v: hybrid(sees=v), (["force"], "force", 0.5, (True,))),
+    ("sees", lambda v: hybrid(sees=v), (0.5, [None], (True,))),
     ("corrects", lambda v: hybrid(corrects=v), ([0.5], 0.5, [None])),
     ("members", ph.Ensemble, (3, solver)),
     ("strength", ph.Additive, ("0.5", None, NAN)),

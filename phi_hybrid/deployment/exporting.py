@@ -18,7 +18,7 @@ from phi_hybrid.bridge.layout import Layout, TreeLayout
 from phi_hybrid.data import new_file, replacing
 from phi_hybrid.deployment.program import Program
 from phi_hybrid.deployment.recording import record, require_equal
-from phi_hybrid.deployment.saving import example_of, first_entries, parameter_names, results_of, versions
+from phi_hybrid.deployment.saving import example_of, first_entries, results_of, versions
 from phi_hybrid.errors import CaptureError, SolveError, StateError
 from phi_hybrid.linear_solve import LinearSolve, VaryingSolve, plain_solve
 from phi_hybrid.steps import Step
@@ -158,7 +158,7 @@ def _described(layout: Layout, tensors: Tensors, batch: str) -> Iterator[TensorD
 
 def _named_call(step: Step, layout: TreeLayout) -> TreeLayout:
     """The arguments of a call by the names that they have in the step."""
-    names = [*parameter_names(step, len(layout.children) - len(layout.keywords)), *layout.keywords]
+    names = [*step.argument_names[: len(layout.children) - len(layout.keywords)], *layout.keywords]
     known = len(set(names)) == len(layout.children)
     return TreeLayout(dict, tuple(names if known else range(len(layout.children))), layout.children)
 

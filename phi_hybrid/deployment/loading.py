@@ -143,6 +143,10 @@ class LoadedStep(Step):
                 args.append(rest.pop(name))
         return tuple(args), rest
 
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        return self.parameter_names
+
     def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> _NativeProgram:
         own = self.program.layout
         batched = [bool(batch_names(child)) for child in own.children]

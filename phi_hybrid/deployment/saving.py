@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import platform
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 
-from phi_hybrid import _compat
 from phi_hybrid._version import __version__
 from phi_hybrid.bridge.layout import TreeLayout, batch_names
 from phi_hybrid.deployment.batching import Batching, example_batching
@@ -52,7 +50,7 @@ def save_step(step: Step, path: str | os.PathLike[str], example: Sequence[Any], 
         "state": list(weights),
         "others": others,
         "settings": step.settings(),
-        "parameters": parameter_names(step, len(layout.children)),
+        "parameters": list(step.argument_names),
         "versions": versions(),
     }
     write_container(path, header, contents)
@@ -135,19 +133,6 @@ def _state_of(step: Step) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             "get_extra_state of the network return such"
         ) from None
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}, others
-
-
-def parameter_names(step: Step, count: int) -> list[str]:
-    """Names of state and inputs, where the step is a Python function."""
-    while isinstance(step, Step):
-        inner = getattr(step, "physics", getattr(step, "step", None))
-        if inner is None:
-            return []
-        step = inner
-    try:
-        return list(inspect.signature(_compat.undecorated(step)).parameters)[:count]
-    except (TypeError, ValueError):
-        return []
 
 
 def versions() -> dict[str, str]:

@@ -18,12 +18,22 @@ def chosen_parts(corrects: Sequence[str | int] | None, parts: dict[str | int, La
     return [name for name in parts if name in corrects]
 
 
-def seen_inputs(sees: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """Numbers of the inputs that the network sees, all `count` by default."""
-    seen = tuple(range(count)) if sees is None else tuple(sees)
-    if any(not 0 <= i < count for i in seen):
-        raise StateError(f"sees = {sees} but the step has only {count} inputs; count from 0")
-    return seen
+def input_names(layout: TreeLayout, names: Sequence[str]) -> list[str]:
+    """Names of the inputs of a call, `""` where one has none; the step names the arguments that are given by position."""
+    positional = len(layout.children) - len(layout.keywords)
+    known = names[1:positional]
+    return [*known, *[""] * (positional - 1 - len(known)), *layout.keywords]
+
+
+def seen_inputs(sees: Sequence[int | str] | None, names: Sequence[str]) -> tuple[int, ...]:
+    """Numbers of the inputs that the network sees, all of them by default."""
+    if sees is None:
+        return tuple(range(len(names)))
+    for one in sees:
+        if one not in names if isinstance(one, str) else not 0 <= one < len(names):
+            known = ", ".join(f"{n} {name!r}" if name else str(n) for n, name in enumerate(names)) or "none"
+            raise StateError(f"sees = {sees!r}: the step has no input {one!r}, but {len(names)} inputs: {known}")
+    return tuple(names.index(one) if isinstance(one, str) else int(one) for one in sees)
 
 
 def changed_arguments(changes: Sequence[int], layout: TreeLayout) -> Sequence[int]:

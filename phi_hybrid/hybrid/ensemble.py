@@ -96,6 +96,10 @@ class Ensemble(Step):
         found = [_named(n, member.arguments, args, keywords) for n, member in enumerate(self.members)]
         return found[0]
 
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        return self.members[0].argument_names
+
 
 class EnsembleStep:
     """The native step of an `Ensemble`: vmapped over the members or one after the other, with the same results."""

@@ -41,7 +41,8 @@ class HybridSolver(Step):
             their own faces.
         coupling: how output and physics make the new state: `Additive()`, `Parallel(Additive())`, `Forcing(0)`, …, or a
             function `(state before, state after the physics, output) -> state` of native tensors.
-        sees: number of the input (0 for the first after the state) that the network sees, or several; all by default.
+        sees: name or number (0 for the first after the state) of the input that the network sees, e.g. `"force"`, or
+            several; all by default.
         corrects: name (of a dict) or number (of a tuple) of the part of the state that the network corrects, e.g.
             `"velocity"`, or several; all by default. It works on their grid; parts on other grids are seen there as cell means.
         features: constant fields or parameters that the network sees besides, e.g. masks or coordinates `(x, y)`.
@@ -63,7 +64,7 @@ class HybridSolver(Step):
         network: torch.nn.Module,
         coupling: Coupling | Combination = Additive(),
         *,
-        sees: Sequence[int] | int | None = None,
+        sees: Sequence[int | str] | int | str | None = None,
         corrects: Sequence[str | int] | str | int | None = None,
         features: Sequence[Any] = (),
         project: Callable[..., Any] | None = None,
@@ -76,7 +77,9 @@ class HybridSolver(Step):
         self.network = network
         self.coupling = as_coupling(coupling)
         self.project = None if project is None else as_step(project, "project")
-        self.sees = _choice("sees", sees, (Integral,), "numbers of inputs, e.g. (0,), or () for none")
+        self.sees = _choice(
+            "sees", sees, (Integral, str), 'names or numbers of inputs, e.g. ("force",), or () for none'
+        )
         self.corrects = _choice("corrects", corrects, (Integral, str), 'names or numbers of parts, e.g. ("velocity",)')
         require_instance("features", features, (tuple, list), "fields or tensors in a tuple, e.g. (mask,)")
         tensors, self._features_layout = flatten(tuple(features))
@@ -96,6 +99,10 @@ class HybridSolver(Step):
 
     def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.physics.arguments(args, keywords)
+
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        return self.physics.argument_names
 
     def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> HybridStep:
         self.check_boundaries(layout.children[0])

@@ -27,7 +27,7 @@ from phi_hybrid.bridge.layout import (
 )
 from phi_hybrid.bridge.parts import parts_of
 from phi_hybrid.errors import StateError
-from phi_hybrid.hybrid.choices import changed_arguments, chosen_parts, require_known_grids, seen_inputs
+from phi_hybrid.hybrid.choices import changed_arguments, chosen_parts, input_names, require_known_grids, seen_inputs
 from phi_hybrid.hybrid.coupling import Coupling
 from phi_hybrid.steps import Step
 from phi_hybrid.steps.face import Tensors, signature_of
@@ -79,7 +79,7 @@ class HybridStep:
         projection: applied to the new state, if any.
         layout: of state and inputs.
         tensors: whose shapes, precision and device the step is for.
-        sees: numbers of the inputs that the network sees, all by default.
+        sees: numbers or names of the inputs that the network sees, all by default.
         corrects: names (of a dict) or numbers (of a tuple) of the parts of the state that are corrected, all by default.
     """
 
@@ -92,7 +92,7 @@ class HybridStep:
         projection: Step | None,
         layout: TreeLayout,
         tensors: Tensors,
-        sees: Sequence[int] | None = None,
+        sees: Sequence[int | str] | None = None,
         corrects: Sequence[str | int] | None = None,
     ) -> None:
         self.layout, self.signature = layout, signature_of(tensors)
@@ -117,7 +117,7 @@ class HybridStep:
         self._result_is_wide = self._physics.output_layout == self.output_layout
         self._shape = [*self._sizes.values()]
         self._slices = _slices([len(child.leaves) for child in self._wide.children])
-        self._make_maps(seen_inputs(sees, len(layout.children) - 1), corrects)
+        self._make_maps(seen_inputs(sees, input_names(layout, physics.argument_names)), corrects)
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
         compiled = self._program is not None and _compat.runs_as_it_is()

@@ -144,6 +144,11 @@ class Step(torch.nn.Module):
         """
         return tuple(args), dict(keywords)
 
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        """Names of state and inputs that can be given by position; none where they are not known."""
+        return ()
+
     def forward(self, *args: Any, **keywords: Any) -> Any:
         """One step on PhiFlow states: `state, *inputs -> state`."""
         tensors, layout = self.flatten_call(args, keywords)
@@ -377,6 +382,15 @@ def arguments_of(step: Callable, args: Sequence[Any], keywords: Mapping[str, Any
             f"the step takes {signature} but got {given}: {error}; pass the state and then every input"
         ) from None
     return bound.args, bound.kwargs
+
+
+def argument_names_of(step: Callable) -> tuple[str, ...]:
+    """Names of the arguments that a Python function takes by position; builtins have none."""
+    try:
+        parameters = inspect.signature(_compat.undecorated(step)).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
 
 def promoted(tensors: Tensors) -> Tensors:

@@ -16,7 +16,7 @@ from phi_hybrid.bridge.checks import require, require_callable
 from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten, precision_of, unflatten
 from phi_hybrid.errors import StateError
 from phi_hybrid.linear_solve import Solves, checked_solves
-from phi_hybrid.steps.face import Call, Signature, Step, Tensors, arguments_of, signature_of
+from phi_hybrid.steps.face import Call, Signature, Step, Tensors, argument_names_of, arguments_of, signature_of
 
 
 def run(step: Callable, layout: TreeLayout, tensors: Sequence[torch.Tensor]) -> tuple[Tensors, Layout]:
@@ -98,6 +98,10 @@ class PlainStep(Step):
 
     def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return arguments_of(self.step, args, keywords)
+
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        return argument_names_of(self.step)
 
     def make(self, layout: TreeLayout, tensors: Tensors, call: Call | None = None) -> _PlainNativeStep:
         with torch.no_grad(), checked_solves():

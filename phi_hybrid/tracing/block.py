@@ -20,7 +20,7 @@ from phi_hybrid.bridge.checks import require
 from phi_hybrid.bridge.layout import Layout, TreeLayout, describe_leaves, unflatten
 from phi_hybrid.errors import CaptureError, SolveError, StateError
 from phi_hybrid.linear_solve import Method, Solves, checked_solves
-from phi_hybrid.steps.face import MAX_KNOWN, Call, Step, Tensors, arguments_of
+from phi_hybrid.steps.face import MAX_KNOWN, Call, Step, Tensors, argument_names_of, arguments_of
 from phi_hybrid.steps.plain import computing_like, flat_result, name_of, require_step, run_eager
 from phi_hybrid.tracing.check import check_against_eager, seeded
 from phi_hybrid.tracing.graph import CapturedGraph
@@ -121,6 +121,10 @@ class PhysicsBlock(Step):
 
     def arguments(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return arguments_of(self.step, args, keywords)
+
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        return argument_names_of(self.step)
 
     def graph_for(self, *args: Any, **keywords: Any) -> CapturedGraph:
         """The graph for these PhiFlow arguments, captured if need be."""

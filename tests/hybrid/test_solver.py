@@ -111,11 +111,30 @@ def test_sees_selects_inputs() -> None:
         (0,): [after, a],
         (1,): [after, b],
         (1, 0): [after, b, a],
+        ("b", "a"): [after, b, a],
+        "b": [after, b],
         None: [after, a, b],
     }.items():
         net = SmallNet(len(expected), 1, 1)
-        ph.HybridSolver(two_forces, net, sees=sees)(u, a, b)
-        assert torch.equal(net.seen, to_channels(*expected)), sees
+        for physics in (two_forces, ph.capture(two_forces), ph.HybridSolver(two_forces, zero_net(1, 1, 1), sees=())):
+            ph.HybridSolver(physics, net, sees=sees)(u, a, b=b)
+            assert torch.equal(net.seen, to_channels(*expected)), sees
+
+
+def test_names_hold_where_an_input_is_left_out_and_others_are_keywords() -> None:
+    """The number of an input depends on the call, its name does not."""
+
+    def two_forces(u: Field, a: Field | None = None, *, b: Field) -> Field:
+        return step(u) - DT * b if a is None else step(u) + DT * a - DT * b
+
+    u, a, b = (line(seed, b=2) for seed in range(3))
+    net = SmallNet(2, 1, 1)
+    solver = ph.HybridSolver(two_forces, net, sees="b")
+    for inputs in ({"a": a, "b": b}, {"b": b}):
+        solver(u, **inputs)
+        assert torch.equal(net.seen, to_channels(two_forces(u, **inputs), b))
+    with pytest.raises(ph.StateError, match=r"sees = \('a',\): the step has no input 'a', but 1 inputs: 0 'b'"):
+        ph.HybridSolver(two_forces, net, sees="a")(u, b=b)
 
 
 def test_features_follow_the_inputs(captured: ph.PhysicsBlock) -> None:
@@ -376,7 +395,7 @@ def test_errors_inside_the_network_stay_as_they_are(captured: ph.PhysicsBlock) -
         ph.HybridSolver(captured, Broken())(line(0, b=2), line(1, b=2))
 
 
-@pytest.mark.parametrize("sees", [(0, 3), (-1,)])
+@pytest.mark.parametrize("sees", [(0, 3), (-1,), "forces"])
 def test_sees_out_of_range(sees: tuple, captured: ph.PhysicsBlock) -> None:
     with pytest.raises(ph.StateError, match="sees = .*1 inputs"):
         ph.HybridSolver(captured, SmallNet(2, 1, 1), sees=sees)(line(0, b=2), line(1, b=2))

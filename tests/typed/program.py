@@ -32,7 +32,7 @@ def training(network: torch.nn.Module, states: Field, force: Field, folder: Path
     block = assert_type(ph.capture(physics, compile=True), ph.PhysicsBlock)
     data = assert_type(ph.Trajectories.generate(block, states, 60, (force,), coarsen=4), ph.Trajectories)
     first, second = data.split(6)
-    solver = ph.HybridSolver(block, network, ph.coupling.Parallel(), sees=(0,), corrects="velocity")
+    solver = ph.HybridSolver(block, network, ph.coupling.Parallel(), sees="force", corrects="velocity")
     optimizer = torch.optim.Adam(solver.parameters(), 1e-3)
     objective = ph.Unrolled(4, ph.losses.Losses({"state": ph.losses.L2()}), noise=ph.Noise(1e-3))
     settings = ph.Curriculum({0: ph.Unrolled(1), 100: objective})
