@@ -30,7 +30,9 @@ def train(solver, data, unrolled, updates, rate, label):
     return solver
 
 
-print(f"A network learns to correct a coarse Burgers solver: {'15 s' if QUICK else 'half a minute'} on one core of the CPU.")
+print(
+    f"A network learns to correct a coarse Burgers solver: {'15 s' if QUICK else 'half a minute'} on one core of the CPU."
+)
 torch.set_num_threads(1)  # 64 cells are too few to share
 torch.manual_seed(0)
 physics = ph.capture(step)
