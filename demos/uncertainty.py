@@ -47,7 +47,7 @@ for seed in range(MEMBERS):
     members.append(ph.HybridSolver(source, res_net(2, 1, [24, 24], in_spatial=1, periodic=True)))
     optimizer = torch.optim.Adam(members[-1].parameters(), 2e-3)
     for unrolled, updates in ((1, UPDATES), (4, UPDATES // 5)):
-        label = f"{seed + 1} of {MEMBERS}, {unrolled} steps at once"
+        label = f"{seed + 1} of {MEMBERS}: Unrolled({unrolled})"
         settings = dict(optimizer=optimizer, batch_size=16, clip=1.0, seed=seed, label=label)
         ph.Trainer(members[-1], training, ph.Unrolled(unrolled), **settings).fit(updates)
 ensemble = ph.Ensemble(members)
@@ -74,9 +74,7 @@ for ax, (name, data) in zip(axes, kinds.items()):
     ax.plot(true, "k", linewidth=1, label="reference")
     ax.set(title=name, xlabel="cell")
 axes[0].legend(fontsize=7)
-print(
-    "error: of the mean of all members; spread: the error that their standard deviation makes expect; ratio: of spread to"
-)
+print("error: of the mean of all members; spread: the error to expect by their standard deviation; ratio: of spread to")
 print("error, 1 is right; coverage: how often intervals of 90 % hold the truth, 0.9 is right")
 OUT.mkdir(parents=True, exist_ok=True)
 figure.savefig(OUT / "states.png")

@@ -17,7 +17,7 @@ QUICK, OUT = "--quick" in sys.argv, Path("out") / "wake_correction"
 DT, STEPS = 1.0, 60 if QUICK else 100
 NUMBERS = [100.0, 400.0, 1600.0, 200.0, 800.0]  # Re of the training, then of the test
 
-print(f"A network learns to correct a coarse wake: {'half a minute' if QUICK else 'a minute'} on one core of the CPU.")
+print(f"A network learns to correct a coarse wake: {'20 s' if QUICK else 'a minute'} on one core of the CPU.")
 torch.set_num_threads(1)  # small grids are not worth sharing
 torch.manual_seed(0)
 wake = ph.pde.navier_stokes.Wake()
