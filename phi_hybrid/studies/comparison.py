@@ -54,9 +54,10 @@ def study(
         )
         print(found.table(["mae", "seconds"]))
 
-    Every stage is saved while it goes on. A study that was interrupted goes on where it was when it is called again. Methods that begin with equal stages share them: they are trained once. A training that fails, by a NaN or
-    by a linear solve, counts with infinite numbers and a warning, and the others go on. Under `torchrun` the seeds are
-    shared out among the processes.
+    Every stage is saved while it goes on. A study that was interrupted goes on where it was when it is called again.
+    Methods that begin with equal stages share them: they are trained once. A training that fails, by a NaN or by a linear
+    solve, counts with infinite numbers and a warning, and the others go on. Under `torchrun` the seeds are shared out among
+    the processes.
 
     Args:
         solvers: name → step that is evaluated as it is, such as the bare physics, or function `seed -> solver` to train.
