@@ -84,6 +84,8 @@ SQUARE = Burgers(2, 128, 32, 32.0, 0.1, 0.1, trajectories=6, steps=120, pretrain
 
 WAKE, WAKE_DT = Wake(), 1.0
 TRAINING_RE = tuple(100.0 * 2**k for k in range(6))
+DENSE_RE = tuple(100.0 * 2 ** (k / 2) for k in range(11))
+"""Twice as many for the training, none of them in the validation or the test."""
 VALIDATION_RE = tuple(100.0 * 2 ** (k + 0.25) for k in range(5))
 TEST_RE = tuple(150.0 * 2**k for k in range(5))
 REFERENCE, SOURCE = advect.mac_cormack, advect.semi_lagrangian

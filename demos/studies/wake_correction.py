@@ -5,6 +5,7 @@ is small enough for the Reynolds number to matter; the coarse solver has 64×32 
 100·2^k (k = 0…5) in training, 100·2^(k + ¼) (k = 0…4) in the validation, by which the recipe was chosen, 150·2^k
 (k = 0…4) in the test, and an input of the network. After a shared one-step training, equal numbers of further updates are
 spent on one step, and on up to 4, 16 and 32 unrolled steps. Trainings are kept in DIR/training and go on where they were.
+The long version trains on Re = 100·2^(k/2) (k = 0…10), by Muon, and looks at 1000 steps.
 
     python demos/studies/wake_correction.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
 """
@@ -13,15 +14,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 import lab
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from flows import REFERENCE, SOURCE, TEST_RE, TRAINING_RE, VALIDATION_RE, WAKE, WAKE_DT, wake_data, wake_physics
+from flows import (
+    DENSE_RE,
+    REFERENCE,
+    SOURCE,
+    TEST_RE,
+    TRAINING_RE,
+    VALIDATION_RE,
+    WAKE,
+    WAKE_DT,
+    wake_data,
+    wake_physics,
+)
 from matplotlib.figure import Figure
+from muon import Muon
 from phi import math
 from phi.field import Field
 from phi.geom import Box, UniformGrid
@@ -33,7 +46,6 @@ from phi_hybrid.pde.navier_stokes import numerical_viscosity
 from phi_hybrid.steps import Step
 from phi_hybrid.studies import Stage, StudyResult
 
-REYNOLDS = {"training": TRAINING_RE, "validation": VALIDATION_RE, "test": TEST_RE}
 Sets = dict[str, ph.Trajectories]
 STAGES: dict[str, dict[int, float]] = {
     "one_step": {1: 1.0},
@@ -44,6 +56,8 @@ STAGES: dict[str, dict[int, float]] = {
 """Method → unrolled steps → share of its updates, after the shared one-step training."""
 RATES = {1: 1e-3, 4: 1e-3, 16: 5e-4, 32: 3e-4}
 """Unrolled steps → learning rate at the start of a stage."""
+LONG = {1: (6000, 5e-3), 4: (1500, 2e-3), 16: (500, 1e-3), 32: (120, 5e-4)}
+"""Unrolled steps → updates and rate of the long version, one after the other."""
 SHOWN = 2
 """Test trajectory in the figures, Re = 600."""
 
@@ -60,21 +74,43 @@ class Case:
     horizon: int = 250  # steps of the test
     pretraining: int = 1500  # updates, one step, twice the batch
     updates: int = 800  # of each method, from the same weights on
-    long: int = 0  # updates of `one_step_long`, if any
     batch: int = 6
     width: int = 48
     compiled: bool = True  # the physics in the training
+    training_re: tuple[float, ...] = TRAINING_RE
+
+    @property
+    def reynolds(self) -> dict[str, tuple[float, ...]]:
+        """Reynolds numbers of each set."""
+        return {"training": self.training_re, "validation": VALIDATION_RE, "test": TEST_RE}
 
     def methods(self) -> dict[str, list[Stage]]:
         """Stages of each method. Those that begin alike are trained together."""
         start = Stage(ph.Unrolled(1), self.pretraining, lr=2e-3, batch_size=2 * self.batch)
-        found = {m: [start, *(self.stage(n, share) for n, share in parts.items())] for m, parts in STAGES.items()}
-        more = Stage(ph.Unrolled(1), self.long or 1, lr=1e-3, batch_size=2 * self.batch)
-        return {**found, "one_step_long": [start, more]} if self.long else found
+        return {m: [start, *(self.stage(n, share) for n, share in parts.items())] for m, parts in STAGES.items()}
 
     def stage(self, unrolled: int, share: float) -> Stage:
         """A share of the updates over so many steps."""
         return Stage(ph.Unrolled(unrolled), round(share * self.updates), lr=RATES[unrolled], batch_size=self.batch)
+
+
+@dataclass(frozen=True)
+class LongCase(Case):
+    """The long version: each method goes on from the one before it, or with one step for as long as the last one takes."""
+
+    steps: int = 1000
+    horizon: int = 1000
+    training_re: tuple[float, ...] = DENSE_RE
+    long: int = 15000  # updates of `one_step_long` after those of `one_step`
+
+    def methods(self) -> dict[str, list[Stage]]:
+        stages = [self.by_muon(n, *settings) for n, settings in LONG.items()]
+        names = ["one_step", *(f"unrolled_{n}" for n in LONG if n > 1)]
+        found = dict(zip(names, accumulate([stage] for stage in stages)))
+        return {**found, "one_step_long": [stages[0], self.by_muon(1, self.long, LONG[1][1])]}
+
+    def by_muon(self, unrolled: int, updates: int, rate: float) -> Stage:
+        return Stage(ph.Unrolled(unrolled), updates, lr=rate, batch_size=self.batch, optimizer=Muon)
 
 
 class Correction(torch.nn.Module):
@@ -194,12 +230,12 @@ def run(case: Case, data: Sets, seed: int, device: str, out: Path) -> tuple[lab.
     return metrics, lambda: figures(evaluation, rollouts, found.runs[seed].histories, out)
 
 
-def describe_reference(data: Sets) -> None:
+def describe_reference(case: Case, data: Sets) -> None:
     """Prints what shows that Re matters and that vortices are shed."""
     print("numerical viscosity of the reference for waves of one diameter, and ν at the lowest and the highest Re:")
     added = numerical_viscosity(REFERENCE, WAKE.length / 256, WAKE_DT, WAKE.speed, WAKE.diameter)
     print(f"  {added:.4f}, {WAKE.viscosity(TRAINING_RE[0]):.4f}, {WAKE.viscosity(TRAINING_RE[-1]):.4f}")
-    for name, numbers in REYNOLDS.items():
+    for name, numbers in case.reynolds.items():
         velocity = components(data[name].trajectory)
         for re, st, s in zip(numbers, strouhal_number(velocity), probe(velocity)):
             print(f"  {name} Re {re:6.0f}: Strouhal number {st:.3f}, transverse velocity ±{np.abs(s).max():.2f}")
@@ -245,17 +281,15 @@ def main() -> None:
     if options.convergence:
         strouhal_by_resolution(300.0)
         return
-    case = Case()
+    case = LongCase() if options.full else Case()
     if options.quick:
         case = replace(
             case, fine=128, spin_up=250, settle=30, steps=80, horizon=80, pretraining=250, updates=30, compiled=False
         )
-    if options.full:
-        case = replace(case, steps=1000, horizon=1000, pretraining=4000, updates=3000, long=16000)
-    numbers = [re for part in REYNOLDS.values() for re in part]
+    numbers = [re for part in case.reynolds.values() for re in part]
     everything = iter(wake_data(numbers, case.fine, case.coarse, case.spin_up, case.settle, case.steps))
-    data = {name: ph.Trajectories.concat(*islice(everything, len(part))) for name, part in REYNOLDS.items()}
-    describe_reference(data)
+    data = {name: ph.Trajectories.concat(*islice(everything, len(part))) for name, part in case.reynolds.items()}
+    describe_reference(case, data)
     columns = ["relative", "relative_validation", "mae", "mae_50", "nrmse", "strouhal_error", "seconds", "blow_up"]
     lab.study(options, lambda seed: run(case, data, seed, options.device, options.out), columns)
 

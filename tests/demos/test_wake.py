@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from flows import TEST_RE, TRAINING_RE, VALIDATION_RE, WAKE
-from wake_correction import Case, Correction, places
+from flows import DENSE_RE, TEST_RE, TRAINING_RE, VALIDATION_RE, WAKE
+from wake_correction import LONG, Case, Correction, LongCase, places
 
 
 def test_the_network_is_told_where_the_cylinder_is() -> None:
@@ -26,10 +26,20 @@ def test_all_methods_make_equally_many_updates() -> None:
         assert sum(stage.updates for stage in stages) == case.pretraining + case.updates
 
 
-def test_no_reynolds_number_is_in_two_sets() -> None:
-    everything = TRAINING_RE + VALIDATION_RE + TEST_RE
-    assert len(set(everything)) == len(everything) == 16
-    assert WAKE.substeps(1.0, 64, min(everything)) == WAKE.substeps(1.0, 64, min(TRAINING_RE))
+def test_methods_of_the_long_version_go_on_from_one_another() -> None:
+    methods = LongCase().methods()
+    *chain, one_step_long = methods.values()
+    for shorter, longer in zip(chain, chain[1:]):
+        assert longer[:-1] == shorter
+    assert [stage.objective.steps for stage in chain[-1]] == list(LONG)
+    assert one_step_long[0] == chain[0][0] and {stage.objective.steps for stage in one_step_long} == {1}
+
+
+@pytest.mark.parametrize("training", [TRAINING_RE, DENSE_RE], ids=["default", "long"])
+def test_no_reynolds_number_is_in_two_sets(training: tuple[float, ...]) -> None:
+    everything = training + VALIDATION_RE + TEST_RE
+    assert len(set(np.round(everything, 6))) == len(everything) == len(training) + 10
+    assert WAKE.substeps(1.0, 64, min(everything)) == WAKE.substeps(1.0, 64, min(training))
 
 
 @pytest.mark.parametrize("shift", [2, 4])
