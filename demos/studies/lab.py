@@ -89,6 +89,15 @@ def study(
     return per_seed
 
 
+def against_source(evaluation: ph.evaluation.Evaluation) -> Rows:
+    """Numbers of an evaluation, over ten steps, too, with the error over that of `source`: of all times, at the worst one."""
+    rows, errors = evaluation.summary((10,)), {name: mae.mean(0) for name, mae in evaluation.mae.items()}
+    for name, row in rows.items():
+        row["/ source"] = row["mae"] / rows["source"]["mae"]
+        row["worst time"] = float((errors[name] / errors["source"]).max())
+    return rows
+
+
 def table(per_seed: Sequence[Rows], columns: Sequence[str]) -> Table:
     """Numbers of the methods that have the first of these columns, with their spread over seeds; others are ∞, failures."""
     chosen = [{m: {c: row.get(c, math.inf) for c in columns} for m, row in run.items() if columns[0] in row}
