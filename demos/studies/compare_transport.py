@@ -2,7 +2,7 @@
 
 The cases are in `transport_cases.py`. All methods start from the same weights, after a shared one-step training, and get
 the same number of further updates; `one_step_long` gets about the processor time of the longest unrolling instead. `alone`
-is the same network without the solver.
+is the same network without the solver; `inside`, where there is one, sets the unknown coefficient inside of the step.
 
     python demos/studies/compare_transport.py --case diffusivity|reaction|chaos --seeds 5 [--quick] [--out DIR]
     python demos/studies/compare_transport.py --case … --tune     validation errors over learning rates and noise, costs
@@ -11,14 +11,15 @@ is the same network without the solver.
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import lab
-import torch
 from matplotlib.figure import Figure
 from transport_cases import CASES, Case
 
 import phi_hybrid as ph
+from phi_hybrid.evaluation import Table
 from phi_hybrid.studies import Stage, StudyResult
 from phi_hybrid.training import Objective
 
@@ -52,22 +53,24 @@ def objectives(case: Case) -> dict[str, tuple[Objective, float]]:
 def methods(case: Case) -> dict[str, list[Stage]]:
     """Stages of every method."""
     return {
-        name: [begin(case), Stage(objective, round(times * case.updates), lr=case.rates.get(name, 1e-3))]
+        name: [
+            begin(case),
+            Stage(objective, round(times * case.updates), lr=case.unrolled_rate if "unrolled" in name else case.rate),
+        ]
         for name, (objective, times) in objectives(case).items()
     }
 
 
 def candidates(case: Case) -> dict[str, list[Stage]]:
-    """Methods over learning rates, and noise over σ at the rate of one step."""
-    few, many = case.unrolled
+    """One step and the shorter unrolling over learning rates, and noise over σ at the rate of one step."""
     found = {}
-    for name in ("one_step", f"unrolled_{few}", f"unrolled_{many}", "one_step_long"):
-        objective, times = objectives(case)[name]
+    for name in ("one_step", f"unrolled_{case.unrolled[0]}"):
+        objective, _ = objectives(case)[name]
         for rate in RATES:
-            found[f"{name} {rate:g}"] = [begin(case), Stage(objective, round(times * case.updates), lr=rate)]
+            found[f"{name} {rate:g}"] = [begin(case), Stage(objective, case.updates, lr=rate)]
     for sigma in SIGMAS:
         noise = ph.Unrolled(1, noise=ph.Noise(sigma))
-        found[f"noise σ={sigma:g}"] = [begin(case), Stage(noise, case.updates, lr=case.rates.get("one_step", 1e-3))]
+        found[f"noise σ={sigma:g}"] = [begin(case), Stage(noise, case.updates, lr=case.rate)]
     return found
 
 
@@ -77,62 +80,68 @@ def costs(case: Case, updates: int = 20, repeats: int = 5) -> dict[str, float]:
     few, many = case.unrolled
     trainers, least = {}, {}
     for steps in (1, few, many):
-        solver = case.hybrid(case.source())
-        trainers[steps] = ph.Trainer(solver, data, ph.Unrolled(steps), batch_size=16)
+        trainers[steps] = lab.adam(case.hybrid(case.source()), data, ph.Unrolled(steps), 10**6, 1e-3, 16, 0)
         trainers[steps].fit(2)
     for _ in range(repeats):
         for steps, trainer in trainers.items():
             began = time.process_time()
-            trainer.fit(updates)
+            trainer.fit(len(trainer.history["loss"]) + updates)
             spent = 1e3 * (time.process_time() - began) / updates
             least[steps] = min(spent, least.get(steps, spent))
     return {f"{steps} steps": ms for steps, ms in least.items()}
 
 
-def study(case: Case, trainings: dict[str, list[Stage]], folder: Path, alone: bool, settings: dict) -> StudyResult:
-    """The trainings with the solver, and without it if `alone`."""
+def study(case: Case, trainings: Mapping[str, list[Stage]], coupling: Any, **settings: Any) -> StudyResult:
+    """The trainings of a network with the solver, or without it."""
     source = case.source()
-    solvers = {"source": source, "hybrid": lambda seed: case.hybrid(source)}
-    if alone:
-        solvers["alone"] = lambda seed: case.hybrid(source, ph.coupling.Replacement())
+    solvers = {"source": source, "hybrid": lambda seed: case.hybrid(source, coupling)}
     summary = dict(summary=lambda evaluation: evaluation.summary((case.early,)), dt=case.dt)
-    return ph.study(solvers, case.data, trainings, **{**settings, "folder": folder}, **summary)
+    return ph.study(solvers, case.data, trainings, **settings, **summary)
 
 
-def figures(case: Case, found: StudyResult, seed: int) -> dict[str, Figure]:
+def comparison(case: Case, settings: dict[str, Any]) -> tuple[list[lab.Rows], StudyResult, StudyResult]:
+    """Rows of every seed, and the studies with the solver and without it."""
+    trainings, folder = methods(case), settings["folder"]
+    hybrid = study(case, trainings, case.coupling, **settings)
+    few = {f"alone, {name}": trainings[name] for name in ("one_step", f"unrolled_{case.unrolled[1]}")}
+    alone = study(case, few, ph.coupling.Replacement(), **{**settings, "folder": folder / "alone"})
+    studies = [hybrid, alone]
+    if case.inside:
+        few = {f"inside, {name}": trainings[name] for name in ("one_step", f"unrolled_{case.unrolled[0]}")}
+        studies.append(study(case.inside, few, case.inside.coupling, **{**settings, "folder": folder / "inside"}))
+    rows = [{name: row for found in studies for name, row in found.runs[seed].rows.items()} for seed in hybrid.runs]
+    return rows, hybrid, alone
+
+
+def figures(case: Case, table: Table, hybrid: StudyResult, alone: StudyResult, seed: int) -> dict[str, Figure]:
     """All seeds as dots, and space-time images of the first seed."""
-    table, test = found.table(["mae"]), case.data(seed)[1]
-    trajectories = {"reference": test.trajectory}
-    many = f"unrolled_{case.unrolled[1]}"
-    for name in ("source", "hybrid, one_step", f"hybrid, {many}", f"alone, {many}"):
-        trajectories[name] = ph.rollout(
-            found.solver(name), test.initial_state, test.steps, *test.step_inputs, check=False
-        )
-    steps = min(test.steps, 200)
-    first = {name: states[dict(time=slice(0, steps + 1))] for name, states in trajectories.items()}
-    component = first["reference"].values.shape.channel.get_item_names("vector")[0]
-    show = dict(reference="reference", dt=case.dt, quantity=component)
+    test, many = case.data(seed)[1], f"unrolled_{case.unrolled[1]}"
+    shown = {name: hybrid.solver(name) for name in ("source", "one_step", many)}
+    shown[f"alone, {many}"] = alone.solver(f"alone, {many}")
+    start, until = (test.initial_state, test.steps, *test.step_inputs), dict(time=slice(0, 201))
+    trajectories = {name: ph.rollout(solver, *start, check=False)[until] for name, solver in shown.items()}
+    trajectories = {"reference": test.trajectory[until], **trajectories}
+    component = test.trajectory.values.shape.get_item_names("vector")[0]
     return {
         "comparison": ph.plot.comparison(table, "mae", quantity="MAE, unseen initial states"),
-        "spacetime": ph.plot.spacetime(first, **show),
+        "spacetime": ph.plot.spacetime(trajectories, reference="reference", dt=case.dt, quantity=component),
     }
 
 
 def main() -> None:
-    case = dict(choices=list(CASES), default="diffusivity")
-    options = lab.options(__doc__, "compare_transport", case=case, tune=dict(action="store_true"))
-    torch.set_num_threads(1)
-    chosen, folder = CASES[options.case], options.out / options.case
-    settings = lab.study_settings(options, quick=0.05)
+    which = dict(choices=list(CASES), default="diffusivity")
+    options = lab.options(__doc__, "compare_transport", case=which, tune=dict(action="store_true"))
+    case, settings = CASES[options.case], lab.study_settings(options, quick=0.05)
+    settings["folder"] = folder = options.out / options.case
+    columns = ["mae", f"mae_{case.early}", "nrmse", "blow_up", "updates", "seconds"]
     if options.tune:
-        settings["seeds"] = [TUNING_SEED]
-        found = study(chosen, candidates(chosen), folder / "tuning", False, settings)
-        print(found.table(["mae", f"mae_{chosen.early}", "updates", "seconds"]))
-        print("processor time per update, ms:", costs(chosen))
+        settings |= {"seeds": [TUNING_SEED], "folder": folder / "tuning"}
+        print(study(case, candidates(case), case.coupling, **settings).table(columns))
+        print("processor time per update, ms:", costs(case))
         return
-    found = study(chosen, methods(chosen), folder, True, settings)
-    print(found.table(["mae", f"mae_{chosen.early}", "nrmse", "blow_up", "updates", "seconds"]))
-    lab.save_figures(folder, figures(chosen, found, options.seed))
+    per_seed, hybrid, alone = comparison(case, settings)
+    print(table := lab.table(per_seed, columns))
+    lab.save_figures(folder, figures(case, table, hybrid, alone, options.seed))
 
 
 if __name__ == "__main__":

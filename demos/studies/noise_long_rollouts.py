@@ -24,6 +24,7 @@ import lab
 import numpy as np
 import torch
 import transport_cases
+import transport_equations
 from comparison_cases import KS_DT, KS_LENGTHS
 from flows import LINE
 from matplotlib.figure import Figure
@@ -72,8 +73,8 @@ def ks_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
 
 
 def drift_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
-    """Of `transport_cases`: 200 steps for training, 1000 for the test."""
-    return transport_cases.drift_data(seed)[0], transport_cases.drift_data(seed + 500, steps=1000)[1]
+    """Of `transport_equations`: 200 steps for training, 1000 for the test."""
+    return transport_equations.drift_data(seed)[0], transport_equations.drift_data(seed + 500, steps=1000)[1]
 
 
 def alone(source: ph.PhysicsBlock) -> ph.HybridSolver:

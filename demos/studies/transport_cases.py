@@ -1,28 +1,23 @@
-"""Transport equations whose coarse or wrong solver a network corrects: physics, reference data, networks, budgets.
+"""Cases of `compare_transport.py`: equation, uncorrected solver, network, budgets.
 
-- *Diffusivity*: advection and diffusion, ∂u/∂t + c ∂u/∂x = ∂/∂x κ(x) ∂u/∂x + f. The solver knows the mean of κ only.
-- *Reaction*: FitzHugh–Nagumo, ∂u/∂t = D ∂²u/∂x² + r(u) − v + I, ∂v/∂t = D ∂²v/∂x² + ε (u + a − b v). The rate law is
-  r(u) = u − u³/3; the solver has McKean's caricature of it, three straight lines.
-- *Chaos*: Kuramoto–Sivashinsky on half the cells and with a scheme of first order, see `comparison_cases.py`.
-
-Learning rates and σ have the smallest validation error on seed 1000 (`compare_transport.py --tune`), which is used for
-nothing else.
+The equations are in `transport_equations.py`; *chaos* is Kuramoto–Sivashinsky on half the cells and with a scheme of
+first order, see `comparison_cases.py`. Learning rates and σ have the smallest validation error on seed 1000
+(`compare_transport.py --tune`), which is used for nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comparison_cases
-import numpy as np
-from phi.torch.flow import CenteredGrid, Field, Tensor, advect, channel, extrapolation, math, res_net, spatial
+import torch
+import transport_equations as equations
+from phi.torch.flow import res_net
+from transport_equations import Pair
 
 import phi_hybrid as ph
-from phi_hybrid.pde import grids
-
-Pair = tuple[ph.Trajectories, ph.Trajectories]
 
 
 @dataclass(frozen=True)
@@ -38,13 +33,17 @@ class Case:
     early: int
     """Steps of a second, shorter comparison."""
     unrolled: tuple[int, int]
-    long: float
-    """Updates of `one_step_long` over those of the others: about the processor time of the longest unrolling."""
-    rates: Mapping[str, float]
-    """Method → learning rate behind the shared training; see above."""
+    rate: float
+    """Learning rate behind the shared training, one step; see above."""
+    unrolled_rate: float
+    """Of unrolled trainings."""
     sigma: float
     """Noise in standard deviations of the data; see above."""
+    long: float = 4.4
+    """Updates of `one_step_long` over those of the others: the processor time of the longest unrolling by `--tune`."""
     coupling: Any = ph.Additive()
+    inside: Case | None = None
+    """The same, where the network sets the unknown inside of the step."""
     features: Callable[[], tuple[Any, ...]] = tuple
     pretraining: int = 1000
     updates: int = 400
@@ -55,128 +54,44 @@ class Case:
         return ph.HybridSolver(source, network, coupling or self.coupling, features=self.features())
 
 
-def gradient_of_flux(u: Field, diffusivity: float | Tensor) -> Tensor:
-    """∂/∂x κ ∂u/∂x on a periodic line, by fluxes through the faces between cells; κ at the upper face of each cell."""
-    lower, middle = math.shift(u.values, (0, 1), "x", extrapolation.PERIODIC, stack_dim=None)
-    flux = diffusivity * (middle - lower)
-    before, here = math.shift(flux, (-1, 0), "x", extrapolation.PERIODIC, stack_dim=None)
-    return (here - before) / u.dx.vector["x"] ** 2
-
-
-# --- advection and diffusion with an unknown diffusivity ---
-
-CELLS, SPEED, DIFFUSIVITY, CONTRAST, DRIFT_DT = 64, 1.0, 0.03, 0.9, 0.05
-
-
-def positions(cells: int = CELLS) -> np.ndarray:
-    """Centres of the cells of a line of length 2π, `(x,)`."""
-    return (np.arange(cells) + 0.5) * 2 * np.pi / cells
-
-
-def diffusivity() -> Tensor:
-    """κ(x) = κ₀ (1 + 0.9 sin 2x) at the upper faces of the cells, `(x)`."""
-    faces = positions() + np.pi / CELLS
-    return grids.as_tensor(DIFFUSIVITY * (1 + CONTRAST * np.sin(2 * faces)), spatial("x"))
-
-
-def drift(diffusivity: float | Tensor) -> Callable[[Field, Field], Field]:
-    """A step of advection (MacCormack), diffusion (explicit) and source."""
-
-    def step(u: Field, source: Field) -> Field:
-        u = advect.mac_cormack(u, u.with_values(math.ones(u.shape) * SPEED), DRIFT_DT)
-        return u.with_values(u.values + DRIFT_DT * (gradient_of_flux(u, diffusivity) + source.values))
-
-    return step
-
-
-def drift_data(seed: int, count: int = 16, steps: int = 200) -> Pair:
-    """Random waves as initial states and sources, `count` trajectories each."""
-    line, waves = grids.line(CELLS), dict(waves=5, amplitude=0.5)
-    initial = grids.waves_1d(line, 2 * count, None, (1, 6), **waves, seed=2 * seed)
-    source = grids.waves_1d(line, 2 * count, np.arange(steps) * DRIFT_DT, (1, 6), **waves, seed=2 * seed + 1)
-    truth = ph.capture(drift(diffusivity()))
-    return ph.Trajectories.generate(truth, initial, steps, (source,), metadata={"dt": DRIFT_DT}).split(count)
-
-
-def places() -> tuple[Field]:
-    """Where the network is: sin x and cos x."""
-    x = positions()
-    values = grids.as_tensor(np.stack([np.sin(x), np.cos(x)], 1), spatial("x"), channel(vector="sin,cos"))
-    return (CenteredGrid(values, extrapolation.PERIODIC, bounds=grids.line(CELLS).bounds),)
-
-
-# --- a reaction with an unknown rate law ---
-
-EXCITED_DT, LENGTH = 0.5, 100.0
-
-
-def cubic(u: Tensor) -> Tensor:
-    """FitzHugh's rate law."""
-    return u - u**3 / 3
-
-
-def caricature(u: Tensor) -> Tensor:
-    """McKean's: slope 1 for |u| < 1, and −1 beyond."""
-    return math.clip(u, -1, 1) - (u - math.clip(u, -1, 1))
-
-
-def reaction(law: Callable[[Tensor], Tensor], substeps: int = 5) -> Callable[[Field], Field]:
-    """A step of FitzHugh–Nagumo in Euler's substeps, with D = 1, I = 0.5, ε = 0.08, a = 0.7, b = 0.8: u oscillates."""
-    dt = EXCITED_DT / substeps
-
-    def step(state: Field) -> Field:
-        for _ in range(substeps):
-            u, v = state.values.vector
-            rate = math.stack([law(u) - v + 0.5, 0.08 * (u + 0.7 - 0.8 * v)], channel(vector="u,v"))
-            state = state.with_values(state.values + dt * (rate + gradient_of_flux(state, 1.0)))
-        return state
-
-    return step
-
-
-def reaction_data(seed: int, count: int = 16, steps: int = 200) -> Pair:
-    """Random waves of both components as initial states."""
-    line, waves = grids.line(CELLS, LENGTH), dict(modes=(1, 4), waves=5)
-    parts = [grids.waves_1d(line, 2 * count, None, **waves, amplitude=a, seed=2 * seed + n)
-             for n, a in enumerate((1.0, 0.5))]  # fmt: skip
-    values = math.stack([part.values.vector[0] for part in parts], channel(vector="u,v"))
-    truth = ph.capture(reaction(cubic))
-    start = parts[0].with_values(values)
-    return ph.Trajectories.generate(truth, start, steps, metadata={"dt": EXCITED_DT}).split(count)
-
-
-# --- chaos on a coarse grid ---
-
-
 def chaos_data(seed: int) -> Pair:
-    """Training and test trajectories of `comparison_cases.KS`; with seed 1000 the test is made of validation data."""
+    """Training and test trajectories of `comparison_cases.KS`."""
     data = comparison_cases.KS.data(seed)
     return data.training, data.test
 
 
+DRIFT = Case(
+    equations.drift_data,
+    lambda: equations.drift_with(equations.diffusivity()),
+    channels=(4, 1),
+    dt=equations.DRIFT_DT,
+    early=50,
+    unrolled=(4, 8),
+    rate=3e-4,
+    unrolled_rate=3e-4,
+    sigma=1e-3,
+    features=equations.places,
+)
+FLUX = replace(
+    DRIFT,
+    data=equations.drift_data_with_guess,
+    source=lambda: ph.capture(equations.drift),
+    channels=(5, 1),
+    coupling=ph.coupling.Parameter(1, lambda guess, output: guess * torch.exp(output)),
+)
+
 CASES = {
-    "diffusivity": Case(
-        drift_data,
-        lambda: ph.capture(drift(DIFFUSIVITY)),
-        channels=(4, 1),
-        dt=DRIFT_DT,
-        early=50,
-        unrolled=(4, 16),
-        long=9,
-        rates={},
-        sigma=1e-3,
-        features=places,
-    ),
+    "diffusivity": replace(DRIFT, inside=FLUX),
     "reaction": Case(
-        reaction_data,
-        lambda: ph.capture(reaction(caricature)),
+        equations.reaction_data,
+        lambda: ph.capture(equations.reaction(equations.caricature)),
         channels=(2, 2),
-        dt=EXCITED_DT,
+        dt=equations.EXCITED_DT,
         early=50,
-        unrolled=(4, 16),
-        long=9,
-        rates={},
-        sigma=1e-3,
+        unrolled=(4, 8),
+        rate=1e-3,
+        unrolled_rate=3e-3,
+        sigma=1e-4,
     ),
     "chaos": Case(
         chaos_data,
@@ -185,9 +100,9 @@ CASES = {
         dt=comparison_cases.KS_DT,
         early=12,
         unrolled=(4, 8),
-        long=4,
-        rates={},
-        sigma=1e-3,
+        rate=1e-3,
+        unrolled_rate=1e-3,
+        sigma=1e-4,
         coupling=comparison_cases.KS.coupling,
         pretraining=2000,
         updates=600,

@@ -87,7 +87,7 @@ ENSEMBLES: dict[str, list[Belief]] = {
 
 def with_viscosity(data: ph.Trajectories, viscosities: Sequence[float]) -> ph.Trajectories:
     """The same trajectories with a viscosity each, behind the force."""
-    (force,) = data.inputs
+    (force,) = data.step_inputs
     return data.with_inputs(force, wrap(torch.tensor(viscosities), batch("trajectory")))
 
 
