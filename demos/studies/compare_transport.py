@@ -99,28 +99,33 @@ def study(case: Case, trainings: Mapping[str, list[Stage]], coupling: Any, **set
     return ph.study(solvers, case.data, trainings, **settings, **summary)
 
 
-def comparison(case: Case, settings: dict[str, Any]) -> tuple[list[lab.Rows], StudyResult, StudyResult]:
-    """Rows of every seed, and the studies with the solver and without it."""
+def studies(case: Case, settings: dict[str, Any]) -> dict[str, StudyResult]:
+    """Row of the table → study it is from: with the solver, without it, and inside of it."""
     trainings, folder = methods(case), settings["folder"]
-    hybrid = study(case, trainings, case.coupling, **settings)
-    few = {f"alone, {name}": trainings[name] for name in ("one_step", f"unrolled_{case.unrolled[1]}")}
-    alone = study(case, few, ph.coupling.Replacement(), **{**settings, "folder": folder / "alone"})
-    studies = [hybrid, alone]
+
+    def some(where: str, names: tuple[str, ...], of: Case, coupling: Any) -> StudyResult:
+        few = {f"{where}, {name}": trainings[name] for name in names}
+        return study(of, few, coupling, **{**settings, "folder": folder / where})
+
+    found = [study(case, trainings, case.coupling, **settings)]
+    found.append(some("alone", ("one_step", f"unrolled_{case.unrolled[1]}"), case, ph.coupling.Replacement()))
     if case.inside:
-        few = {f"inside, {name}": trainings[name] for name in ("one_step", f"unrolled_{case.unrolled[0]}")}
-        studies.append(study(case.inside, few, case.inside.coupling, **{**settings, "folder": folder / "inside"}))
-    rows = [{name: row for found in studies for name, row in found.runs[seed].rows.items()} for seed in hybrid.runs]
-    return rows, hybrid, alone
+        found.append(some("inside", ("one_step", f"unrolled_{case.unrolled[0]}"), case.inside, case.inside.coupling))
+    rows: dict[str, StudyResult] = {}
+    for own in found:
+        for row in next(iter(own.runs.values())).rows:
+            rows.setdefault(row, own)  # all have the source
+    return rows
 
 
-def figures(case: Case, table: Table, hybrid: StudyResult, alone: StudyResult, seed: int) -> dict[str, Figure]:
+def figures(case: Case, table: Table, found: dict[str, StudyResult], seed: int) -> dict[str, Figure]:
     """All seeds as dots, and space-time images of the first seed."""
-    test, many = case.data(seed)[1], f"unrolled_{case.unrolled[1]}"
-    shown = {name: hybrid.solver(name) for name in ("source", "one_step", many)}
-    shown[f"alone, {many}"] = alone.solver(f"alone, {many}")
-    start, until = (test.initial_state, test.steps, *test.step_inputs), dict(time=slice(0, 201))
-    trajectories = {name: ph.rollout(solver, *start, check=False)[until] for name, solver in shown.items()}
-    trajectories = {"reference": test.trajectory[until], **trajectories}
+    test, until = case.data(seed)[1], dict(time=slice(0, 201))
+    trajectories = {"reference": test.trajectory[until]}
+    for row in ("source", "one_step", f"unrolled_{case.unrolled[1]}", [*found][-1]):
+        data = case.inside.data(seed)[1] if row.startswith("inside") else test
+        states = ph.rollout(found[row].solver(row), data.initial_state, data.steps, *data.step_inputs, check=False)
+        trajectories[row] = states[until]
     component = test.trajectory.values.shape.get_item_names("vector")[0]
     return {
         "comparison": ph.plot.comparison(table, "mae", quantity="MAE, unseen initial states"),
@@ -131,17 +136,20 @@ def figures(case: Case, table: Table, hybrid: StudyResult, alone: StudyResult, s
 def main() -> None:
     which = dict(choices=list(CASES), default="diffusivity")
     options = lab.options(__doc__, "compare_transport", case=which, tune=dict(action="store_true"))
-    case, settings = CASES[options.case], lab.study_settings(options, quick=0.05)
-    settings["folder"] = folder = options.out / options.case
+    case = CASES[options.case].scaled(lab.share(options, quick=0.05))
+    seeds, folder = range(options.seed, options.seed + options.seeds), options.out / options.case
+    settings = dict(seeds=seeds, folder=folder)
     columns = ["mae", f"mae_{case.early}", "nrmse", "blow_up", "updates", "seconds"]
     if options.tune:
         settings |= {"seeds": [TUNING_SEED], "folder": folder / "tuning"}
         print(study(case, candidates(case), case.coupling, **settings).table(columns))
         print("processor time per update, ms:", costs(case))
         return
-    per_seed, hybrid, alone = comparison(case, settings)
+    found = studies(case, settings)
+    per_seed = [{row: own.runs[seed].rows[row] for row, own in found.items()} for seed in seeds]
     print(table := lab.table(per_seed, columns))
-    lab.save_figures(folder, figures(case, table, hybrid, alone, options.seed))
+    (folder / "table.md").write_text(table.markdown() + "\n")
+    lab.save_figures(folder, figures(case, table, found, options.seed))
 
 
 if __name__ == "__main__":

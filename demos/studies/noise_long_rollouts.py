@@ -2,8 +2,8 @@
 
 A network that replaces the solver, trained from scratch with equal numbers of updates: one step without noise, with noise
 on its inputs, targets clean or adjusted; through 4 steps without noise, and with noise on every iterate. All σ are tried
-on one seed; the best of every kind is trained with other seeds. Rollouts are five to ten times as long as those of the
-training; numbers are:
+on one seed; the best of every kind is trained with other seeds. Rollouts are two and a half to five times as long as the
+trajectories of the training; numbers are:
 
 - `capped`: mean of min(nRMSE, 1), which no blow-up can dominate, by which σ is chosen,
 - `left`: share of the trajectories that ever exceed twice the largest value of the reference,
@@ -35,7 +35,7 @@ from phi_hybrid.evaluation import Evaluation, Table
 from phi_hybrid.pde import kuramoto_sivashinsky as ks
 from phi_hybrid.studies import Stage, StudyResult
 
-SIGMAS, TUNING_SEED = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), 1000
+SIGMAS, TUNING_SEED = (1e-4, 1e-3, 1e-2, 1e-1), 1000
 COLUMNS = ["capped", "left", "time", "energy", "mae_early"]
 
 
@@ -48,7 +48,7 @@ class Case:
     solver: Callable[[ph.PhysicsBlock], ph.HybridSolver]
     early: int
     """Steps of a usual test."""
-    updates: int = 1500
+    updates: int = 800
 
 
 def burgers_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
@@ -59,7 +59,7 @@ def burgers_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
 
 
 def ks_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
-    """Of `comparison_cases`: 200 frames for training, here 1000 for the test."""
+    """Of `comparison_cases`: 200 frames for training, here 500 for the test."""
     fine = ph.capture(ks.kuramoto_sivashinsky_step(KS_DT, substeps=10))
     settle = ph.capture(ks.kuramoto_sivashinsky_step(10.0, substeps=50))
 
@@ -69,12 +69,12 @@ def ks_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
         initial = ph.repeat(settle, initial, 15, stretch)
         return ph.Trajectories.generate(fine, initial, steps, (stretch,), coarsen=2, metadata={"dt": KS_DT})
 
-    return generate(np.linspace(*KS_LENGTHS, 16), 200, 0), generate(np.linspace(*KS_LENGTHS, 33)[1::2], 1000, 2)
+    return generate(np.linspace(*KS_LENGTHS, 16), 200, 0), generate(np.linspace(*KS_LENGTHS, 33)[1::2], 500, 2)
 
 
 def drift_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
-    """Of `transport_equations`: 200 steps for training, 1000 for the test."""
-    return transport_equations.drift_data(seed)[0], transport_equations.drift_data(seed + 500, steps=1000)[1]
+    """Of `transport_equations`: 200 steps for training, 600 for the test."""
+    return transport_equations.drift_data(seed)[0], transport_equations.drift_data(seed + 500, steps=600)[1]
 
 
 def alone(source: ph.PhysicsBlock) -> ph.HybridSolver:
@@ -100,7 +100,7 @@ KINDS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def training(steps: int, updates: int, noise: ph.Noise | None = None) -> list[Stage]:
     """One stage from scratch, the noise always on."""
-    return [Stage(ph.Unrolled(steps, noise=noise), updates, lr=3e-3)]
+    return [Stage(ph.Unrolled(steps, noise=noise), updates, lr=2e-3)]
 
 
 def leaves(own: ph.metrics.Frame, reference: ph.metrics.Frame) -> torch.Tensor:
@@ -144,7 +144,7 @@ def candidates(case: Case) -> dict[str, list[Stage]]:
     return {
         f"{kind} σ={sigma:g}": training(steps, case.updates, ph.Noise(sigma, **settings))
         for kind, (steps, settings) in KINDS.items()
-        for sigma in (SIGMAS if steps == 1 else SIGMAS[1::2])
+        for sigma in (SIGMAS if steps == 1 else SIGMAS[1:3])
     }
 
 
@@ -177,6 +177,8 @@ def main() -> None:
     options = lab.options(__doc__, "noise_long_rollouts", case=dict(choices=list(CASES), default="burgers"))
     case, settings = CASES[options.case], lab.study_settings(options, quick=0.02)
     folder, updates = options.out / options.case, case.updates
+    if options.quick:
+        settings["steps"] = 40
     plain = {"one_step": training(1, updates), "unrolled_4": training(4, updates)}
     trials = candidates(case)
     sweep = study(case, {**plain, **trials}, {**settings, "folder": folder / "sweep", "seeds": [TUNING_SEED]})

@@ -45,8 +45,12 @@ class Case:
     inside: Case | None = None
     """The same, where the network sets the unknown inside of the step."""
     features: Callable[[], tuple[Any, ...]] = tuple
-    pretraining: int = 1000
-    updates: int = 400
+    pretraining: int = 600
+    updates: int = 250
+
+    def scaled(self, budget: float) -> Case:
+        """The case with so many times the updates."""
+        return replace(self, pretraining=round(budget * self.pretraining), updates=round(budget * self.updates))
 
     def hybrid(self, source: ph.PhysicsBlock, coupling: Any | None = None) -> ph.HybridSolver:
         """The source with a network of three residual blocks of 32 filters."""
@@ -104,7 +108,7 @@ CASES = {
         unrolled_rate=1e-3,
         sigma=1e-4,
         coupling=comparison_cases.KS.coupling,
-        pretraining=2000,
-        updates=600,
+        pretraining=1000,
+        updates=300,
     ),
 }

@@ -1,7 +1,7 @@
 """An ensemble whose spread knows of viscosities that its members were not trained for.
 
 Members of an ensemble over seeds see nothing of a viscosity that nobody tells them, see `burgers_uncertainty.py`. Here are
-five ensembles of six members with equal numbers of updates, on viscosities between those of the training and beyond:
+five ensembles of five members with equal numbers of updates, on viscosities between those of the training and beyond:
 
 - `one`: today's. Solver and training at ν = 0.01, other initial weights.
 - `mixed`: not told either, but trained on all viscosities; the solver has their geometric mean.
@@ -32,7 +32,7 @@ from phi.torch.flow import advect, diffuse, res_net
 import phi_hybrid as ph
 from phi_hybrid.evaluation import Spread
 
-MEMBERS = 6
+MEMBERS = 5
 KNOWN = tuple(float(v) for v in np.geomspace(0.005, 0.04, MEMBERS))
 """Viscosities of the training."""
 INSIDE, OUTSIDE = (0.01, 0.03), (0.003, 0.06, 0.1)
@@ -164,11 +164,11 @@ def curves(per_seed: Sequence[lab.Rows]) -> Figure:
 
 def main() -> None:
     options = lab.options(__doc__, "viscosity_uncertainty")
-    case = replace(LINE, pretraining=700, updates=200)
+    case = replace(LINE, pretraining=500, updates=100)
     if options.quick:
         case = replace(case, trajectories=6, steps=40, pretraining=20, updates=5)
     if options.full:
-        case = replace(case, pretraining=2100, updates=600)
+        case = replace(case, pretraining=1500, updates=300)
     per_seed = lab.study(options, lambda seed: (run(case, seed), dict), COLUMNS)
     lab.save_figures(options.out, {"viscosities": curves(per_seed)})
 
