@@ -15,6 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import lab
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import transport_equations as equations
 from matplotlib.figure import Figure
 from transport_cases import CASES, Case
 
@@ -127,10 +131,36 @@ def figures(case: Case, table: Table, found: dict[str, StudyResult], seed: int) 
         states = ph.rollout(found[row].solver(row), data.initial_state, data.steps, *data.step_inputs, check=False)
         trajectories[row] = states[until]
     component = test.trajectory.values.shape.get_item_names("vector")[0]
-    return {
+    drawn = {
         "comparison": ph.plot.comparison(table, "mae", quantity="MAE, unseen initial states"),
         "spacetime": ph.plot.spacetime(trajectories, reference="reference", dt=case.dt, quantity=component),
     }
+    if case.inside:
+        drawn["coefficient"] = coefficient(found["inside, one_step"].solver("inside, one_step"), test)
+    return drawn
+
+
+@torch.no_grad()
+def learned(solver: ph.HybridSolver, test: ph.Trajectories) -> np.ndarray:
+    """Diffusivities that a network sets in the middle of the test, `(trajectory, x)`."""
+    middle, (source, *_) = test.steps // 2, test.step_inputs
+    (places,), guess = equations.places(), equations.diffusivity()
+    fields = [test.trajectory.time[middle], source.time[middle], guess, places]
+    channels = [torch.as_tensor(f.values.numpy("trajectory,vector,x")).expand(len(test), -1, -1) for f in fields]
+    output = solver.eval().scaled_network(torch.cat(channels, 1).float())
+    return (guess.values.numpy("vector,x") * output.exp().numpy())[:, 0]
+
+
+def coefficient(solver: ph.HybridSolver, test: ph.Trajectories) -> Figure:
+    """The true diffusivity, that of the source, and those that the network sets for 16 states."""
+    found, x = learned(solver, test), equations.positions() + np.pi / equations.CELLS
+    figure, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+    ax.plot(x, found.T, color="C0", lw=0.7, alpha=0.6, label=["set by the network", *[""] * (len(found) - 1)])
+    for contrast, style, name in ((equations.CONTRAST, "k-", "true"), (0.0, "k:", "source")):
+        ax.plot(x, equations.diffusivity(contrast).values.numpy("vector,x")[0], style, lw=1.3, label=name)
+    ax.set(xlabel="x", ylabel="κ", ylim=(0, None))
+    ax.legend(fontsize=8, frameon=False)
+    return figure
 
 
 def main() -> None:
