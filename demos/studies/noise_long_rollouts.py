@@ -2,7 +2,7 @@
 
 A network that replaces the solver, trained from scratch with equal numbers of updates: one step without noise, with noise
 on its inputs, targets clean or adjusted; through 4 steps without noise, and with noise on every iterate. All σ are tried
-on one seed; the best of every kind is trained with other seeds. Rollouts are two to five times as long as the
+on one seed; the best of every kind is trained with other seeds. Rollouts are one and a half to five times as long as the
 trajectories of the training; numbers are:
 
 - `capped`: mean of min(nRMSE, 1), which no blow-up can dominate, by which σ is chosen,
@@ -59,7 +59,7 @@ def burgers_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
 
 
 def ks_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
-    """Of `comparison_cases`: 200 frames for training, here 400 for the test."""
+    """Of `comparison_cases`: 200 frames for training, here 300 for the test."""
     fine = ph.capture(ks.kuramoto_sivashinsky_step(KS_DT, substeps=10))
     settle = ph.capture(ks.kuramoto_sivashinsky_step(10.0, substeps=50))
 
@@ -69,7 +69,7 @@ def ks_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
         initial = ph.repeat(settle, initial, 15, stretch)
         return ph.Trajectories.generate(fine, initial, steps, (stretch,), coarsen=2, metadata={"dt": KS_DT})
 
-    return generate(np.linspace(*KS_LENGTHS, 16), 200, 0), generate(np.linspace(*KS_LENGTHS, 33)[1::2], 400, 2)
+    return generate(np.linspace(*KS_LENGTHS, 16), 200, 0), generate(np.linspace(*KS_LENGTHS, 33)[1::2], 300, 2)
 
 
 def drift_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
