@@ -161,11 +161,11 @@ def curves(per_seed: Sequence[lab.Rows]) -> Figure:
 
 def main() -> None:
     options = lab.options(__doc__, "viscosity_uncertainty")
-    case = replace(LINE, pretraining=300, updates=60)
+    case = replace(LINE, pretraining=200, updates=40)
     if options.quick:
         case = replace(case, trajectories=6, steps=40, pretraining=20, updates=5)
     if options.full:
-        case = replace(case, pretraining=900, updates=180)
+        case = replace(case, pretraining=600, updates=120)
     per_seed = lab.study(options, lambda seed: (run(case, seed), dict), COLUMNS)
     lab.save_figures(options.out, {"viscosities": curves(per_seed)})
 
