@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from phi.field import Field
-from phi.torch.flow import PERIODIC, advect, math
+from phi.torch.flow import advect, math
 
 import phi_hybrid as ph
 from phi_hybrid import quantities
@@ -174,12 +174,8 @@ def reflected(data: ph.Trajectories, dims: str, up: int = 0) -> ph.Trajectories:
 # --- what is measured ---
 
 
-def vorticity(velocity: Field) -> math.Tensor:
-    """∂v/∂x − ∂u/∂y at the corners of the cells."""
-    u, v = (velocity.values[{"~vector": d}] for d in "xy")
-    dx, dy = (float(velocity.dx.vector[d]) for d in "xy")
-    slope = dict(difference="backward", padding=PERIODIC, stack_dim=None)
-    return math.spatial_gradient(v, dx, dims="x", **slope) - math.spatial_gradient(u, dy, dims="y", **slope)
+CORRELATION = ph.metrics.Correlation(of=ph.capture(quantities.vorticity))
+"""Of the vorticity."""
 
 
 def spectrum_error(trajectory: Field, reference: Field) -> float:
@@ -237,7 +233,7 @@ def main() -> None:
         {"source": source, "hybrid": lambda seed: hybrid(case, source).to(options.device)},
         (training_data(case), test),
         case.methods(),
-        metrics={"vorticity": ph.metrics.Correlation(of=ph.capture(vorticity))},
+        metrics={"vorticity": CORRELATION},
         summary=numbers,
         extra=flow_numbers,
         dt=DT,
