@@ -1,0 +1,49 @@
+"""The study of turbulence: symmetries that make its data, its network, and how its methods share their updates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from turbulence_correction import DT, Case, Correction, physics, trajectories, with_symmetries
+
+import phi_hybrid as ph
+
+
+@pytest.fixture(scope="module")
+def data() -> ph.Trajectories:
+    return trajectories(Case(fine=32, every=1, spin_up=5), count=2, steps=3, seed=0)
+
+
+def test_the_solver_takes_symmetric_copies_to_symmetric_copies(data: ph.Trajectories) -> None:
+    """The bare solver from the first states of all copies, against the copies of where it leads from the originals."""
+    copies = with_symmetries(data)
+    assert len(copies) == 8
+    own = ph.rollout(physics(32, DT), copies.initial_state, copies.steps)
+    for component in "xy":
+        found, expected = (
+            f.values[{"~vector": component}].numpy("trajectory,time,x,y") for f in (own, copies.trajectory)
+        )
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+        assert np.abs(expected[2:4] - expected[:2]).max() > 0.5  # the copies differ
+
+
+def test_copies_have_the_energy_and_no_divergence(data: ph.Trajectories) -> None:
+    copies = with_symmetries(data)
+    energy = ph.quantities.energy(copies.initial_state).numpy("trajectory").reshape(4, 2)
+    np.testing.assert_allclose(energy, energy[:1].repeat(4, 0), rtol=1e-5)
+    assert ph.quantities.largest_divergence(copies.initial_state) < 1e-5
+
+
+def test_all_methods_but_the_long_one_make_equally_many_updates() -> None:
+    case = Case()
+    total = {name: sum(stage.updates for stage in stages) for name, stages in case.methods().items()}
+    assert total.pop("one_step_long") == case.pretraining + case.long
+    assert set(total.values()) == {case.pretraining + sum(case.updates)}
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_correction_moves_with_what_it_sees_by_blocks_of_two_cells(dim: int) -> None:
+    torch.manual_seed(0)
+    network, seen = Correction(3, 8), torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(network(seen.roll(6, dim)).roll(-6, dim), network(seen))
