@@ -105,7 +105,7 @@ def places(case: Case) -> tuple[Tensor, Tensor]:
     centres = UniformGrid(spatial(x=case.coarse[0], y=case.coarse[1]), box).center
     distance = CYLINDER.geometry.approximate_signed_distance(centres)
     solid = math.sigmoid(-2 * distance * case.coarse[0] / SIZE[0])
-    near = math.exp(-2 * math.maximum(distance, 0) / 8.0)
+    near = math.exp(-math.maximum(distance, 0) / 4.0)
     return solid, near
 
 
