@@ -1,9 +1,10 @@
 """Correct a coarse solver of a smoke plume around an obstacle with a network that is trained through the solver.
 
 Smoke flows into a closed box at random places, rises, and meets a cylinder. The reference has 64×80 cells and two steps for
-each of the coarse solver, which has 16×20. The network corrects velocity and smoke. Its last layer is zero at first, so that
-every training starts from the source solver. All methods make the same number of updates; then the cheaper ones are trained
-again, for as long as the dearest has taken (processor time).
+each of the coarse solver, which has 16×20. The network corrects velocity and smoke, and is told where the cylinder is. Its
+last layer is zero at first, so that every training starts from the source solver. All methods make the same
+number of updates; `one_step_long` makes as many more as take about the time of `unrolled_16`. Every training is looked at on
+the way, on validation trajectories.
 
     python demos/studies/plume_correction.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
 """
@@ -17,37 +18,45 @@ from dataclasses import dataclass, field, replace
 import lab
 import torch
 from matplotlib.figure import Figure
-from phi.math import batch, channel, wrap
+from phi import math
+from phi.geom import Box, UniformGrid
+from phi.math import Tensor, batch, channel, spatial, wrap
 from phi.torch.flow import Obstacle, Sphere, res_net, vec
 
 import phi_hybrid as ph
 from phi_hybrid.evaluation import Evaluation
 from phi_hybrid.pde import smoke
-from phi_hybrid.training import losses
+from phi_hybrid.training import AveragedWeights, Callback, losses
 
 DT, BUOYANCY, SIZE = 1.0, 0.1, (32.0, 40.0)
+ON_THE_WAY = (100, 200, 400, 800, 1200)
+"""Updates after which a training is looked at in the table."""
 CYLINDER = Obstacle(Sphere(vec(x=16.0, y=22.0), radius=4.0))
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a network is trained: unrolled steps in the first and in the second half of the updates, noise, coupling."""
+    """How a network is trained: unrolled steps in the first half, the third and the last quarter of the updates."""
 
-    steps: tuple[int, int]
+    steps: tuple[int, int, int]
     noise: ph.Noise | None = None
     coupling: ph.coupling.Coupling = field(default_factory=ph.coupling.After)
+    longer: int = 1  # multiple of the updates
 
-    def objective(self, half: int) -> ph.Unrolled:
+    def objective(self, updates: int) -> ph.Curriculum:
         """Absolute errors of all steps, in which small errors of early times count."""
-        return ph.Unrolled(self.steps[half], losses.Losses({"state": losses.L1()}), noise=self.noise)
+        starts = [0, updates // 2, updates * 3 // 4]
+        found = (ph.Unrolled(n, losses.Losses({"state": losses.L1()}), noise=self.noise) for n in self.steps)
+        return ph.Curriculum(dict(zip(starts, found)))
 
 
 METHODS = {
-    "one_step": Method((1, 1)),
-    "noise": Method((1, 1), ph.Noise(0.02)),
-    "unrolled_4": Method((4, 4)),
-    "unrolled_16": Method((4, 16)),
-    "network_alone": Method((4, 4), coupling=ph.coupling.Replacement()),
+    "one_step": Method((1, 1, 1)),
+    "noise": Method((1, 1, 1), ph.Noise(0.02)),
+    "unrolled_4": Method((4, 4, 4)),
+    "unrolled_16": Method((4, 8, 16)),
+    "network_alone": Method((4, 4, 4), coupling=ph.coupling.Replacement()),
+    "one_step_long": Method((1, 1, 1), longer=5),
 }
 
 
@@ -60,87 +69,113 @@ class Case:
     every: int = 2  # fine steps per coarse step
     spin_up: int = 10  # coarse steps before the first stored one
     steps: int = 40
-    training: int = 24
-    test: int = 8
-    updates: int = 200
-    batch: int = 4
+    training: int = 192
+    validation: int = 8
+    test: int = 16
+    updates: int = 1200
+    batch: int = 8
+    rate: float = 4e-3
     filters: tuple[int, ...] = (32, 32, 32)
 
 
-def physics(dt: float) -> ph.PhysicsBlock:
+def physics(dt: float, compile: bool = False) -> ph.PhysicsBlock:
     """The solver, captured for each grid that it is called on."""
-    return ph.capture(smoke.smoke_step(dt, BUOYANCY, [CYLINDER]))
+    return ph.capture(smoke.smoke_step(dt, BUOYANCY, [CYLINDER]), compile=compile)
 
 
-def reference_data(case: Case, seed: int = 0) -> tuple[ph.Trajectories, ph.Trajectories]:
-    """Training and test trajectories, which differ in the place of the inflow, coarsened."""
+def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ...]:
+    """Trajectories of training, validation and test, which differ in the place of the inflow, coarsened."""
     x, y = (n * case.finer for n in case.coarse)
     air = smoke.still_air(x, y, SIZE[0] / x)
-    random = torch.rand(case.training + case.test, 2, generator=torch.Generator().manual_seed(seed))
+    count = case.training + case.validation + case.test
+    random = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed))
     places = random * torch.tensor([16.0, 4.0]) + torch.tensor([8.0, 4.0])
     inflow = smoke.inflow_at(wrap(places, batch("trajectory"), channel(vector="x,y")), 3.0, 0.2, air["smoke"])
     fine = physics(DT / case.every)
     start = ph.repeat(fine, air, case.spin_up * case.every, inflow)
     about = dict(coarsen=case.finer, every=case.every, metadata={"dt": DT, "seed": seed})
-    return ph.Trajectories.generate(fine, start, case.steps, (inflow,), **about).split(case.training)
+    everything = ph.Trajectories.generate(fine, start, case.steps, (inflow,), **about)
+    training, others = everything.split(case.training)
+    return training, *others.split(case.validation)
+
+
+def places(case: Case) -> tuple[Tensor, Tensor]:
+    """Where the cylinder is, which convolutions do not know: its share, smoothed over a cell; how near it is, 1 inside."""
+    box = Box(x=SIZE[0], y=SIZE[1])
+    centres = UniformGrid(spatial(x=case.coarse[0], y=case.coarse[1]), box).center
+    distance = CYLINDER.geometry.approximate_signed_distance(centres)
+    solid = math.sigmoid(-2 * distance * case.coarse[0] / SIZE[0])
+    near = math.exp(-math.maximum(distance, 0) / 4.0)
+    return solid, near
 
 
 def correction(case: Case) -> torch.nn.Module:
-    """Network from velocity, smoke and inflow to velocity and smoke, zero at first."""
-    network = res_net(4, 3, list(case.filters))
+    """Network from velocity, smoke, inflow and places to velocity and smoke, zero at first."""
+    network = res_net(6, 3, list(case.filters))
     for parameter in network.Res_out.parameters():
         torch.nn.init.zeros_(parameter)
-    return network
+    return network.to(memory_format=torch.channels_last)  # faster
+
+
+def hybrid(method: Method, source: ph.PhysicsBlock, case: Case) -> ph.HybridSolver:
+    """The solver before its training."""
+    return ph.HybridSolver(source, correction(case), method.coupling, features=places(case))
+
+
+class Clock(Callback):
+    """Processor time of the updates, without looks at anything else."""
+
+    def __init__(self) -> None:
+        self.seconds = self._began = 0.0
+
+    def before_update(self, trainer: ph.Trainer) -> None:
+        self._began = time.process_time()
+
+    def after_update(self, trainer: ph.Trainer, loss: float) -> None:
+        self.seconds += time.process_time() - self._began
 
 
 def trained(
-    method: Method, source: ph.PhysicsBlock, case: Case, data: ph.Trajectories, seed: int, updates: int
-) -> tuple[ph.HybridSolver, float]:
-    """Solver, and seconds of processor time."""
+    method: Method, source: ph.PhysicsBlock, case: Case, data: tuple[ph.Trajectories, ...], seed: int
+) -> tuple[ph.HybridSolver, dict[int, float], float]:
+    """Solver; updates → error on the validation on the way; processor time of the updates."""
     torch.manual_seed(seed)
-    solver, began = ph.HybridSolver(source, correction(case), method.coupling), time.process_time()
-    for half, rate in enumerate((3e-3, 1e-3)):
-        lab.adam(solver, data, method.objective(half), updates // 2, rate, case.batch, seed).fit(updates // 2)
-    return solver, time.process_time() - began
+    solver, updates, clock = hybrid(method, source, case), method.longer * case.updates, Clock()
+    optimizer = torch.optim.Adam(solver.parameters())
+    rates = dict(max_lr=case.rate, total_steps=updates, pct_start=0.03, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, **rates)  # warms up, then falls like a cosine
+    settings = dict(batch_size=case.batch, clip=1.0, seed=seed, callbacks=[clock, AveragedWeights(0.98)])
+    settings |= dict(optimizer=optimizer, scheduler=schedule, validation=data[1], validate_every=100)
+    trainer = ph.Trainer(solver, data[0], method.objective(updates), **settings)
+    looks = trainer.fit(updates)["validation"]
+    return solver, dict(zip(looks["update"], looks["mae"])), clock.seconds
 
 
-def trained_methods(
-    source: ph.PhysicsBlock, case: Case, data: ph.Trajectories, seed: int
-) -> dict[str, tuple[ph.HybridSolver, float]]:
-    """Method → solver and seconds: all with equal updates, then those that were cheaper with equal time."""
-    found = {name: trained(method, source, case, data, seed, case.updates) for name, method in METHODS.items()}
-    longest = max(seconds for _, seconds in found.values())
+def run(case: Case, seed: int) -> tuple[lab.Rows, Callable]:
+    data = reference_data(case, seed)
+    source, found = physics(DT), {}
     for name, method in METHODS.items():
-        updates = round(case.updates * longest / found[name][1])
-        if updates > 1.1 * case.updates:
-            found[f"{name}, equal time"] = trained(method, source, case, data, seed, updates)
-    return found
-
-
-def run(case: Case, data: tuple, seed: int) -> tuple[lab.Rows, Callable]:
-    training, test = data
-    source = physics(DT)
-    found = trained_methods(source, case, training, seed)
-    solvers = {"source": source, **{name: solver for name, (solver, _) in found.items()}}
-    evaluation = ph.evaluate(solvers, test)
-    rows, errors = evaluation.summary((10,)), {name: mae.mean(0) for name, mae in evaluation.mae.items()}
-    for name, row in rows.items():
-        row["/ source"] = row["mae"] / rows["source"]["mae"]
-        row["worst time"] = float((errors[name] / errors["source"]).max())
-        row["seconds"] = found[name][1] if name in found else 0.0
-    return rows, lambda: figures(evaluation, solvers, test)
+        found[name] = trained(method, source, case, data, seed)
+    solvers = {"source": source, **{name: solver for name, (solver, *_) in found.items()}}
+    evaluation, before = ph.evaluate(solvers, data[2]), ph.evaluate({"source": source}, data[1]).mae["source"].mean()
+    rows = lab.against_source(evaluation)
+    for name, (_, looks, seconds) in found.items():
+        ratios = {n: mae / float(before) for n, mae in looks.items()}
+        rows[name] |= {"updates": METHODS[name].longer * case.updates, "seconds": seconds}
+        rows[name] |= {f"after {n}": ratios[n] for n in ON_THE_WAY if n in ratios}
+        rows[name]["worst look"] = max(ratios.values(), default=0.0)
+    return rows, lambda: figures(evaluation, solvers, data[2])
 
 
 def figures(evaluation: Evaluation, solvers: dict, test: ph.Trajectories) -> dict[str, Figure]:
     """Figures by name."""
-    shown = {name: solvers[name] for name in ("source", "unrolled_16", "network_alone")}
+    shown = {name: solvers[name] for name in ("source", "unrolled_4")}
     rollouts = {n: ph.rollout(s, test.initial_state, test.steps, *test.step_inputs) for n, s in shown.items()}
     show = dict(reference="reference", dt=DT, part="smoke", times=4)
     title = "Smoke around a cylinder, unseen place of the inflow"
-    equal_updates = {name: curve for name, curve in evaluation.curves().items() if "time" not in name}
     return {
         "rollout": ph.plot.rollout({"reference": test.trajectory, **rollouts}, **show, title=title),
-        "errors": ph.plot.errors(equal_updates, dt=DT),
+        "errors": ph.plot.errors(evaluation.curves(), dt=DT),
     }
 
 
@@ -148,12 +183,12 @@ def main() -> None:
     options = lab.options(__doc__, "plume_correction")
     case = Case()
     if options.quick:
-        case = replace(case, training=6, test=2, steps=16, updates=20)
+        case = replace(case, training=6, validation=2, test=2, steps=16, updates=20)
     if options.full:
-        case = replace(case, training=48, updates=2000)
-    data = reference_data(case)
-    columns = ["mae", "/ source", "worst time", "mae_10", "mae velocity", "mae smoke", "blow_up", "seconds"]
-    lab.study(options, lambda seed: run(case, data, seed), columns)
+        case = replace(case, training=384, updates=3600)
+    errors = ["mae", "/ source", "worst time", "mae_10", "mae velocity", "mae smoke", "blow_up", "updates", "seconds"]
+    on_the_way = ["worst look", *(f"after {n}" for n in ON_THE_WAY)]
+    lab.study(options, lambda seed: run(case, seed), errors, on_the_way)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import plume_correction as plume
 import pytest
 import torch
@@ -15,12 +16,24 @@ import phi_hybrid as ph
 from phi_hybrid.bridge import flatten
 
 torch.set_num_threads(1)
-SMALL = replace(plume.Case(), finer=2, every=1, spin_up=3, steps=16, training=2, test=1, updates=2, filters=(4,))
+SMALL = replace(
+    plume.Case(),
+    finer=2,
+    every=1,
+    spin_up=3,
+    steps=16,
+    training=2,
+    validation=1,
+    test=1,
+    updates=100,
+    batch=1,
+    filters=(4,),
+)
 
 
 @pytest.fixture(scope="module")
-def data() -> tuple[ph.Trajectories, ph.Trajectories]:
-    return plume.reference_data(SMALL)
+def data() -> tuple[ph.Trajectories, ...]:
+    return plume.reference_data(SMALL, 0)
 
 
 def last(states: dict[str, Field]) -> Sequence[torch.Tensor]:
@@ -29,26 +42,42 @@ def last(states: dict[str, Field]) -> Sequence[torch.Tensor]:
 
 
 def test_an_untrained_correction_is_the_source_and_a_network_alone_rests(data: tuple) -> None:
-    _, test = data
+    test = data[2]
     source, arguments = plume.physics(plume.DT), (test.initial_state, test.steps, *test.step_inputs)
     moved, start = last(ph.rollout(source, *arguments)), flatten(test.initial_state)[0]
     assert not any(torch.equal(m, s) for m, s in zip(moved, start, strict=True))
     for name, method in plume.METHODS.items():
-        solver = ph.HybridSolver(source, plume.correction(SMALL), method.coupling)
+        solver = plume.hybrid(method, source, SMALL)
         expected = start if name == "network_alone" else moved
         assert equal(last(ph.rollout(solver, *arguments)), expected), name
 
 
-def test_places_of_inflow_in_the_test_are_not_trained_on(data: tuple) -> None:
-    (known,), (unseen,) = (part.inputs for part in data)
-    assert len(known) == 2 and len(unseen) == 1
-    assert not any(torch.equal(k, u) for k in known for u in unseen)
+def test_places_of_inflow_differ_between_training_validation_and_test(data: tuple) -> None:
+    inflows = [inflow for part in data for inflow in part.inputs[0]]
+    assert len(inflows) == 4
+    assert not any(torch.equal(one, other) for n, one in enumerate(inflows) for other in inflows[:n])
 
 
-def test_methods_are_measured_against_the_source(data: tuple) -> None:
-    """As by hand from the errors over time."""
-    rows, _ = plume.run(SMALL, data, seed=0)
-    assert set(plume.METHODS) < set(rows) and rows["source"]["/ source"] == rows["source"]["worst time"] == 1
-    for row in rows.values():
-        assert row["/ source"] == pytest.approx(row["mae"] / rows["source"]["mae"])
-        assert row["worst time"] >= row["/ source"] and row["blow_up"] == 0
+def test_the_network_is_told_where_the_cylinder_is() -> None:
+    """Against distances by hand: cells of edge 2, the cylinder of radius 4 at (16, 22), near within a radius."""
+    solid, near = plume.places(SMALL)
+    x, y = np.meshgrid(np.arange(16) * 2 + 1, np.arange(20) * 2 + 1, indexing="ij")
+    radius = np.hypot(x - 16, y - 22)
+    np.testing.assert_array_equal(solid.numpy("x,y") > 0.5, radius < 4)
+    np.testing.assert_allclose(near.numpy("x,y"), np.exp(-np.maximum(radius - 4, 0) / 4), rtol=1e-4)
+
+
+def test_steps_grow_with_the_updates() -> None:
+    objective = plume.METHODS["unrolled_16"].objective(1200)
+    assert [objective.at(n).steps for n in (0, 599, 600, 899, 900, 1199)] == [4, 4, 8, 8, 16, 16]
+
+
+def test_methods_are_measured_against_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by hand from the errors over time, and from the errors on the way."""
+    monkeypatch.setattr(plume, "METHODS", {"one_step": plume.METHODS["one_step"]})
+    rows, _ = plume.run(SMALL, seed=0)
+    assert rows["source"]["/ source"] == rows["source"]["worst time"] == 1
+    row = rows["one_step"]
+    assert row["/ source"] == pytest.approx(row["mae"] / rows["source"]["mae"])
+    assert row["worst time"] >= row["/ source"] and row["blow_up"] == 0
+    assert row["worst look"] == row["after 100"] > 0 and row["updates"] == 100 and row["seconds"] > 0
