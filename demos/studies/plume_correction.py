@@ -84,7 +84,7 @@ def physics(dt: float, compile: bool = False) -> ph.PhysicsBlock:
 
 
 def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ...]:
-    """Trajectories of training, validation and test, which differ in the place of the inflow, coarsened."""
+    """Trajectories of training, with their mirror images, validation and test; each has its place of the inflow."""
     x, y = (n * case.finer for n in case.coarse)
     air = smoke.still_air(x, y, SIZE[0] / x)
     count = case.training + case.validation + case.test
@@ -96,7 +96,13 @@ def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ...]:
     about = dict(coarsen=case.finer, every=case.every, metadata={"dt": DT, "seed": seed})
     everything = ph.Trajectories.generate(fine, start, case.steps, (inflow,), **about)
     training, others = everything.split(case.training)
-    return training, *others.split(case.validation)
+    return ph.Trajectories.concat(training, mirrored(training)), *others.split(case.validation)
+
+
+def mirrored(data: ph.Trajectories) -> ph.Trajectories:
+    """The box and the cylinder in it are symmetric about x = 16, so that mirror images of solutions are solutions."""
+    u, v, density = (part.flip(2) for part in data.states)
+    return replace(data, states=(-u, v, density), inputs=tuple(part.flip(1) for part in data.inputs))
 
 
 def places(case: Case) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ import lab
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from muon import Muon
 from phi.field import Field
 from phi.torch.flow import advect, math
 
@@ -29,7 +30,7 @@ from phi_hybrid.steps import Step
 from phi_hybrid.studies import Stage, StudyResult
 
 VISCOSITY, DRAG, DT, WAVES = 2e-3, 0.1, 0.05, 4
-METHODS = {"one_step": (1, 1), "unrolled_4": (4, 4), "unrolled_16": (4, 16)}
+METHODS = {"one_step": (1, 1), "unrolled_4": (4, 4), "unrolled_8": (4, 8), "unrolled_16": (4, 16)}
 """Method → unrolled steps in the first and in the second part of its updates, after the shared one-step training."""
 RATES = 3e-3, 1e-3
 """Learning rates at the start of the two parts."""
@@ -49,9 +50,9 @@ class Case:
     steps: int = 160
     held_out: int = 8  # trajectories of validation and test, each
     horizon: int = 200  # steps of these
-    pretraining: int = 3000  # updates, one step
-    updates: tuple[int, int] = 1400, 400  # of each method, from the same weights on, in two parts
-    long: int = 9000  # updates of `one_step_long`, in about the time of `unrolled_16`
+    pretraining: int = 6000  # updates, one step
+    updates: tuple[int, int] = 2800, 400  # of each method, from the same weights on, in two parts
+    long: int = 13000  # updates of `one_step_long`, in about the time of `unrolled_16`
     batch: int = 4  # windows, twice as many of one step
     width: int = 32
 
@@ -64,7 +65,7 @@ class Case:
     def stage(self, unrolled: int, updates: int, rate: float) -> Stage:
         """So many updates over so many steps."""
         batch = 2 * self.batch if unrolled == 1 else self.batch
-        return Stage(ph.Unrolled(unrolled), updates, lr=rate, batch_size=batch)
+        return Stage(ph.Unrolled(unrolled), updates, lr=rate, batch_size=batch, optimizer=Muon)
 
 
 class Correction(torch.nn.Module):

@@ -52,9 +52,19 @@ def test_an_untrained_correction_is_the_source_and_a_network_alone_rests(data: t
         assert equal(last(ph.rollout(solver, *arguments)), expected), name
 
 
+def test_mirror_images_are_trajectories_of_the_solver(data: tuple) -> None:
+    given, source = data[0][:2], plume.physics(plume.DT)
+    images = plume.mirrored(given)
+    rollouts = (ph.rollout(source, t.initial_state, t.steps, *t.step_inputs) for t in (given, images))
+    own, image = (ph.Trajectories.from_fields(states, given.step_inputs) for states in rollouts)
+    for one, other in zip(plume.mirrored(own).states, image.states, strict=True):
+        assert torch.allclose(one, other, atol=1e-5 * float(one.abs().max()))
+    assert not torch.allclose(images.states[0], given.states[0], atol=0.1 * float(given.states[0].abs().max()))
+
+
 def test_places_of_inflow_differ_between_training_validation_and_test(data: tuple) -> None:
     inflows = [inflow for part in data for inflow in part.inputs[0]]
-    assert len(inflows) == 4
+    assert len(inflows) == 6  # two of training with their mirror images
     assert not any(torch.equal(one, other) for n, one in enumerate(inflows) for other in inflows[:n])
 
 
