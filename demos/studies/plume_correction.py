@@ -29,7 +29,7 @@ from phi_hybrid.pde import smoke
 from phi_hybrid.training import AveragedWeights, Callback, losses
 
 DT, BUOYANCY, SIZE = 1.0, 0.1, (32.0, 40.0)
-ON_THE_WAY = (100, 200, 400, 800, 1200)
+ON_THE_WAY = (100, 200, 400, 800, 1600, 2400)
 """Updates after which a training is looked at in the table."""
 CYLINDER = Obstacle(Sphere(vec(x=16.0, y=22.0), radius=4.0))
 
@@ -72,7 +72,7 @@ class Case:
     training: int = 192
     validation: int = 8
     test: int = 16
-    updates: int = 1200
+    updates: int = 2400
     batch: int = 8
     rate: float = 4e-3
     filters: tuple[int, ...] = (32, 32, 32)
@@ -191,7 +191,7 @@ def main() -> None:
     if options.quick:
         case = replace(case, training=6, validation=2, test=2, steps=16, updates=20)
     if options.full:
-        case = replace(case, training=384, updates=3600)
+        case = replace(case, training=384, updates=7200)
     errors = ["mae", "/ source", "worst time", "mae_10", "mae velocity", "mae smoke", "blow_up", "updates", "seconds"]
     on_the_way = ["worst look", *(f"after {n}" for n in ON_THE_WAY)]
     lab.study(options, lambda seed: run(case, seed), errors, on_the_way)
