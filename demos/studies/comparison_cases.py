@@ -122,8 +122,8 @@ def burgers_schemes() -> dict[str, ph.PhysicsBlock]:
 KS_DT, KS_LENGTHS = 0.5, (0.9, 1.3)
 
 
-def ks_data(seed: int) -> Data:
-    """Lengths 0.9 … 1.3 of 16π on the attractor, 16 trajectories for training; 0.8 and 1.4 are never seen."""
+def ks_generator(seed: int) -> Callable[[np.ndarray, int, int], ph.Trajectories]:
+    """`(lengths in units of 16π, frames, part of the data) -> trajectories` on the attractor, coarsened."""
     fine = ph.capture(ks.kuramoto_sivashinsky_step(KS_DT, substeps=10))
     settle = ph.capture(ks.kuramoto_sivashinsky_step(10.0, substeps=50))
 
@@ -132,6 +132,13 @@ def ks_data(seed: int) -> Data:
         initial = ks.initial_states(ks.line(96), len(lengths), 10 * seed + part)
         initial = ph.repeat(settle, initial, 15, stretch)
         return ph.Trajectories.generate(fine, initial, steps, (stretch,), coarsen=2, metadata={"dt": KS_DT})
+
+    return generate
+
+
+def ks_data(seed: int) -> Data:
+    """Lengths 0.9 … 1.3 of 16π on the attractor, 16 trajectories for training; 0.8 and 1.4 are never seen."""
+    generate = ks_generator(seed)
 
     def between(count: int) -> np.ndarray:
         return np.linspace(*KS_LENGTHS, count)

@@ -25,14 +25,12 @@ import numpy as np
 import torch
 import transport_cases
 import transport_equations
-from comparison_cases import KS_DT, KS_LENGTHS
+from comparison_cases import KS_LENGTHS, ks_generator
 from flows import LINE
 from matplotlib.figure import Figure
-from phi.math import batch, wrap
 
 import phi_hybrid as ph
 from phi_hybrid.evaluation import Evaluation, Table
-from phi_hybrid.pde import kuramoto_sivashinsky as ks
 from phi_hybrid.studies import Stage, StudyResult
 
 SIGMAS, TUNING_SEED = (1e-4, 1e-3, 1e-2, 1e-1), 1000
@@ -60,15 +58,7 @@ def burgers_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
 
 def ks_data(seed: int) -> tuple[ph.Trajectories, ph.Trajectories]:
     """Of `comparison_cases`: 200 frames for training, here 300 for the test."""
-    fine = ph.capture(ks.kuramoto_sivashinsky_step(KS_DT, substeps=10))
-    settle = ph.capture(ks.kuramoto_sivashinsky_step(10.0, substeps=50))
-
-    def generate(lengths: np.ndarray, steps: int, part: int) -> ph.Trajectories:
-        stretch = wrap(torch.as_tensor(lengths, dtype=torch.float32), batch("trajectory"))
-        initial = ks.initial_states(ks.line(96), len(lengths), 10 * seed + part)
-        initial = ph.repeat(settle, initial, 15, stretch)
-        return ph.Trajectories.generate(fine, initial, steps, (stretch,), coarsen=2, metadata={"dt": KS_DT})
-
+    generate = ks_generator(seed)
     return generate(np.linspace(*KS_LENGTHS, 16), 200, 0), generate(np.linspace(*KS_LENGTHS, 33)[1::2], 300, 2)
 
 

@@ -218,7 +218,7 @@ def figures(test: ph.Trajectories, found: StudyResult, options: lab.Options) -> 
     return {
         "rollout": ph.plot.rollout(shown, **show, times=5, title="Kolmogorov flow, unseen initial state"),
         "correlation": ph.plot.errors(correlation, dt=DT, quantity="correlation of vorticity", log=False),
-        "spectrum": ph.plot.spectrum(rollouts),
+        "spectrum": ph.plot.spectrum(rollouts, reference="reference"),
     }
 
 
