@@ -110,7 +110,7 @@ def phases(case: Case) -> tuple[State, State]:
     """States of the shedding flow over about two periods, in turn for training and for the test."""
     shed = ph.repeat(case.physics, disturbed(case), case.spin_up, case.no_rotation)
     states = ph.rollout(case.physics, shed, 4 * case.phases - 1, case.no_rotation)
-    return tuple(_as_trajectories(states, slice(first, None, 4)) for first in (0, 2))
+    return tuple(_beginnings(states, slice(first, None, 4)) for first in (0, 2))
 
 
 def disturbed(case: Case) -> State:
@@ -119,15 +119,10 @@ def disturbed(case: Case) -> State:
     return ph.repeat(case.physics, case.cylinder.rest(), 2, rotation)
 
 
-def _as_trajectories(states: State, times: slice) -> State:
-    """States at some times as the beginnings of trajectories."""
-    return {
-        n: f.trajectory[0].time[times].with_values(_renamed(f.trajectory[0].time[times])) for n, f in states.items()
-    }
-
-
-def _renamed(field: Field) -> math.Tensor:
-    return math.rename_dims(field.values, "time", batch("trajectory"))
+def _beginnings(states: State, times: slice) -> State:
+    """States at some times of a trajectory, as the first ones of so many trajectories."""
+    some = {name: field.trajectory[0].time[times] for name, field in states.items()}
+    return {n: f.with_values(math.rename_dims(f.values, "time", batch("trajectory"))) for n, f in some.items()}
 
 
 def objective(case: Case) -> ph.Unrolled:

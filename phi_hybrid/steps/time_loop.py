@@ -40,7 +40,10 @@ def _require_same_numbers(before: Tensors, after: Tensors) -> None:
 
 
 def rollout(step: Callable[..., Any], state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
-    """Repeats a step in evaluation mode, without recording gradients: u₀, u₁, …, u_steps.
+    """Repeats a step in evaluation mode: u₀, u₁, …, u_steps.
+
+    Gradients are recorded, with the memory that takes, if the initial state or an input requires them; those of weights
+    alone are not. `torch.no_grad()` around it, or `Unrolled` for a training, where that is not wanted.
 
     Args:
         step: `state, *inputs -> state`: PhiFlow code, `PhysicsBlock` or `HybridSolver`.
@@ -63,7 +66,7 @@ def rollout(step: Callable[..., Any], state: Any, steps: int, *inputs: Any, chec
 
 
 def repeat(step: Callable[..., Any], state: Any, steps: int, *inputs: Any, check: bool = True, **keywords: Any) -> Any:
-    """The state after `steps` steps: the last of `rollout`, without the memory for those between.
+    """The state after `steps` steps: the last of `rollout`, without the memory for those between unless gradients are recorded.
 
     Args:
         step: `state, *inputs -> state`: PhiFlow code, `PhysicsBlock` or `HybridSolver`.
@@ -97,7 +100,8 @@ def _advance(
         require_finite(tensors, 0, "the initial state")
     if steps == 0:
         return [tensors], layout
-    with torch.no_grad(), evaluation_mode(step):
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *arguments.tensors))
+    with torch.set_grad_enabled(recorded), evaluation_mode(step):
         bound = bind(step, tensors, layout, arguments)
         frames, layout, n = [bound.state], bound.layout, 0
         looks, begin = Looks(tensors[0].device if tensors else torch.device("cpu"), steps, check), 0

@@ -102,12 +102,8 @@ class Stage:
         if os.path.exists(checkpoint):
             trainer.resume(checkpoint)
         if not clock.is_over:
-            trainer.fit(_NEVER if self.updates is None else self.updates)
+            trainer.fit(self.updates)
         return {**trainer.history, "seconds": clock.used}
-
-
-_NEVER = 10**9
-"""More updates than any time is enough for."""
 
 
 class Clock(Callback):

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
+from itertools import count
 from typing import Any
 
 import torch
@@ -160,8 +161,10 @@ class Trainer:
         self.processes.make_same([*self._parameters, *running_buffers(solver)])
         self._snapshot, self._trained = (Snapshot(solver, optimizer, scheduler) for _ in range(2))
 
-    def fit(self, updates: int = 1000) -> dict[str, Any]:
+    def fit(self, updates: int | None = 1000) -> dict[str, Any]:
         """Trains until `updates` updates have been made in all; a resumed trainer makes those that are missing.
+
+        With `None` it goes on until a callback stops it.
 
         Whatever ends it, Ctrl-C and SIGTERM included, leaves solver, optimizer and history as they were after the last
         complete update, saves them if there is a checkpoint, and lets a further `fit` go on as if nothing had happened.
@@ -174,11 +177,12 @@ class Trainer:
                 whether data, physics or network made it.
             SolveError: if a linear solve in the physics fails.
         """
-        if type(updates) is not int or updates < 0:
+        if updates is not None and (type(updates) is not int or updates < 0):
             require_count("updates", updates, 0)
         self.processes.check_together()
         shown = self.progress and self.processes.rank == 0
-        bar = tqdm(range(self.update, updates), desc=self.label, disable=not shown, unit="update")
+        left = count(self.update) if updates is None else range(self.update, updates)
+        bar = tqdm(left, desc=self.label, disable=not shown, unit="update")
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), deferred_signals() as signals:
             torch.set_rng_state(self._rng)
             self._snapshot.take()

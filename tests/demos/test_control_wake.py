@@ -15,13 +15,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def case() -> Case:
-    return Case(cylinder=Cylinder(cells=16, dt=0.05, hold=2))
+    return Case(cylinder=Cylinder(cells=16, dt=0.05, hold=1))
 
 
 @pytest.fixture(scope="module")
 def stirred(case: Case) -> State:
     """Not symmetric: after some time of rotation."""
-    return ph.repeat(case.physics, case.cylinder.rest(), 12, case.cylinder.rotation())
+    return ph.repeat(case.physics, case.cylinder.rest(), 24, case.cylinder.rotation())
 
 
 def native(field: Field) -> list[torch.Tensor]:

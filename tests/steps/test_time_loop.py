@@ -18,7 +18,7 @@ from cases.small import (
     same,
     step,
 )
-from phi.torch.flow import ZERO_GRADIENT, Field, batch, math
+from phi.torch.flow import ZERO_GRADIENT, Field, batch, channel, math, spatial, wrap
 
 import phi_hybrid as ph
 
@@ -62,6 +62,39 @@ def test_rollout_is_a_loop_of_steps(
     expected = loop(one_step, u, 4, f)
     assert same(expected[0], u)
     assert all(same(trajectory.time[n], state) for n, state in enumerate(expected))
+
+
+@pytest.mark.parametrize("kind", ["plain", "block", "solver"])
+@pytest.mark.parametrize("given", ["state", "force"])
+def test_gradients_by_states_and_inputs_are_those_of_a_loop(
+    kind: str, given: str, block: ph.PhysicsBlock, solver: ph.HybridSolver
+) -> None:
+    one_step = {"plain": forced_step, "block": block, "solver": solver}[kind]
+    fields, found = {"state": line(0, b=2), "force": line(1, b=2)}, []
+    for way in (ph.rollout, ph.repeat, None):
+        values = fields[given].values.native("b,x,vector").clone().requires_grad_()
+        wrapped = wrap(values, batch("b"), spatial("x"), channel(vector="x"))
+        u, f = ({**fields, given: fields[given].with_values(wrapped)}[name] for name in ("state", "force"))
+        if way is ph.rollout:
+            last = way(one_step, u, 3, f).time[3]
+        elif way is ph.repeat:
+            last = way(one_step, u, 3, f)
+        else:
+            last = one_step(one_step(one_step(u, f), f), f)
+        math.sum(last.values**2, last.values.shape).native().backward()
+        found.append(values.grad)
+    assert float(found[2].abs().max()) > 0.01
+    for gradient in found[:2]:
+        torch.testing.assert_close(gradient, found[2], rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_by_weights_alone_are_not_recorded(solver: ph.HybridSolver) -> None:
+    u, f = line(0, b=2), line(1, b=2)
+    assert not solver.rollout(u, 2, f).values.native("b,time,x,vector").requires_grad
+    values = u.values.native("b,x,vector").clone().requires_grad_()
+    u = u.with_values(wrap(values, batch("b"), spatial("x"), channel(vector="x")))
+    with torch.no_grad():
+        assert not ph.repeat(solver, u, 2, f).values.native("b,x,vector").requires_grad
 
 
 def test_rollout_equals_phiflow_iterate() -> None:

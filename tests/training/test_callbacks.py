@@ -111,6 +111,19 @@ def test_training_stops_when_the_error_falls_no_more(build: Build) -> None:
     assert steady.update == 10 and steady.stopped is None
 
 
+def test_without_a_number_of_updates_a_callback_ends_the_training(
+    build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The progress bar has no total then."""
+    trainer = build(callbacks=[EarlyStop(3, by=0.999)], validate_every=1, progress=True)
+    trainer.fit(None)
+    assert trainer.update == 4 and "3 validations" in trainer.stopped
+    shown = capsys.readouterr().err
+    assert "4update" in shown and "/" not in shown.replace("update/s", "").replace("s/update", "")
+    with pytest.raises(ValueError, match="updates = -1"):
+        trainer.fit(-1)
+
+
 def test_averaged_weights_by_hand(build: Build, data: ph.Trajectories) -> None:
     trainer, average = build(callbacks=[AveragedWeights(0.7)], validate_every=5), None
     for update in range(5):
