@@ -39,8 +39,13 @@ def test_random_steps(count: int) -> None:
     """Only the first ten of a seed are drawn afresh; `test_programs.py` compares more of them as they are captured."""
 
     @seed(0)
-    @settings(max_examples=count, phases=[Phase.generate], database=None, deadline=None)
-    @settings(suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(programs())
     def check(program: Any) -> None:
         verdict = judge(program, rewritten_capture)
