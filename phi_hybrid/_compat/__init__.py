@@ -7,6 +7,7 @@ from phi_hybrid._compat import grid_defects as grid_defects
 from phi_hybrid._compat import tensor_defects as tensor_defects
 from phi_hybrid._compat.decorators import functions_under, undecorated
 from phi_hybrid._compat.defects import distinct_boundary_values
+from phi_hybrid._compat.faces import faces_laid_out_once
 from phi_hybrid._compat.matrices import MatrixEntries, matrix_dims, matrix_to_scipy, matrix_values
 from phi_hybrid._compat.objects import (
     assemble_object,
@@ -62,6 +63,7 @@ __all__ = [
     "compile_apart",
     "constants_of",
     "distinct_boundary_values",
+    "faces_laid_out_once",
     "forward_mode_active",
     "functions_under",
     "functorch_active",

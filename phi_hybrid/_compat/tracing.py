@@ -13,6 +13,7 @@ from phiml.math import _functional
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 
+from phi_hybrid._compat.faces import faces_laid_out_once
 from phi_hybrid._compat.recorder import current_recorder, recording_paused
 from phi_hybrid._compat.replacement import current, replaced
 
@@ -75,6 +76,7 @@ def hooked_backend(is_input: Callable[[Any], bool], hooks: dict[str, Callable[..
             stack.enter_context(replaced(TORCH, name, hook))
         stack.enter_context(plain_products())
         stack.enter_context(fresh_gradients())
+        stack.enter_context(faces_laid_out_once())
         yield
 
 

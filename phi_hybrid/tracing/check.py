@@ -49,7 +49,7 @@ def check_against_eager(
         def results(f: Callable, perturbed: list[torch.Tensor] = perturbed, seed: int = seed) -> Results:
             return _with_gradients(f, perturbed, seed)
 
-        with _compat.plain_products():  # as in the graph
+        with _compat.plain_products(), _compat.faces_laid_out_once():  # as in the graph
             eager = results(lambda *inputs: run_eager(step, graph.layout, inputs, solves)[0])
         _compare(graph, results, eager)
 
