@@ -29,6 +29,9 @@ from rotating_cylinder import Cylinder, State
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
 
+Tensors = tuple[torch.Tensor, ...]
+"""Native, `(trajectory, time, x, y)`: both components of `push`, then of the velocity."""
+
 PROBES = [(x, y) for x in (0.8, 1.6, 2.6, 4.0) for y in (-0.8, -0.4, 0.0, 0.4, 0.8)]
 """Where the controller sees the velocity, in diameters from the axis of the cylinder."""
 OSCILLATIONS = [(a, f) for a in (0.1, 0.2, 0.4, 0.7, 1.0) for f in (0.15, 0.28, 0.4, 0.6, 0.9)]
@@ -125,19 +128,35 @@ def _beginnings(states: State, times: slice) -> State:
     return {n: f.with_values(math.rename_dims(f.values, "time", batch("trajectory"))) for n, f in some.items()}
 
 
-def objective(case: Case) -> ph.Unrolled:
-    """Mean of C_D + |C_L| over the actions."""
+def reward(case: Case) -> ph.Unrolled:
+    """Mean of C_D + |C_L| over the actions, as in the benchmark."""
 
-    def drag(states: tuple[torch.Tensor, ...], batch: Batch) -> torch.Tensor:
+    def drag(states: Tensors, batch: Batch) -> torch.Tensor:
         return case.cylinder.coefficients(states[0]).mean()
 
-    def lift(states: tuple[torch.Tensor, ...], batch: Batch) -> torch.Tensor:
+    def lift(states: Tensors, batch: Batch) -> torch.Tensor:
         return case.cylinder.coefficients(states[1]).abs().mean()
 
     return ph.Unrolled(case.horizon, ph.losses.Losses({"drag": drag, "lift": lift}))
 
 
-def trained(case: Case, start: State, seed: int) -> ph.HybridSolver:
+def symmetry(case: Case) -> ph.Unrolled:
+    """Mean of |u − u'|² + Ω²/100, u' being the mirror image of the flow: without vortices it is symmetric."""
+
+    def asymmetry(states: Tensors, batch: Batch) -> torch.Tensor:
+        _, _, u, v = states
+        return ((u - u.flip(-1)) ** 2).mean() + ((v + v.flip(-1)) ** 2).mean()
+
+    def effort(states: Tensors, batch: Batch) -> torch.Tensor:
+        return (case.cylinder.rim_speed(states[2]) ** 2).mean()
+
+    return ph.Unrolled(case.horizon, ph.losses.Losses({"asymmetry": asymmetry, "effort": (0.01, effort)}))
+
+
+OBJECTIVES = {"feedback for C_D + |C_L|": reward, "feedback for symmetry": symmetry}
+
+
+def trained(case: Case, start: State, objective: ph.Unrolled, seed: int, name: str) -> ph.HybridSolver:
     """A controller, by rounds: trajectories under the controller so far, then updates from windows of these."""
     torch.manual_seed(seed)
     solver = controlled(case, Controller(case))
@@ -146,8 +165,8 @@ def trained(case: Case, start: State, seed: int) -> ph.HybridSolver:
     for n in range(case.rounds):
         data = ph.Trajectories.generate(solver, start, case.episode, (case.no_rotation,), progress=False)
         settings = dict(optimizer=optimizer, scheduler=schedule, batch_size=case.batch, clip=1.0, seed=seed + n)
-        label = f"seed {seed}, round {n + 1} of {case.rounds}"
-        ph.Trainer(solver, data, objective(case), **settings, label=label).fit(case.updates)
+        label = f"seed {seed}, {name}, round {n + 1} of {case.rounds}"
+        ph.Trainer(solver, data, objective, **settings, label=label).fit(case.updates)
     return solver
 
 
@@ -218,15 +237,18 @@ def without_feedback(case: Case) -> tuple[dict[str, dict[str, np.ndarray]], tupl
 def run(case: Case, seed: int) -> tuple[lab.Rows, Callable]:
     training, test = phases(case)
     found, (amplitude, frequency) = without_feedback(case)
-    began = time.process_time()
-    solver = trained(case, training, seed)
-    seconds = time.process_time() - began
-    states = ph.rollout(solver, test, case.episode, case.no_rotation)
-    found = {**found, "feedback": measured(case, states)}
+    found, seconds = dict(found), {}
+    for name, objective in OBJECTIVES.items():
+        began = time.process_time()
+        solver = trained(case, training, objective(case), seed, name)
+        seconds[name] = time.process_time() - began
+        states = ph.rollout(solver, test, case.episode, case.no_rotation)
+        found[name] = measured(case, states)
     rows = {name: row(numbers, found["no control"]) for name, numbers in found.items()}
     calls = case.cylinder.hold * case.episode * case.tried * len(OSCILLATIONS)
     rows["best oscillation"] |= {"amplitude": amplitude, "frequency": frequency, "calls": calls}
-    rows["feedback"] |= {"calls": case.calls(), "seconds": seconds}
+    for name in OBJECTIVES:
+        rows[name] |= {"calls": case.calls(), "seconds": seconds[name]}
     return rows, lambda: figures(case, found, test, states)
 
 
@@ -240,7 +262,10 @@ def figures(case: Case, found: dict[str, dict[str, np.ndarray]], test: State, st
         ax.set_ylabel(label)
     axes[0].legend(fontsize=8, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     axes[-1].set_xlabel("time, diameters over mean inflow")
-    last = {"no control": ph.rollout(case.physics, test, case.episode, case.no_rotation), "feedback": states}
+    last = {
+        "no control": ph.rollout(case.physics, test, case.episode, case.no_rotation),
+        "feedback for symmetry": states,
+    }
     flow, rows = plt.subplots(2, 1, figsize=(6, 6), sharex=True, layout="constrained")
     for ax, (name, trajectory) in zip(rows, last.items()):
         u = trajectory["velocity"].trajectory[0].time[-1]
