@@ -24,7 +24,7 @@ from phi.field import Field
 from phi.geom import UniformGrid
 from phi.math import Tensor, batch, wrap
 from phi.torch.flow import math, res_net
-from step_flow import DT, HEIGHT, INLET, channel, lower_wall, parabola, physics, reattachment, strengths
+from step_flow import DT, HEIGHT, INLET, channel, inflow, lower_wall, physics, reattachment, strengths
 
 import phi_hybrid as ph
 from phi_hybrid.steps import Step
@@ -47,11 +47,11 @@ class Case:
     steps: int = 60
     training: int = 24
     held_out: int = 8  # trajectories of validation and test, each
-    updates: int = 240
+    updates: int = 60
     batch: int = 8
-    rate: float = 3e-3
-    sigma: float = 0.01
-    long: float = 6.0  # multiple of the updates
+    rate: float = 1e-2
+    sigma: float = 3e-3
+    long: float = 10.0  # multiple of the updates
     filters: tuple[int, ...] = (32, 32, 32)
 
     def objectives(self) -> dict[str, tuple[Objective, float]]:
@@ -79,7 +79,7 @@ def reference_data(case: Case, seed: int = 0) -> tuple[ph.Trajectories, ph.Traje
     early, later = values[:, : case.spin_up].repeat(case.every, 1), values[:, case.spin_up :]
     early, later = (wrap(torch.as_tensor(s).float(), batch("trajectory,time")) for s in (early, later))
     fine = physics(case.fine, DT / case.every)
-    start = math.expand(channel(case.fine, parabola), batch(trajectory=len(values)))
+    start = math.expand(inflow(case.fine), batch(trajectory=len(values)))
     start = ph.repeat(fine, start, case.spin_up * case.every, early)
     about = dict(coarsen=case.fine // case.coarse, every=case.every, metadata={"dt": DT, "seed": seed})
     everything = ph.Trajectories.generate(fine, start, case.steps, (later,), **about)
