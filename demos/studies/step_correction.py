@@ -197,7 +197,7 @@ def wall_figure(rollouts: Mapping[str, Field]) -> Figure:
     for name, trajectory in rollouts.items():
         ax.plot(*lower_wall(trajectory), "k-" if name == "reference" else "-", lw=1.2, label=name)
     ax.axhline(0, color="0.7", lw=0.7)
-    ax.set(xlabel="distance from the step / h", ylabel="mean velocity next to the lower wall / U")
+    ax.set(xlabel="distance from the step / h", ylabel="mean velocity at the wall / U")
     ax.legend(fontsize=8, frameon=False)
     return figure
 
