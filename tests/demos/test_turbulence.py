@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from turbulence_correction import DT, WAVES, Case, LongCase, physics, trajectories, with_symmetries
-from turbulence_network import Correction, moved, moved_back, symmetries
+from turbulence_correction import DT, Case, Correction, physics, trajectories, with_symmetries
 
 import phi_hybrid as ph
 
@@ -34,27 +33,6 @@ def test_copies_have_the_energy_and_no_divergence(data: ph.Trajectories) -> None
     energy = ph.quantities.energy(copies.initial_state).numpy("trajectory").reshape(4, 2)
     np.testing.assert_allclose(energy, energy[:1].repeat(4, 0), rtol=1e-5)
     assert ph.quantities.largest_divergence(copies.initial_state) < 1e-5
-
-
-def test_a_symmetric_network_corrects_copies_by_the_copies_of_its_correction() -> None:
-    """Under a force of four waves, of whatever shape; a plain network does not, and in training it is the plain one."""
-    torch.manual_seed(0)
-    network, velocity = LongCase(width=8).network(), torch.rand(2, 1, 32, 32)
-    force = torch.rand(1, 1, 32, 32 // WAVES).repeat(1, 1, 1, WAVES)
-
-    def corrected(velocity: list[torch.Tensor]) -> torch.Tensor:
-        return network(torch.cat([torch.stack(list(velocity), 1), force], 1)).detach()
-
-    def differences() -> list[float]:
-        own = corrected(velocity).unbind(1)
-        found = ((corrected(moved(velocity, m)), torch.stack(moved(own, m), 1)) for m in symmetries(32 // WAVES))
-        return [float((a - b).abs().max()) for a, b in found]
-
-    assert min(differences()[1:]) > 0.01  # as a network in training
-    network.eval()
-    assert max(differences()) < 1e-6
-    for moves in symmetries(32 // WAVES):
-        torch.testing.assert_close(moved_back(moved(velocity, moves), moves), list(velocity))
 
 
 def test_all_methods_but_the_long_one_make_equally_many_updates() -> None:
