@@ -135,7 +135,7 @@ def figures(case: Case, found: StudyResult, seed: int) -> dict[str, Figure]:
         "rollout": ph.plot.rollout(
             rollouts, **show, title="Vorticity along z in the middle plane, unseen initial state"
         ),
-        "spectrum": ph.plot.spectrum(rollouts),
+        "spectrum": ph.plot.spectrum(rollouts, reference="reference"),
         "errors": ph.plot.errors(found.curves(), dt=DT),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import burgers_uncertainty
@@ -44,6 +45,24 @@ def test_quantum_loss_is_the_infidelity_and_has_a_gradient() -> None:
     found = half_inverse_gradients.infidelity(psi.requires_grad_(), torch.cat([target.real, target.imag], 1))
     assert float(found.detach()) == pytest.approx(float(expected), rel=1e-4)
     assert torch.view_as_real(torch.autograd.grad(found, psi)[0]).shape == (5, 14, 2)
+
+
+@pytest.mark.parametrize(("change", "last"), [(half_inverse_gradients.falling, 0.0), (lambda entrant: entrant, 0.1)])
+def test_rate_of_an_entrant_falls_only_if_asked_to(change: Callable, last: float) -> None:
+    made = []
+
+    def make(network: torch.nn.Module) -> torch.optim.Optimizer:
+        made.append(torch.optim.SGD(network.parameters(), 0.1))
+        return made[-1]
+
+    states = torch.ones(8, 1)
+    task = half_inverse_gradients.Task(
+        torch.nn.Linear(1, 1), lambda y, x: y, half_inverse_gradients.squares, states, states
+    )
+    half_inverse_gradients.train(task, change(half_inverse_gradients.Entrant(make, 2)), 0.2, 0)
+    trained, warm_up = (optimizer.param_groups[0]["lr"] for optimizer in made)
+    assert trained == pytest.approx(last, abs=1e-3)
+    assert warm_up == 0.1
 
 
 # --- networks that invert physics ---
