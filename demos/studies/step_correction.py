@@ -47,7 +47,7 @@ class Case:
     steps: int = 60
     training: int = 24
     held_out: int = 8  # trajectories of validation and test, each
-    updates: int = 60
+    updates: int = 300
     batch: int = 8
     rate: float = 1e-2
     sigma: float = 3e-3

@@ -152,16 +152,18 @@ class PanelGrid(NamedTuple):
     def row_label(self, row: int, text: str, colour: str = INK) -> None:
         """Write a row's name, turned upwards, at the left edge of the figure."""
         box = self.axes[row][0].get_position()
-        wrapped = "\n".join(textwrap.wrap(text, max(8, int(self.height / 0.078)))[:2])
+        fit = self.height / 0.078  # letters of the usual size
+        lines = textwrap.wrap(text, max(8, int(fit)), break_long_words=False)[:2]
+        longest = max(map(len, lines), default=1)
         self.figure.text(
             0.07 / self.figure.get_figwidth(),
             (box.y0 + box.y1) / 2,
-            wrapped,
+            "\n".join(lines),
             rotation=90,
             va="center",
             ha="left",
             fontweight="bold",
-            fontsize=8.5,
+            fontsize=8.5 * min(1, max(0.7, fit / longest)),
             color=colour,
             linespacing=1.0,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from turbulence_correction import DT, Case, Correction, physics, trajectories, with_symmetries
+from turbulence_correction import DT, Case, Correction, LongCase, physics, trajectories, with_symmetries
 
 import phi_hybrid as ph
 
@@ -40,6 +40,12 @@ def test_all_methods_but_the_long_one_make_equally_many_updates() -> None:
     total = {name: sum(stage.updates for stage in stages) for name, stages in case.methods().items()}
     assert total.pop("one_step_long") == case.pretraining + case.long
     assert set(total.values()) == {case.pretraining + sum(case.updates)}
+
+
+def test_in_the_long_version_methods_go_on_from_one_another() -> None:
+    methods = LongCase().methods()
+    assert methods["unrolled_4"][:1] == methods["one_step"] == methods["one_step_long"][:1]
+    assert methods["unrolled_16"][:2] == methods["unrolled_4"]
 
 
 @pytest.mark.parametrize("dim", [2, 3])
