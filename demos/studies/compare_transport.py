@@ -10,7 +10,6 @@ is the same network without the solver; `inside`, where there is one, sets the u
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,21 +77,14 @@ def candidates(case: Case) -> dict[str, list[Stage]]:
     return found
 
 
-def costs(case: Case, updates: int = 20, repeats: int = 5) -> dict[str, float]:
-    """Milliseconds of processor time per update, the least of several, by turns."""
+def costs(case: Case) -> dict[str, float]:
+    """Milliseconds of processor time per update by unrolled steps."""
     data, _ = case.data(TUNING_SEED)
-    few, many = case.unrolled
-    trainers, least = {}, {}
-    for steps in (1, few, many):
-        trainers[steps] = lab.adam(case.hybrid(case.source()), data, ph.Unrolled(steps), 10**6, 1e-3, 16, 0)
-        trainers[steps].fit(2)
-    for _ in range(repeats):
-        for steps, trainer in trainers.items():
-            began = time.process_time()
-            trainer.fit(len(trainer.history["loss"]) + updates)
-            spent = 1e3 * (time.process_time() - began) / updates
-            least[steps] = min(spent, least.get(steps, spent))
-    return {f"{steps} steps": ms for steps, ms in least.items()}
+
+    def trainer(steps: int) -> ph.Trainer:
+        return lab.adam(case.hybrid(case.source()), data, ph.Unrolled(steps), 10**6, 1e-3, 16, 0)
+
+    return lab.costs({steps: trainer(steps) for steps in (1, *case.unrolled)})
 
 
 def study(case: Case, trainings: Mapping[str, list[Stage]], coupling: Any, **settings: Any) -> StudyResult:

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +169,16 @@ def animate(trajectories: dict[str, Any], folder: Path, **show: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in ("gif", "html"):
         print("wrote", ph.plot.animate(trajectories, folder / f"rollout.{suffix}", **show))
+
+
+def costs(trainers: Mapping[int, ph.Trainer], updates: int = 10, repeats: int = 4) -> dict[str, float]:
+    """Milliseconds of processor time per update by unrolled steps, the least of several, by turns."""
+    least = dict.fromkeys(trainers, math.inf)
+    for trainer in trainers.values():
+        trainer.fit(2)
+    for _ in range(repeats):
+        for steps, trainer in trainers.items():
+            began = time.process_time()
+            trainer.fit(trainer.update + updates)
+            least[steps] = min(least[steps], 1e3 * (time.process_time() - began) / updates)
+    return {f"{steps} steps": ms for steps, ms in least.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from phi import math
@@ -40,7 +41,7 @@ class Cylinder:
     hold: int = 10
     reynolds: float = 100.0
 
-    @property
+    @cached_property
     def channel(self) -> Channel:
         """Grid, inflow and places."""
         return Channel(self.cells, aspect=self.aspect, reynolds=self.reynolds)
@@ -110,6 +111,11 @@ class Cylinder:
 
     def rim_speed(self, u: torch.Tensor) -> torch.Tensor:
         """Of the body, anticlockwise, from the x component of the velocity on its faces `(…, x, y)`, at those inside."""
+        return (self._inside.to(u) * u).sum((-2, -1))
+
+    @cached_property
+    def _inside(self) -> torch.Tensor:
+        """Weights of the faces inside, by which a body that turns at speed 1 has speed 1."""
         inside, rotation = (torch.as_tensor(f.values["x"].numpy("x,y")) for f in (self.solid(), self.rotation()))
-        weight = torch.where(inside == 1, rotation, 0).to(u)
-        return (weight * u).sum((-2, -1)) / (weight * rotation).sum()
+        weight = torch.where(inside == 1, rotation, 0)
+        return weight / (weight * rotation).sum()
