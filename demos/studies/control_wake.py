@@ -4,7 +4,8 @@ A rebuild of rotary control at Re = 100 (Tokarev et al. 2020; as a benchmark of 
 et al. 2026, arXiv 2601.15015): the rim moves at most as fast as the mean inflow, an action holds for a quarter of the time
 unit, and what counts is C_D + |C_L|. A small network sees the velocity at 20 places behind the cylinder. It is trained through 16
 actions, 160 steps of the solver, from states that it has caused itself. Beside it: no control; the best of 25
-oscillations; and the flow that is kept symmetric, which sheds no vortices.
+oscillations; and the flow that is kept symmetric, which sheds no vortices. At the end the controllers are tried at other
+Reynolds numbers and on a finer grid.
 
     python demos/studies/control_wake.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
 """
@@ -62,6 +63,15 @@ class Case:
     def no_rotation(self) -> Field:
         return 0 * self.cylinder.rotation()
 
+    def elsewhere(self) -> dict[str, Case]:
+        """Longer episodes of flows that no controller is trained on, from two phases of their shedding."""
+        cylinder = self.cylinder
+        others = {f"Re {number:g}": replace(cylinder, reynolds=number) for number in (80.0, 120.0, 150.0)}
+        finer = dict(cells=3 * cylinder.cells // 2, dt=cylinder.dt / 2, hold=2 * cylinder.hold)
+        others["finer grid"] = replace(cylinder, **finer)
+        about = dict(spin_up=5 * self.spin_up // 4, phases=2, episode=2 * self.episode)
+        return {name: replace(self, cylinder=other, **about) for name, other in others.items()}
+
     def calls(self) -> int:
         """Steps of the solver that a training takes, of one trajectory each; gradients not counted."""
         data = self.phases * self.episode
@@ -86,6 +96,12 @@ class Controller(torch.nn.Module):
         places = [((x + centre) / dx, y / dx + cylinder.cells / 2) for x, y in PROBES]
         self.rows, self.columns = (torch.tensor([int(p[d]) for p in places]) for d in (0, 1))
         self.register_buffer("rotation", ph.bridge.to_channels(cylinder.rotation()).float())
+
+    def moved(self, case: Case) -> Controller:
+        """The same policy behind the cylinder of another flow."""
+        other = Controller(case)
+        other.policy = self.policy
+        return other
 
     def forward(self, channels: torch.Tensor) -> torch.Tensor:
         u, v = channels[:, 2], channels[:, 3]
@@ -234,14 +250,31 @@ def without_feedback(case: Case) -> tuple[dict[str, dict[str, np.ndarray]], tupl
     return {**found, "best oscillation": measured(case, oscillating(case, test, *best))}, best
 
 
-def run(case: Case, seed: int) -> tuple[lab.Rows, Callable]:
+@cache
+def unseen(case: Case) -> tuple[State, dict[str, dict[str, np.ndarray]]]:
+    """States of a flow that is not trained on, and what happens without control and without vortices."""
+    _, test = phases(case)
+    free = measured(case, ph.rollout(case.physics, test, case.episode, case.no_rotation))
+    return test, {"no control": free, "symmetric flow": measured(case, symmetric(case, test))}
+
+
+def less_drag(case: Case, controllers: dict[str, Controller]) -> dict[str, float]:
+    """What each way saves of the drag of a flow that no controller has seen, in the last quarter of an episode, in %."""
+    test, found = unseen(case)
+    for name, controller in controllers.items():
+        solver = controlled(case, controller.moved(case))
+        found = {**found, name: measured(case, ph.rollout(solver, test, case.episode, case.no_rotation))}
+    return {name: row(numbers, found["no control"])["less drag, %"] for name, numbers in found.items()}
+
+
+def run(case: Case, seed: int, elsewhere: dict[str, Case]) -> tuple[lab.Rows, Callable]:
     training, test = phases(case)
     found, (amplitude, frequency) = without_feedback(case)
-    found, seconds = dict(found), {}
+    found, controllers, seconds = dict(found), {}, {}
     for name, objective in OBJECTIVES.items():
         began = time.process_time()
         solver = trained(case, training, objective(case), seed, name)
-        seconds[name] = time.process_time() - began
+        seconds[name], controllers[name] = time.process_time() - began, solver.network
         states = ph.rollout(solver, test, case.episode, case.no_rotation)
         found[name] = measured(case, states)
     rows = {name: row(numbers, found["no control"]) for name, numbers in found.items()}
@@ -249,6 +282,9 @@ def run(case: Case, seed: int) -> tuple[lab.Rows, Callable]:
     rows["best oscillation"] |= {"amplitude": amplitude, "frequency": frequency, "calls": calls}
     for name in OBJECTIVES:
         rows[name] |= {"calls": case.calls(), "seconds": seconds[name]}
+    for place, other in elsewhere.items():
+        for name, saved in less_drag(other, controllers).items():
+            rows[name][place] = saved
     return rows, lambda: figures(case, found, test, states)
 
 
@@ -284,7 +320,9 @@ def main() -> None:
     if options.full:
         case = replace(case, cylinder=Cylinder(cells=64, dt=0.0125, hold=20), rounds=10)
     columns = ["drag", "lift", "objective", "drag, late", "lift, late", "less drag, %", "speed", "power"]
-    lab.study(options, lambda seed: run(case, seed), columns, ["calls", "seconds", "amplitude", "frequency"])
+    elsewhere = dict(list(case.elsewhere().items())[: 1 if options.quick else None])
+    others = [["calls", "seconds", "amplitude", "frequency"], list(elsewhere)]
+    lab.study(options, lambda seed: run(case, seed, elsewhere), columns, *others)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Half-inverse gradients: Schnell et al. 2022 (arXiv 2203.10131). The cases are th
 Losses are means over the samples of Σ|y − y*|², or of 1 − |⟨ψ, ψ*⟩|².
 
     python demos/studies/half_inverse_gradients.py [--case NAME] [--quick | --full] [--seeds N] [--out DIR]
+    python demos/studies/half_inverse_gradients.py --case NAME --tune ENTRANT --seed 100    learning rates of one optimizer
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -188,14 +189,14 @@ CASES = {
     # exact engines do worse with the smaller batches that they can take
     "poisson": Case(
         laplacian,
-        {"adam": adam(5e-4, 256), "gauss_newton": matrix_free(0.5, 1.0, 3e-3, 256), "hig": matrix_free(0.1, 0.5, 1e-2, 256)},
+        {"adam": adam(5e-4, 256), "adam_falling": falling(adam(1.5e-3, 256)), "gauss_newton": matrix_free(0.5, 1.0, 3e-3, 256), "hig": matrix_free(0.1, 0.5, 1e-2, 256)},
         seconds=150,
         quick=0.08,
     ),
     # the paper's rate of 0.5 and cutoff of 1e-5 take longer than Adam at its best rate
     "quantum": Case(
         superposition,
-        {"adam": adam(1e-2, 32), "gauss_newton": hig(4.0, 1.0, 1e-3, 16), "hig": hig(4.0, 0.5, 1e-3, 16)},
+        {"adam": adam(1e-2, 32), "adam_falling": falling(adam(1e-2, 32)), "gauss_newton": hig(4.0, 1.0, 1e-3, 16), "hig": hig(4.0, 0.5, 1e-3, 16)},
         seconds=100,
         quick=0.05,
     ),
@@ -264,14 +265,25 @@ def direct_seconds(task: Task, x: torch.Tensor, target: float, iterations: int) 
     return seconds_to_reach(closure, target, iterations)
 
 
+def at_other_rates(entrant: Entrant, factors: Sequence[float] = (1 / 3, 1.0, 3.0)) -> dict[str, Entrant]:
+    """The same entrant, with its learning rate multiplied."""
+
+    def multiplied(factor: float) -> Entrant:
+        return replace(entrant, schedule=lambda share: factor * entrant.schedule(share))
+
+    return {f"rate × {factor:.2g}": multiplied(factor) for factor in factors}
+
+
 def main() -> None:
     choice = dict(choices=list(CASES), default="oscillators")
-    options = lab.options(__doc__, "half_inverse_gradients", ["cpu", "cuda"], case=choice)
+    tune = dict(metavar="ENTRANT", help="this optimizer alone, at a third, one and three times its learning rate")
+    options = lab.options(__doc__, "half_inverse_gradients", ["cpu", "cuda"], case=choice, tune=tune)
     case = CASES[options.case]
+    entrants = at_other_rates(case.entrants[options.tune]) if options.tune else case.entrants
     seconds = case.seconds * lab.share(options, case.quick)
 
     def run(seed: int) -> tuple[lab.Rows, Callable]:
-        return compete(case.task(seed).to(options.device), case.entrants, seconds, seed)
+        return compete(case.task(seed).to(options.device), entrants, seconds, seed)
 
     lab.study(options, run, ["loss", "held_out"], ["updates", "ms_per_update", "break_even"])
 
