@@ -4,7 +4,7 @@ Solver in the loop (Um et al. 2020): the reference has 256×128 cells and MacCor
 is small enough for the Reynolds number to matter; the coarse solver has 64×32 cells and semi-Lagrangian advection. Re is
 100·2^k (k = 0…5) in training, 100·2^(k + ¼) (k = 0…4) in the validation, by which the recipe was chosen, 150·2^k
 (k = 0…4) in the test, and an input of the network. After a shared one-step training, equal numbers of further updates are
-spent on one step, and on up to 4, 16 and 32 unrolled steps. Trainings are kept in DIR/training and go on where they were.
+spent on one step, and on up to 4, 16 and 32 unrolled steps; `one_step_long` takes as long as the last. Trainings are kept in DIR/training and go on where they were.
 The long version trains on Re = 100·2^(k/2) (k = 0…10), by Muon, and looks at 1000 steps.
 
     python demos/studies/wake_correction.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
@@ -74,6 +74,7 @@ class Case:
     horizon: int = 250  # steps of the test
     pretraining: int = 1500  # updates, one step, twice the batch
     updates: int = 800  # of each method, from the same weights on
+    long: int = 10000  # of `one_step_long`, in the time of the longest unrolling
     batch: int = 6
     width: int = 48
     compiled: bool = True  # the physics in the training
@@ -87,21 +88,24 @@ class Case:
     def methods(self) -> dict[str, list[Stage]]:
         """Stages of each method. Those that begin alike are trained together."""
         start = Stage(ph.Unrolled(1), self.pretraining, lr=2e-3, batch_size=2 * self.batch)
-        return {m: [start, *(self.stage(n, share) for n, share in parts.items())] for m, parts in STAGES.items()}
+        found = {}
+        for name, shares in STAGES.items():
+            found[name] = [start, *(self.stage(n, round(share * self.updates)) for n, share in shares.items())]
+        return {**found, "one_step_long": [start, self.stage(1, self.long)]}
 
-    def stage(self, unrolled: int, share: float) -> Stage:
-        """A share of the updates over so many steps."""
-        return Stage(ph.Unrolled(unrolled), round(share * self.updates), lr=RATES[unrolled], batch_size=self.batch)
+    def stage(self, unrolled: int, updates: int) -> Stage:
+        """Updates over so many steps, at the rate for these."""
+        return Stage(ph.Unrolled(unrolled), updates, lr=RATES[unrolled], batch_size=self.batch)
 
 
 @dataclass(frozen=True)
 class LongCase(Case):
-    """The long version: each method goes on from the one before it, or with one step for as long as the last one takes."""
+    """The long version: each method goes on from the one before it."""
 
     steps: int = 1000
     horizon: int = 1000
     training_re: tuple[float, ...] = DENSE_RE
-    long: int = 15000  # updates of `one_step_long` after those of `one_step`
+    long: int = 15000
 
     def methods(self) -> dict[str, list[Stage]]:
         stages = [self.by_muon(n, *settings) for n, settings in LONG.items()]
@@ -283,9 +287,8 @@ def main() -> None:
         return
     case = LongCase() if options.full else Case()
     if options.quick:
-        case = replace(
-            case, fine=128, spin_up=250, settle=30, steps=80, horizon=80, pretraining=250, updates=30, compiled=False
-        )
+        small = dict(fine=128, spin_up=250, settle=30, steps=80, horizon=80, pretraining=250, updates=30, long=60)
+        case = replace(case, **small, compiled=False)
     numbers = [re for part in case.reynolds.values() for re in part]
     everything = iter(wake_data(numbers, case.fine, case.coarse, case.spin_up, case.settle, case.steps))
     data = {name: ph.Trajectories.concat(*islice(everything, len(part))) for name, part in case.reynolds.items()}

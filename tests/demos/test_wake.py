@@ -20,10 +20,11 @@ def test_the_network_is_told_where_the_cylinder_is() -> None:
     np.testing.assert_allclose(coordinates.numpy("x,y,vector"), expected, atol=1e-6)
 
 
-def test_all_methods_make_equally_many_updates() -> None:
+def test_all_methods_but_one_make_equally_many_updates() -> None:
     case = Case()
-    for stages in case.methods().values():
-        assert sum(stage.updates for stage in stages) == case.pretraining + case.updates
+    updates = {name: sum(stage.updates for stage in stages[1:]) for name, stages in case.methods().items()}
+    assert updates.pop("one_step_long") == case.long
+    assert set(updates.values()) == {case.updates}
 
 
 def test_methods_of_the_long_version_go_on_from_one_another() -> None:
