@@ -50,12 +50,14 @@ def test_a_search_for_the_initial_state(own_folder: None, capsys: pytest.Capture
     assert error < 0.3
 
 
+@pytest.mark.ci
 def test_a_search_for_the_initial_velocity(own_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
     ((first, *between, last),) = printed_by("diffphys-code-ns", capsys)
     assert first == pytest.approx(298.286, abs=0.06)  # printed by the book, as is 233.7 at iteration 9
     assert 222 <= last <= 250 and len(between) == 8
 
 
+@pytest.mark.ci
 def test_a_wake_is_corrected(own_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
     *_, (source,), (hybrid,) = printed_by("diffphys-code-sol", capsys)
     assert 0 < hybrid < source < 1
@@ -79,6 +81,7 @@ def test_both_ways_back_train_a_network(own_folder: None, capsys: pytest.Capture
     assert 0 < sip[1] < adam[1] and 0 < sip[0]
 
 
+@pytest.mark.ci
 def test_half_inverse_gradients_learn_in_one_epoch(own_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
     gd, sip, hig = printed_by("physgrad-hig-code", capsys)
     assert gd[1] == sip[1] == hig[1]  # one network, three copies

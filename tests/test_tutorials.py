@@ -24,6 +24,7 @@ def figures_of(page: str) -> list[str]:
     return re.findall(r'savefig\("(.*?)"\)', page)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", PAGES)
 def test_a_tutorial_runs_as_it_stands(name: str, tmp_path: Path) -> None:
     """With quick settings; the numbers on the page come from its own."""

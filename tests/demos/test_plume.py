@@ -82,6 +82,7 @@ def test_steps_grow_with_the_updates() -> None:
     assert [objective.at(n).steps for n in (0, 599, 600, 899, 900, 1199)] == [4, 4, 8, 8, 16, 16]
 
 
+@pytest.mark.ci
 def test_methods_are_measured_against_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """As by hand from the errors over time, and from the errors on the way."""
     monkeypatch.setattr(plume, "METHODS", {"one_step": plume.METHODS["one_step"]})

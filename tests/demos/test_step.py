@@ -73,6 +73,7 @@ def test_the_inflow_is_an_input_of_each_trajectory() -> None:
     np.testing.assert_allclose(inflow, [0.5 * exact, 1.5 * exact], rtol=1e-5)
 
 
+@pytest.mark.ci
 def test_methods_make_equal_updates_from_the_source(tmp_path: Path) -> None:
     training, _, test = step.reference_data(SMALL)
     found = step.trained(SMALL, (training, test), dict(seeds=[0], folder=tmp_path))

@@ -60,6 +60,7 @@ def test_vorticity_along_z_of_a_known_flow() -> None:
     np.testing.assert_allclose(found, np.cos(x)[:, None] + np.sin(x), atol=5e-3)
 
 
+@pytest.mark.ci
 def test_methods_make_equal_updates_and_are_measured_against_the_source(tmp_path: Path) -> None:
     options = Namespace(seed=0, seeds=1, out=tmp_path, quick=True, full=False)
     found, alone = vortices.trained(SMALL, options)

@@ -67,6 +67,7 @@ def rolled_out(solver: ph.HybridSolver, size: int, steps: int) -> list[torch.Ten
     return [t.movedim(1, 0) for t in tensors]  # batch dims are in alphabetical order
 
 
+@pytest.mark.ci
 def test_rollouts_in_torch_alone(case: Case, tmp_path: Path) -> None:
     """Two hundred steps with batches of one and of seven, where PhiFlow, PhiML, SciPy and this package are missing."""
     solver, example = case

@@ -37,6 +37,7 @@ def cases() -> dict[str, Case]:
     return {name: coupled(name, physics) for name in COUPLINGS} | {name: make() for name, make in CASES.items()}
 
 
+@pytest.mark.ci
 def test_rollouts_elsewhere_are_equal_to_the_last_bit(cases: dict[str, Case], tmp_path: Path) -> None:
     """A process with this package alone, which has never seen network, physics or coupling."""
     for name, (solver, arguments) in cases.items():

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).with_name("program.py")
 
 
+@pytest.mark.ci
 def test_a_strict_checker_finds_no_mistake_but_those_that_are_there(tmp_path: Path) -> None:
     settings = ["--strict", "--follow-imports=silent", "--ignore-missing-imports", "--config-file="]
     root = PROGRAM.parents[2]

@@ -34,7 +34,7 @@ def flow_block(cells: int = 8, advection: Callable = advect.semi_lagrangian) -> 
     return ph.capture(lambda u: step(u, 0.01), start), start
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(10, marks=pytest.mark.ci), pytest.param(300, marks=pytest.mark.slow)])
 def test_random_steps(count: int) -> None:
     """Only the first ten of a seed are drawn afresh; `test_programs.py` compares more of them as they are captured."""
 
