@@ -218,8 +218,7 @@ def train(task: Task, entrant: Entrant, seconds: float, seed: int) -> tuple[dict
         entrant.make(copied.network).step(copied.closure(task.training[: entrant.batch]))
         return update
 
-    # on a CPU, other programs that run beside must not count
-    clock = time.process_time if task.training.device.type == "cpu" else time.perf_counter
+    clock = time.perf_counter if task.training.is_cuda else time.process_time
     return race([(set_up, 1.0)], task.losses, seconds, LOOKS, clock), getattr(optimizer, "last", None)
 
 
@@ -276,7 +275,8 @@ def at_other_rates(entrant: Entrant, factors: Sequence[float] = (1 / 3, 1.0, 3.0
 
 def main() -> None:
     choice = dict(choices=list(CASES), default="oscillators")
-    tune = dict(metavar="ENTRANT", help="this optimizer alone, at a third, one and three times its learning rate")
+    entrants = list(CASES["oscillators"].entrants)
+    tune = dict(choices=entrants, help="this optimizer alone, at a third, one and three times its learning rate")
     options = lab.options(__doc__, "half_inverse_gradients", ["cpu", "cuda"], case=choice, tune=tune)
     case = CASES[options.case]
     entrants = at_other_rates(case.entrants[options.tune]) if options.tune else case.entrants

@@ -72,7 +72,8 @@ def train(
     def look() -> dict[str, float]:
         return {name: windows_loss(solver, part) for name, part in data.items()}
 
-    return race([(lambda: update, 1.0)], look, seconds, LOOKS), optimizer
+    clock = time.perf_counter if next(solver.parameters()).is_cuda else time.process_time
+    return race([(lambda: update, 1.0)], look, seconds, LOOKS, clock), optimizer
 
 
 @torch.no_grad()

@@ -7,13 +7,14 @@ Since that is a solution rather than a direction, it is kept: between simulation
 trained towards what has been found for other samples before. Equal time for all.
 
     python demos/studies/pg_navier_stokes.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+    python demos/studies/pg_navier_stokes.py --tune ENTRANT --seed 100    learning rates of one entrant
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import lab
@@ -322,19 +323,22 @@ def seconds_to(history: History, goal: float) -> float:
     return min(times, default=math.inf)
 
 
-def compete(count: int, seconds: float, looks: int, seed: int) -> tuple[lab.Rows, Callable]:
+def compete(
+    entrants: dict[str, Entrant], count: int, seconds: float, looks: int, seed: int
+) -> tuple[lab.Rows, Callable]:
     """The same initial network, trained by every entrant; metrics, and figures to draw."""
     simulation = Simulation()
     smoke = samples(simulation, count, seed)
     held_out, histories, shown = smoke[-HELD_OUT:], {}, {"true": smoke.velocity[-1:]}
     rows = {"source": errors(simulation, torch.zeros_like(held_out.velocity), held_out)}
     rows |= {f"pg_alone_{n}": errors(simulation, searched(simulation, held_out, n), held_out) for n in (1, 2)}
-    for name, entrant in ENTRANTS.items():
+    for name, entrant in entrants.items():
         torch.manual_seed(seed)
         network = Network(simulation)
         history = histories[name] = train(simulation, network, smoke, entrant, entrant.share * seconds, looks, seed)
         rows[name] = last(history)
-        rows[name]["seconds_to_adam"] = seconds_to(history, rows["adam"]["marker"])
+        if "adam" in rows:
+            rows[name]["seconds_to_adam"] = seconds_to(history, rows["adam"]["marker"])
         rows[name] |= break_even(simulation, held_out, rows[name])
         shown[name] = predicted(network, smoke[-1:])
     panels = [("seconds", "marker"), ("updates", "marker"), ("seconds", "velocity")]
@@ -369,12 +373,21 @@ def _vorticity(velocity: torch.Tensor) -> torch.Tensor:
     return v - v.roll(1, 1) - u + u.roll(1, 2)
 
 
+def at_other_rates(name: str) -> dict[str, Entrant]:
+    """One entrant at a third, one and three times its learning rate."""
+    entrant = ENTRANTS[name]
+    rates = [entrant.rate / 3, entrant.rate, 3 * entrant.rate]
+    return {f"{name} at {rate:.1e}": replace(entrant, rate=rate) for rate in rates}
+
+
 def main() -> None:
-    options = lab.options(__doc__, "pg_navier_stokes")
+    tune = dict(choices=list(ENTRANTS), help="this one alone, at a third, one and three times its learning rate")
+    options = lab.options(__doc__, "pg_navier_stokes", tune=tune)
+    entrants = at_other_rates(options.tune) if options.tune else ENTRANTS
     seconds, looks = SECONDS * lab.share(options, 0.03), 3 if options.quick else LOOKS
     count = (SAMPLES // 4 if options.quick else SAMPLES) + HELD_OUT
     columns = ["updates", "seconds", "seconds_to_adam"]
-    lab.study(options, lambda seed: compete(count, seconds, looks, seed), ["velocity", "marker"], columns)
+    lab.study(options, lambda seed: compete(entrants, count, seconds, looks, seed), ["velocity", "marker"], columns)
 
 
 if __name__ == "__main__":

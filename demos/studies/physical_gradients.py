@@ -8,6 +8,7 @@ relative, on held-out samples.
   poisson   y* = ∇⁻²x*, zero boundary; the inverse is ∇²
 
     python demos/studies/physical_gradients.py [--case NAME] [--quick | --full] [--seeds N] [--out DIR]
+    python demos/studies/physical_gradients.py --case NAME --tune ENTRANT --seed 100    learning rates of one entrant
 """
 
 from __future__ import annotations
@@ -147,16 +148,18 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 # --- results ---
 
 
-def compete(start: Inversion, names: list[str], seconds: float, looks: int, seed: int) -> tuple[lab.Rows, Callable]:
+def compete(
+    start: Inversion, entrants: dict[str, Entrant], seconds: float, looks: int, seed: int
+) -> tuple[lab.Rows, Callable]:
     """Copies of the same network, trained by every entrant; metrics, and figures to draw.
 
     `source` is the untrained network, `inverse` the inverse of the physics applied to y* without a network.
     """
     histories, shown, observed = {}, {}, start.observed
     rows = {"source": errors(start, observed), "inverse": errors(replace(start, network=start.inverse), observed)}
-    for name in names:
+    for name, entrant in entrants.items():
         task = replace(start, network=copy.deepcopy(start.network))
-        history = histories[name] = train(task, ENTRANTS[name], seconds, seed, looks)
+        history = histories[name] = train(task, entrant, seconds, seed, looks)
         rows[name] = last(history) | break_even(start, history["y"][-1], history["seconds"][-1])
         shown[name] = task.network
     panels = [("seconds", "x"), ("updates", "x"), ("seconds", "y")]
@@ -274,11 +277,21 @@ CASES = {
 """Case → task of a seed, entrants, seconds."""
 
 
+def at_other_rates(name: str) -> dict[str, Entrant]:
+    """One entrant at a third, one and three times its learning rate."""
+    entrant = ENTRANTS[name]
+    rates = [entrant.rate / 3, entrant.rate, 3 * entrant.rate]
+    return {f"{name} at {rate:.1e}": replace(entrant, rate=rate) for rate in rates}
+
+
 def main() -> None:
-    options = lab.options(__doc__, "physical_gradients", case=dict(choices=list(CASES), default="heat"))
+    which = dict(choices=list(CASES), default="heat")
+    tune = dict(choices=list(ENTRANTS), help="this one alone, at a third, one and three times its learning rate")
+    options = lab.options(__doc__, "physical_gradients", case=which, tune=tune)
     make, names, seconds = CASES[options.case]
+    entrants = at_other_rates(options.tune) if options.tune else {name: ENTRANTS[name] for name in names}
     seconds, looks = seconds * lab.share(options, 0.03), 3 if options.quick else LOOKS
-    run = partial(compete, names=names, seconds=seconds, looks=looks)
+    run = partial(compete, entrants=entrants, seconds=seconds, looks=looks)
     lab.study(options, lambda seed: run(make(seed), seed=seed), ["x", "y"], ["updates", "alone_x", "break_even"])
 
 

@@ -92,7 +92,7 @@ def train(problem: Problem, name: str, rate: float, seed: int, seconds: float) -
         return updates(method, task, numbers, rate)
 
     updates(method, replace(task, network=copy.deepcopy(task.network)), numbers, rate)(0.0)  # warms up
-    return last(race([(set_up, 1.0)], task.errors, seconds, 1, time.process_time))
+    return last(race([(set_up, 1.0)], task.errors, seconds, 1))
 
 
 def updates(method: Method, task: Task, numbers: Any, rate: float) -> Callable[[float], None]:
