@@ -196,7 +196,7 @@ CASES = {
     # the paper's rate of 0.5 and cutoff of 1e-5 take longer than Adam at its best rate
     "quantum": Case(
         superposition,
-        {"adam": adam(1e-2, 32), "adam_falling": falling(adam(1e-2, 32)), "gauss_newton": hig(4.0, 1.0, 1e-3, 16), "hig": hig(4.0, 0.5, 1e-3, 16)},
+        {"adam": adam(1e-2, 32), "adam_falling": falling(adam(3e-2, 32)), "gauss_newton": hig(4.0, 1.0, 1e-3, 16), "hig": hig(4.0, 0.5, 1e-3, 16)},
         seconds=100,
         quick=0.05,
     ),
