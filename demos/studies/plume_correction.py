@@ -69,7 +69,7 @@ class Case:
     every: int = 2  # fine steps per coarse step
     spin_up: int = 10  # coarse steps before the first stored one
     steps: int = 40
-    training: int = 192
+    training: int = 512
     validation: int = 8
     test: int = 16
     updates: int = 2400
@@ -87,7 +87,8 @@ def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ...]:
     """Trajectories of training, with their mirror images, validation and test; each has its place of the inflow."""
     x, y = (n * case.finer for n in case.coarse)
     air = smoke.still_air(x, y, SIZE[0] / x)
-    count = case.training + case.validation + case.test
+    held_out = case.validation + case.test
+    count = held_out + case.training
     random = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed))
     places = random * torch.tensor([16.0, 4.0]) + torch.tensor([8.0, 4.0])
     inflow = smoke.inflow_at(wrap(places, batch("trajectory"), channel(vector="x,y")), 3.0, 0.2, air["smoke"])
@@ -95,7 +96,7 @@ def reference_data(case: Case, seed: int) -> tuple[ph.Trajectories, ...]:
     start = ph.repeat(fine, air, case.spin_up * case.every, inflow)
     about = dict(coarsen=case.finer, every=case.every, metadata={"dt": DT, "seed": seed})
     everything = ph.Trajectories.generate(fine, start, case.steps, (inflow,), **about)
-    training, others = everything.split(case.training)
+    others, training = everything.split(held_out)
     return ph.Trajectories.concat(training, mirrored(training)), *others.split(case.validation)
 
 
@@ -192,7 +193,7 @@ def main() -> None:
     if options.quick:
         case = replace(case, training=6, validation=2, test=2, steps=16, updates=20)
     if options.full:
-        case = replace(case, training=384, updates=7200)
+        case = replace(case, training=1024, updates=7200)
     errors = ["mae", "/ source", "worst time", "mae_10", "mae velocity", "mae smoke", "blow_up", "updates", "seconds"]
     on_the_way = ["worst look", *(f"after {n}" for n in ON_THE_WAY)]
     lab.study(options, lambda seed: run(case, seed), errors, on_the_way)
