@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,6 +65,10 @@ def computing_like(tensors: tuple[torch.Tensor, ...]) -> Iterator[None]:
             _compat.TORCH.set_default_device(previous)
 
 
+def _any_recorded(tensors: Tensors) -> bool:
+    return any(t.requires_grad for t in tensors)
+
+
 @dataclass(frozen=True)
 class _PlainNativeStep:
     step: Callable
@@ -78,6 +83,13 @@ class _PlainNativeStep:
             raise StateError(
                 f"the step {name_of(self.step)} returns another kind of state than before: "
                 f"{self.output_layout.difference(layout)}. Let what changes with the values be a tensor: phi.math.wrap(number)"
+            )
+        if torch.is_grad_enabled() and _any_recorded(tensors) and not _any_recorded(result):
+            warnings.warn(
+                f"no gradient passes the step {name_of(self.step)}, which computes outside of torch (NumPy, another library) or "
+                "detaches its state. Training through it, e.g. by Unrolled(4), does not see how errors grow from step to "
+                "step: take Unrolled(1), noise or training.Pushforward, or write the step in torch",
+                stacklevel=2,
             )
         return result
 
