@@ -29,6 +29,7 @@ SAYS = {
     "save_and_restore": ["True\nTrue\n"],
     "several_processes": ["in 1 processes"],
     "slow": ["captured, tensors"],
+    "unknown_number": ["viscosity 0.030"],
 }
 """What each program prints, in part."""
 NUMBERS = {  # a line that begins so ends with numbers a, b; smallest and largest a / b

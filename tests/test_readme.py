@@ -30,6 +30,6 @@ def test_its_program_runs(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert "coarse solver" in run.stdout and (tmp_path / "errors.png").stat().st_size > 5000
-    loaded = ph.load(tmp_path / "solver.pt")
+    loaded = ph.load(tmp_path / "solver.ph")
     state = StaggeredGrid(Noise(vector="x,y"), PERIODIC, x=16, y=16, bounds=Box(x=2 * PI, y=2 * PI))
     assert ph.rollout(loaded, state, 2).resolution == state.resolution
