@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from phi_hybrid.bridge.checks import require, require_callable, require_instance, require_number
+from phi_hybrid.bridge import flatten, unflatten
+from phi_hybrid.bridge.checks import require, require_callable, require_count, require_instance, require_number
 from phi_hybrid.data import Trajectories, require_writable
 from phi_hybrid.errors import NonFiniteError, SolveError, StateError
 from phi_hybrid.evaluation import Evaluation, evaluate
-from phi_hybrid.evaluation.metrics import Metric
+from phi_hybrid.evaluation.metrics import Metric, as_metric
 from phi_hybrid.steps import Step
 from phi_hybrid.studies.result import Rows, Run, StudyResult
-from phi_hybrid.studies.stage import Stage, description
+from phi_hybrid.studies.stage import Stage, alike, description
 from phi_hybrid.training import parallel_map
 
 Solvers = Mapping[str, Step | Callable[[int], Step]]
@@ -56,7 +57,7 @@ def study(
 
     Every stage is saved while it goes on. A study that was interrupted goes on where it was when it is called again.
     Methods that begin with equal stages share them: they are trained once. A training that fails, by a NaN or by a linear
-    solve, counts with infinite numbers and a warning, and the others go on. Under `torchrun` the seeds are shared out among
+    solve, counts like a rollout that fails in its first step, with a warning, and the others go on. Under `torchrun` the seeds are shared out among
     the processes.
 
     Args:
@@ -85,17 +86,25 @@ def study(
     pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Trajectories) for part in data)
     require(pair or callable(data), "data", data, "(training, test), or a function of the seed that returns them")
     require_number("budget", budget, above=0)
-    plan = Plan(solvers, data, {m: _scaled(m, stages, budget) for m, stages in methods.items()}, Path(folder))
+    plan = Plan(solvers, data, {m: _scaled(m, stages, budget) for m, stages in methods.items()}, Path(folder), steps)
+    plan.require_distinct()
     require_writable("folder", plan.folder / "metrics.json")
+    if steps is not None:
+        require_count("steps", steps)
+    for name, metric in metrics.items():
+        as_metric(metric, f"metrics[{name!r}]")
+    require_number("dt", dt, above=0)
     require_callable("summary", summary, "a function of an Evaluation, e.g. lambda e: e.summary((50,))")
     if extra is not None:
         require_callable("extra", extra, "a function of solvers and held-out trajectories")
     seeds = _numbered(seeds)
 
-    def measure(found: dict[str, Step], test: Trajectories) -> tuple[Evaluation, dict[str, dict[str, float]]]:
-        evaluation = evaluate(found, test, steps, metrics=metrics)
-        more = {} if extra is None else extra(found, test)
-        return evaluation, {row: {**numbers, **more.get(row, {})} for row, numbers in summary(evaluation).items()}
+    def measure(found: dict[str, Step | None], test: Trajectories) -> tuple[Evaluation, dict[str, dict[str, float]]]:
+        evaluation = evaluate({m: _failing if s is None else s for m, s in found.items()}, test, steps, metrics=metrics)
+        more = {} if extra is None else extra({m: s for m, s in found.items() if s is not None}, test)
+        added = {key: math.inf for numbers in more.values() for key in numbers}
+        rows = {row: {**numbers, **added, **more.get(row, {})} for row, numbers in summary(evaluation).items()}
+        return evaluation, {row: {key: float(number) for key, number in own.items()} for row, own in rows.items()}
 
     def run(seed: int) -> Run:
         return plan.run(seed, measure)
@@ -117,6 +126,33 @@ class Plan:
     data: Data
     methods: Mapping[str, Sequence[Stage]]
     folder: Path
+    steps: int | None
+
+    def require_distinct(self) -> None:
+        """Raises StateError for rows of one name, trainings that share files but not functions, and nothing to train."""
+        fixed = [name for name, solver in self.solvers.items() if isinstance(solver, Step)]
+        require(len(fixed) < len(self.solvers), "solvers", fixed, "at least one function seed -> solver, to be trained")
+        for row in set(fixed) & set(self.trainings):
+            raise StateError(
+                f"{row!r} is a solver and a method: give them different names, which are the rows of the table"
+            )
+        known: dict[Path, tuple[str, Sequence[Stage]]] = {}
+        for row, (name, stages) in self.trainings.items():
+            for n in range(1, len(stages) + 1):
+                other, same = known.setdefault(self.file(name, stages[:n], 0), (row, stages[:n]))
+                if not alike(tuple(same), tuple(stages[:n])):
+                    raise StateError(
+                        f"{other!r} and {row!r} differ in a function or an object that has the same name in both, so that their "
+                        "checkpoints would be one: define functions of different names, or use functools.partial"
+                    )
+
+    def require_long(self, training: Trajectories, test: Trajectories) -> None:
+        """Raises DataError for trajectories that are shorter than the windows of a stage, StateError than the evaluation."""
+        for stages in self.methods.values():
+            for stage in stages:
+                training.windows(stage.objective.steps)
+        if self.steps is not None:
+            require(self.steps <= test.steps, "steps", self.steps, f"at most {test.steps}, those of the held-out data")
 
     @property
     def trainings(self) -> dict[str, tuple[str, Sequence[Stage]]]:
@@ -128,7 +164,8 @@ class Plan:
     def run(self, seed: int, measure: Callable[[dict[str, Step], Trajectories], tuple[Evaluation, Rows]]) -> Run:
         """Trains all that is to be trained, and evaluates it."""
         training, test = self.data(seed) if callable(self.data) else self.data
-        found = {name: solver for name, solver in self.solvers.items() if isinstance(solver, Step)}
+        self.require_long(training, test)
+        found: dict[str, Step | None] = {n: solver for n, solver in self.solvers.items() if isinstance(solver, Step)}
         spent, histories, failures = {name: {"updates": 0, "seconds": 0.0} for name in found}, {}, {}
         for row in self.trainings:
             own: dict[Path, dict[str, Any]] = {}
@@ -136,17 +173,16 @@ class Plan:
                 found[row] = self.train(row, seed, training, own)
             except (NonFiniteError, SolveError) as error:
                 warnings.warn(f"{row}, seed {seed}: the training has failed: {error}", RuntimeWarning, stacklevel=2)
-                failures[row] = str(error)
+                failures[row], found[row] = str(error), None
             spent[row] = {key: sum(count(h) for h in own.values()) for key, count in _SPENT.items()}
             if own:
                 histories[row] = tuple(own.values())
-        if not found:
+        if all(solver is None for solver in found.values()):
             raise StateError(
                 f"every training with seed {seed} has failed, so that nothing is left to compare: {failures}"
             )
         evaluation, numbers = measure(found, test)
-        failed = {metric: math.inf for metric in next(iter(numbers.values()))}
-        return Run({row: {**numbers.get(row, failed), **spent[row]} for row in spent}, evaluation, histories, failures)
+        return Run({row: {**numbers[row], **spent[row]} for row in spent}, evaluation, histories, failures)
 
     def train(self, row: str, seed: int, data: Trajectories, histories: dict[Path, dict[str, Any]]) -> Step:
         """The solver of a row in its stages, whose histories are added by file; stages that are complete are read."""
@@ -185,6 +221,12 @@ class Plan:
         """Checkpoint of the last one of these stages."""
         digest = zlib.crc32(description(stages).encode())
         return self.folder / f"seed_{seed}" / f"{name}_{len(stages)}_{digest:08x}.pt"
+
+
+def _failing(state: Any, *inputs: Any, **keywords: Any) -> Any:
+    """What is evaluated in the place of a solver whose training has failed."""
+    tensors, layout = flatten(state)
+    return unflatten(layout, tuple(math.nan * tensor for tensor in tensors))
 
 
 def _named(name: str, value: Any) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from phi_hybrid.bridge.checks import require
+from phi_hybrid.data import new_file
 from phi_hybrid.errors import StateError
 from phi_hybrid.evaluation import Evaluation, Spread, Table
 from phi_hybrid.steps import Step
@@ -28,7 +29,7 @@ class Run:
 
     rows: Rows
     evaluation: Evaluation
-    """Of the solvers whose training has not failed."""
+    """Of all; a solver whose training has failed fails in its first step."""
     histories: Mapping[str, Sequence[Mapping[str, Any]]]
     """Method → history of each stage of its training that was completed."""
     failures: Mapping[str, str]
@@ -85,8 +86,7 @@ class StudyResult:
             start: value of the first states, 0 for errors, 1 for correlations.
         """
         curves = [run.evaluation.curves(metric, start) for run in self.runs.values()]
-        names = [name for name in next(iter(self.runs.values())).rows if any(name in c for c in curves)]
-        return {name: torch.cat([c[name] for c in curves if name in c]) for name in names}
+        return {name: torch.cat([c[name] for c in curves]) for name in next(iter(self.runs.values())).rows}
 
     def figures(self, dt: float = 1.0) -> dict[str, Figure]:
         """Errors over time, of all trajectories and seeds, and the losses of the first seed, by name.
@@ -121,7 +121,8 @@ class StudyResult:
             f"{row}, seed {seed}": text for seed, run in self.runs.items() for row, text in run.failures.items()
         }
         content = {"methods": cells, "seeds": seeds, "failures": failures}
-        (folder / "metrics.json").write_text(json.dumps(content, indent=1) + "\n")
+        with new_file(folder / "metrics.json") as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
         (folder / "table.md").write_text(table.markdown() + "\n")
         for name, figure in self.figures(dt).items():
             figure.savefig(folder / f"{name}.png", dpi=90)

@@ -6,8 +6,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Stage:
         optimizer: called as `optimizer(parameters, lr=lr)`; Adam by default.
 
     Raises:
-        StateError: unless there is either a number of updates or a time.
+        StateError: unless there is either a number of updates or a time; for settings that cannot be.
     """
 
     objective: Objective
@@ -55,12 +56,18 @@ class Stage:
         else:
             require_number("seconds", self.seconds, above=0)
         require_number("lr", self.lr, above=0)
+        require_count("batch_size", self.batch_size)
+        if self.clip is not None:
+            require_number("clip", self.clip, above=0)
+        way_out = "called as optimizer(parameters, lr=lr), e.g. torch.optim.Adam"
+        require(callable(self.optimizer), "optimizer", self.optimizer, way_out)
 
     def scaled(self, budget: float) -> Stage:
-        """The stage with its updates, at least one, or its time multiplied by `budget`."""
+        """The stage with its updates, at least one, and what its objective does at certain updates, or its time, multiplied."""
+        objective = self.objective.scaled(budget)
         if self.updates is not None:
-            return replace(self, updates=max(1, round(budget * self.updates)))
-        return replace(self, seconds=budget * self.seconds)
+            return replace(self, objective=objective, updates=max(1, round(budget * self.updates)))
+        return replace(self, objective=objective, seconds=budget * self.seconds)
 
     def train(
         self,
@@ -143,5 +150,22 @@ class Clock(Callback):
 
 
 def description(stages: Iterable[Stage]) -> str:
-    """The same text for the same stages, in every process."""
+    """The same text for the same stages, in every process. Functions are in it by name, see `alike`."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(list(stages)))
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two settings are the same: values by their parts, functions by identity."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, partial):
+        return alike((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
+    if is_dataclass(a):
+        return all(alike(getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, Mapping):
+        return list(a) == list(b) and alike(list(a.values()), list(b.values()))
+    return bool(a == b)

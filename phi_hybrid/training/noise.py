@@ -41,6 +41,10 @@ class Ramp:
             require_number(name, getattr(self, name))
         require_count("updates", self.updates, 0)
 
+    def scaled(self, budget: float) -> Ramp:
+        """The same over so many times the updates."""
+        return replace(self, updates=round(budget * self.updates))
+
     def __call__(self, update: int) -> float:
         done = 1.0 if update >= self.updates else update / self.updates
         return self.first + (self.last - self.first) * done
@@ -102,6 +106,10 @@ class Noise:
         if not 0 <= factor < math.inf:
             raise StateError(f"schedule = {factor} at update {update}: a factor on sigma is a finite number ≥ 0")
         return replace(self, sigma=self.sigma * float(factor), schedule=None)
+
+    def scaled(self, budget: float) -> Noise:
+        """For so many times the updates: a `Ramp` is shortened or stretched, other schedules are left alone."""
+        return replace(self, schedule=self.schedule.scaled(budget)) if isinstance(self.schedule, Ramp) else self
 
     def draw(self, batch: Batch) -> Tensors:
         """One sample of ε for the states of a batch, native tensors `(trajectory, …)`, from torch's CPU generator.

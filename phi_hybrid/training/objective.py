@@ -35,6 +35,10 @@ class Objective:
         """This objective as it is at one update."""
         return self
 
+    def scaled(self, budget: float) -> Objective:
+        """For a training of so many times the updates: what happens at certain updates moves along."""
+        return self
+
     def outputs(self, solver: Step, batch: Batch) -> Outputs:
         """Ingredients of the loss: native tensors, differentiable in the solver's parameters."""
         raise NotImplementedError
@@ -87,6 +91,10 @@ class Unrolled(Objective):
     def at(self, update: int) -> Unrolled:
         """This objective at one update, the schedule of its noise applied."""
         return self if self.noise is None else replace(self, noise=self.noise.at(update))
+
+    def scaled(self, budget: float) -> Unrolled:
+        """The ramp of its noise shortened or stretched."""
+        return self if self.noise is None else replace(self, noise=self.noise.scaled(budget))
 
     def outputs(self, solver: Step, batch: Batch) -> Outputs:
         """States after the steps that count as native tensors `(trajectory, time, …)`; behind them, if a loss looks at
@@ -231,6 +239,15 @@ class Curriculum(Objective):
     def at(self, update: int) -> Objective:
         """The objective of one update."""
         return self.stages[max(start for start in self.stages if start <= update)].at(update)
+
+    def scaled(self, budget: float) -> Curriculum:
+        """Starts multiplied by `budget`; every stage keeps one update at least."""
+        found: dict[int, Objective] = {}
+        for start in sorted(self.stages):
+            found[max(len(found), max(found, default=-1) + 1, round(budget * start))] = self.stages[start].scaled(
+                budget
+            )
+        return Curriculum(found)
 
     def outputs(self, solver: Step, batch: Batch) -> Outputs:
         """Not defined without an update; use `at(update).outputs`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +163,16 @@ def test_failed_trainings_are_infinite_and_the_others_go_on(
 
     two = {**solvers(block), "broken": lambda seed: ph.HybridSolver(block, Breaks(2, 1, 1))}
     with pytest.warns(RuntimeWarning, match="broken, start, seed 0: the training has failed"):
-        result = ph.study(two, data, {"start": [START]}, folder=tmp_path)
+        result = ph.study(two, data, {"start": [START]}, folder=tmp_path, summary=lambda e: e.summary((), (0.8,)))
     rows = result.runs[0].rows
     assert list(rows) == ["source", "hybrid, start", "broken, start"]
     assert rows["broken, start"]["mae"] == math.inf and 0 < rows["hybrid, start"]["mae"] < 1
-    assert list(result.runs[0].failures) == ["broken, start"] and "broken, start" not in result.curves()
+    assert list(result.runs[0].failures) == ["broken, start"]
+    assert result.curves()["broken, start"][:, 1:].isinf().all() and result.curves()["hybrid, start"].isfinite().all()
     assert result.table().rows["broken, start"]["mae"] == math.inf
+    worse = {"correlation": -1.0, "time_to_0.8": -1.0, "blow_up": 1.0}  # what is large is good, or bad
+    for name, sign in worse.items():
+        assert sign * rows["broken, start"][name] > sign * rows["hybrid, start"][name], name
     with pytest.raises(ph.StateError, match="training has failed"):
         result.solver("broken, start")
 
@@ -199,12 +204,13 @@ def test_data_of_every_seed_and_numbers_of_ones_own(block: ph.PhysicsBlock, data
         metrics={"energy": ph.metrics.Drift(ph.quantities.energy)},
         summary=lambda e: e.summary((2,)),
         extra=lambda found, test: {
-            name: {"weights": sum(p.numel() for p in s.parameters())} for name, s in found.items()
+            "start": {"weights": sum(p.numel() for p in found["start"].parameters()), "first": torch.tensor(0.5)}
         },
     )
     assert asked == [3, 5] and result.runs[5].evaluation.steps == 4
     assert {"mae_2", "energy", "updates"} <= set(result.runs[3].rows["start"])
     assert result.runs[3].rows["start"]["weights"] == sum(p.numel() for p in network(3).parameters())
+    assert result.table().rows["start"]["first"].median == 0.5
 
 
 @pytest.mark.parametrize(
@@ -220,13 +226,39 @@ def test_data_of_every_seed_and_numbers_of_ones_own(block: ph.PhysicsBlock, data
         (dict(seeds="12"), "seeds"),
         (dict(budget=0), "budget"),
         (dict(summary=3), "summary"),
+        (dict(dt="a"), "dt"),
+        (dict(steps=7), "steps = 7"),
+        (dict(metrics={"x": 3}), r"metrics\['x'\]"),
+        (dict(methods={"source": [START]}), "'source' is a solver and a method"),
+        (dict(solvers={"source": ph.capture(forced_step)}), "at least one function"),
+        (dict(methods={"short": [START], "long": [Stage(ph.Unrolled(7), 4)]}), "7 steps"),
         (dict(solvers={"hybrid": lambda seed: 3}), r"solvers\['hybrid'\]"),
     ],
 )
 def test_wrong_arguments(block: ph.PhysicsBlock, data: tuple, tmp_path: Path, change: dict, message: str) -> None:
+    """Before anything is trained."""
     arguments = dict(solvers=solvers(block), data=data, methods=METHODS, folder=tmp_path) | copy.copy(change)
     with pytest.raises((ph.StateError, TaskError), match=message):
         ph.study(**arguments)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_methods_that_differ_in_a_function_alone_are_refused(
+    block: ph.PhysicsBlock, data: tuple, tmp_path: Path
+) -> None:
+    def trained(rate: float) -> list[Stage]:
+        return [Stage(ph.Unrolled(1), 2, optimizer=lambda p, lr: torch.optim.SGD(p, rate * lr))]
+
+    with pytest.raises(ph.StateError, match="'fast' and 'slow' differ in a function"):
+        ph.study(solvers(block), data, {"fast": trained(1.0), "slow": trained(1e-3)}, folder=tmp_path)
+    fast, sgd = (
+        trained(1.0),
+        [[Stage(ph.Unrolled(1), 2, optimizer=partial(torch.optim.SGD, momentum=m))] for m in (0, 0, 0.9)],
+    )
+    methods = {"fast": fast, "again": fast, "plain": sgd[0], "plain, too": sgd[1], "heavy": sgd[2]}
+    rows = ph.study(solvers(block), data, methods, folder=tmp_path).runs[0].rows
+    assert rows["fast"]["mae"] == rows["again"]["mae"]
+    assert rows["plain"]["mae"] == rows["plain, too"]["mae"] != rows["heavy"]["mae"]
 
 
 def test_progress_bars_say_which_seed_method_and_stage(

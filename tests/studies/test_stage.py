@@ -14,7 +14,18 @@ from phi_hybrid.studies.stage import Clock, description
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, dict(updates=3, seconds=1.0), dict(updates=0), dict(seconds=-1.0), dict(updates=3, lr=0.0)], ids=str
+    "wrong",
+    [
+        {},
+        dict(updates=3, seconds=1.0),
+        dict(updates=0),
+        dict(seconds=-1.0),
+        dict(updates=3, lr=0.0),
+        dict(updates=3, batch_size=0),
+        dict(updates=3, clip=-1.0),
+        dict(updates=3, optimizer="adam"),
+    ],
+    ids=str,
 )
 def test_wrong_settings(wrong: dict) -> None:
     with pytest.raises(ph.StateError):
@@ -25,6 +36,17 @@ def test_budgets() -> None:
     assert Stage(ph.Unrolled(1), 100).scaled(0.25).updates == 25
     assert Stage(ph.Unrolled(1), 3).scaled(0.01).updates == 1
     assert Stage(ph.Unrolled(1), seconds=10.0).scaled(3).seconds == 30.0
+
+
+def test_budgets_of_what_happens_at_certain_updates() -> None:
+    noise = ph.Noise(0.1, schedule=ph.training.Ramp(1, 0, 200))
+    stages = {0: ph.Unrolled(1, noise=noise), 100: ph.Unrolled(2), 150: ph.Unrolled(4)}
+    stage = Stage(ph.Curriculum(stages), 200)
+    short = stage.scaled(0.1)
+    assert short.updates == 20 and list(short.objective.stages) == [0, 10, 15]
+    assert short.objective.stages[0].noise.at(10).sigma == noise.at(100).sigma == 0.05
+    assert list(stage.scaled(0.001).objective.stages) == [0, 1, 2]
+    assert description([stage.scaled(1)]) == description([stage])
 
 
 def test_the_rate_falls_with_the_time() -> None:
