@@ -212,6 +212,34 @@ def test_contributions_by_hand_and_their_sum(data: ph.Trajectories) -> None:
     torch.testing.assert_close(channels([t[:, 0] for t in before]), channels(after), rtol=1e-12, atol=1e-12)
 
 
+def farthest(states: Tensors, b: Batch) -> torch.Tensor:
+    return sum((y - t).abs().max() for y, t in zip(states, b.targets))
+
+
+def test_functions_of_states_before_the_correction(data: ph.Trajectories) -> None:
+    """Also after a warm-up; named in messages and checkpoints as they were given."""
+    solver, b = make_solver(FORCED, data), windows(data, 3)
+    objective = ph.Unrolled(3, Losses({"source": BeforeCorrection(farthest)}), warm_up=1)
+    with torch.no_grad():
+        outputs = objective.outputs(solver, b)
+        assert objective.loss(outputs, b) == farthest(outputs[2:], b.after(1)) > 0
+    assert repr(BeforeCorrection(farthest)) == f"BeforeCorrection(term={farthest!r})"
+    assert repr(BeforeCorrection(L2())) == f"BeforeCorrection(term={L2()!r})"
+
+
+def test_residual_before_the_correction(data: ph.Trajectories) -> None:
+    """Both steps start from the corrected state: the physics has no residual of its own, another step has its difference."""
+    solver, b = make_solver(FORCED, data), windows(data, 3)
+    losses = Losses({"own": BeforeCorrection(Residual(FORCED)), "none": BeforeCorrection(Residual(lambda u, f: u * 0))})
+    objective = ph.Unrolled(3, losses)
+    with torch.no_grad():
+        outputs = objective.outputs(solver, b)
+        parts = objective.contributions(outputs, b)
+    assert parts["own"] == 0
+    squares = torch.cat([((p / s) ** 2).ravel() for p, s in zip(outputs[2:], b.scale)])
+    assert float(parts["none"]) == pytest.approx(float(squares.mean()), rel=1e-12)
+
+
 def test_weights_in_single_precision(b: Batch, states: Tensors) -> None:
     """Losses keep the precision of the states."""
     single = replace(b, states=tuple(s.float() for s in b.states))
@@ -299,11 +327,14 @@ def test_training_by_parts() -> None:
         "divergence": Part("velocity", Vanishing(field.divergence)),
         "before": Part("velocity", BeforeCorrection(L2())),
         "same": BeforeCorrection(Part("velocity", L2())),
+        "physics": Part("velocity", BeforeCorrection(Residual(FADING["velocity"]))),
+        "its part": BeforeCorrection(Part("velocity", Residual(FADING["velocity"]))),
     }
     losses, b = Losses(terms), PLUME.windows(2).collate([PLUME.windows(2)[n] for n in (0, 2)])
     assert losses.needs_uncorrected
     parts = ph.Unrolled(2, losses).contributions(ph.Unrolled(2, losses).outputs(solver, b), b)
     assert parts["smoke"] == 0 < parts["divergence"] and parts["before"] == parts["same"] > 0
+    assert parts["physics"] == parts["its part"] == 0
     parts["divergence"].backward()
     assert all(p.grad.abs().max() > 0 for p in solver.network.parameters())
 
@@ -335,6 +366,8 @@ def test_residuals_need_the_state_before(make: Any) -> None:
         (lambda: Conserved(momentum, float("inf")), "scale = inf"),
         (lambda: Losses({}), "{}"),
         (lambda: Losses({"a": (0.1, L2(), 3)}), r"terms\['a'\] = .*weight"),
+        (lambda: Losses({"a": (float("nan"), L2())}), r"terms\['a'\] = \(nan, .*finite"),
+        (lambda: Losses({"a": (True, L2())}), r"terms\['a'\] = \(True, .*finite"),
     ],
 )
 def test_parts_that_are_not_there(make: Any, message: str) -> None:
