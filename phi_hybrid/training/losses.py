@@ -3,7 +3,7 @@
 A term is called with states after 1 … n steps, native tensors `(trajectory, time, …)`, and the batch with the
 references, and returns a scalar. `Losses` adds terms up by name; each is a differentiable function of the states alone.
 Means are over all values of a state: where it has several parts, such as velocity and smoke, `Part` gives each a term
-of its own.
+of its own. Squares of complex numbers are those of their moduli.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from phi_hybrid.bridge.checks import require, require_arguments, require_callable, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import repeat, tuple_of, with_batch
+from phi_hybrid.bridge.numbers import square
 from phi_hybrid.bridge.parts import part_of
 from phi_hybrid.data import Batch
 from phi_hybrid.data.batch import DataLayout
@@ -105,7 +106,7 @@ class L2(_Placed):
     at: At = EveryStep()
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
-        return _mean([((y - t) / s) ** 2 for y, t, s in zip(states, batch.targets, batch.scale)], self.at)
+        return _mean([square((y - t) / s) for y, t, s in zip(states, batch.targets, batch.scale)], self.at)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Spectral(_Placed):
                 modes = torch.fft.fftn((y - t) / s, dim=positions, norm="ortho")
                 errors.append(_wavenumbers(modes, positions) ** (2 * self.power) * modes.abs() ** 2)
             else:
-                errors.append(((y - t) / s) ** 2)
+                errors.append(square((y - t) / s))
         return _mean(errors, self.at)
 
 
@@ -179,7 +180,7 @@ class Vanishing(_InUnits):
     at: At = EveryStep()
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
-        return _mean([(q / self.scale) ** 2 for q in _quantities(self.quantity, states, batch)], self.at)
+        return _mean([square(q / self.scale) for q in _quantities(self.quantity, states, batch)], self.at)
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Conserved(_InUnits):
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         own, true = (_quantities(self.quantity, s, batch) for s in (states, batch.targets))
-        return _mean([((a - b) / self.scale) ** 2 for a, b in zip(own, true)], self.at)
+        return _mean([square((a - b) / self.scale) for a, b in zip(own, true)], self.at)
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class Residual(_Placed):
         for n in range(states[0].shape[1]):
             expected.append(bound.step(*(p[:, n] for p in previous), *inputs.at(n)))
         stacked = [torch.stack(leaf, 1) for leaf in zip(*expected)]
-        return _mean([((y - e) / s) ** 2 for y, e, s in zip(uncorrected, stacked, batch.scale)], self.at)
+        return _mean([square((y - e) / s) for y, e, s in zip(uncorrected, stacked, batch.scale)], self.at)
 
 
 # --- combinations ---
@@ -351,8 +352,8 @@ class Losses:
         for name, (weight, term) in self.terms.items():
             before = term.needs_uncorrected
             value = term.before_correction(uncorrected, states, batch) if before else term(states, batch)
-            scalar = isinstance(value, torch.Tensor) and value.numel() == 1
-            require(scalar, f"value of terms[{name!r}]", value, "a torch tensor of one number, e.g. errors.mean()")
+            scalar = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
+            require(scalar, f"value of terms[{name!r}]", value, "a torch tensor of one real number, e.g. errors.mean()")
             values[name] = weight * value
         return values
 
@@ -371,11 +372,11 @@ def _mean(entries: list[torch.Tensor], at: At) -> torch.Tensor:
 
 def _wavenumbers(modes: torch.Tensor, positions: list[int]) -> torch.Tensor:
     """√Σᵢ (kᵢ·dxᵢ/π)², shaped to multiply `modes`."""
-    square = torch.zeros((), dtype=modes.real.dtype, device=modes.device)
+    total = torch.zeros((), dtype=modes.real.dtype, device=modes.device)
     for position in positions:
         k = torch.fft.fftfreq(modes.shape[position], dtype=modes.real.dtype, device=modes.device) * 2
-        square = square + k.view(-1, *[1] * (modes.ndim - 1 - position)) ** 2
-    return square.sqrt()
+        total = total + k.view(-1, *[1] * (modes.ndim - 1 - position)) ** 2
+    return total.sqrt()
 
 
 def _quantities(quantity: Callable, states: Tensors, batch: Batch) -> tuple[torch.Tensor, ...]:

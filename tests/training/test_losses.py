@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases.chains import STEPS, agree, channels, force_at, make_data, make_solver, windows
-from cases.small import SmallNet, faces, forced_step, native_of, noise
+from cases.small import SmallNet, faces, forced_step, line, native_of, noise
 from cases.states import RESOLUTION, SIZE
 from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, batch, channel, field, math, spatial
 
@@ -182,6 +182,40 @@ def test_residual_is_a_function_of_all_states(b: Batch, states: Tensors) -> None
         torch.testing.assert_close(g[:, 4], error, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(g[:, 3], -0.5 * error, rtol=1e-12, atol=1e-14)
         assert not g[:, :3].any()
+
+
+TURNING = [
+    L2(),
+    Spectral(0),
+    Vanishing(lambda u: u.values),
+    Conserved(lambda u: u.values),
+    Residual(lambda u: u * 1j),
+    BeforeCorrection(L2(LastStep())),
+]
+
+
+@pytest.mark.parametrize("term", TURNING, ids=lambda t: type(t).__name__)
+def test_squares_of_complex_states_by_hand(term: Any) -> None:
+    """Mean squares of moduli, real numbers; the phase of all states together does not matter."""
+    data = ph.Trajectories.generate(lambda u: u * 1j, line(0, dtype=torch.float64, b=3) * (1 + 0.5j), 4, progress=False)
+    b, error = data.whole(), torch.complex(*(noise(3, 4, 8, 1, seed=n, dtype=torch.float64) for n in (0, 1)))
+    (true,), scale = b.targets, data.scale[0]
+    states = true + error
+    expected = {
+        "Vanishing": states,
+        "Conserved": error,
+        "Residual": (error - 1j * torch.cat([torch.zeros_like(error[:, :1]), error[:, :-1]], 1)) / scale,
+        "BeforeCorrection": error[:, -1] / scale,
+    }.get(type(term).__name__, error / scale)
+    found = term((states,), b)
+    assert not found.is_complex()
+    assert float(found) == pytest.approx(float((expected.abs() ** 2).mean()), rel=1e-12)
+
+
+def test_losses_are_real(b: Batch, states: Tensors) -> None:
+    losses = Losses({"phase": lambda states, b: states[0].mean() * 1j})
+    with pytest.raises(ph.StateError, match=r"value of terms\['phase'\] = .*one real number"):
+        losses.contributions(states, (), b)
 
 
 TERMS = {
