@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import torch
 
+from phi_hybrid.bridge.numbers import in_double, square
 from phi_hybrid.errors import DataError
 
 PIECE = 2**20
@@ -93,8 +94,8 @@ def _is_finite(piece: torch.Tensor) -> bool:
 
 
 def standard_deviation(*tensors: torch.Tensor) -> float:
-    """√(Σ (u − ⟨u⟩)² / (N − 1)) over all values of all tensors, in float64; NaN for a single one."""
+    """√(Σ |u − ⟨u⟩|² / (N − 1)) over all values of all tensors, in float64; NaN for a single one."""
     count = sum(tensor.numel() for tensor in tensors)
-    mean = sum(piece.double().sum() for tensor in tensors for _, piece in pieces(tensor)) / count
-    squares = sum((piece.double() - mean).square().sum() for tensor in tensors for _, piece in pieces(tensor))
+    mean = sum(in_double(piece).sum() for tensor in tensors for _, piece in pieces(tensor)) / count
+    squares = sum(square(in_double(piece) - mean).sum() for tensor in tensors for _, piece in pieces(tensor))
     return float((squares / (count - 1)).sqrt())

@@ -334,7 +334,7 @@ def _assembled(states: tuple[torch.Tensor, ...], layout: Layout, inputs: Any, me
 
 def scale_of(sets: Sequence[tuple[torch.Tensor, ...]]) -> tuple[float, ...]:
     """Standard deviation of each state tensor over several sets together (1 where nothing varies)."""
-    deviations = [standard_deviation(*t) if t[0].is_floating_point() else 1.0 for t in zip(*sets)]
+    deviations = [standard_deviation(*t) if t[0].is_floating_point() or t[0].is_complex() else 1.0 for t in zip(*sets)]
     return tuple(d if d > 0 else 1.0 for d in deviations)
 
 

@@ -2,7 +2,7 @@
 
 Members are states with a batch dim `member`, e.g. `ensemble.rollout(u0, 100)`; the truth is one without, e.g. a
 reference trajectory. A calibrated ensemble is one whose members and truth could be exchanged for each other. Scores are
-over all values of a state; of several parts, score one at a time: `crps(members["smoke"], truth["smoke"])`.
+over all values of a state, which are real; of several parts, score one at a time: `crps(members["smoke"], truth["smoke"])`.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def expected_skill(members: Any, along: Dims = ()) -> Tensor:
     (Fortin et al. 2014, doi 10.1175/JHM-D-14-0008.1).
     """
     tensors, layout = _members(members)
+    _require_real(tensors)
     leaves = [_leaf(tensor, tensor, axes) for tensor, axes in zip(tensors, layout.leaves)]
     return sqrt(_mean(leaves, lambda u, _: (1 + 1 / len(u)) * u.var(0), along))
 
@@ -111,7 +112,8 @@ def spread_skill(members: Any, truth: Any, along: Dims = ()) -> Tensor:
         along: dims to keep, e.g. `('time',)`; the means are over all others, over everything by default.
 
     Raises:
-        StateError: for fewer than two members, values that are not finite, states of two kinds, or an unknown dim.
+        StateError: for fewer than two members, values that are complex or not finite, states of two kinds, or an unknown
+            dim.
     """
     return expected_skill(members, along) / skill(members, truth, along)
 
@@ -203,12 +205,21 @@ def _leaves(members: Any, truth: Any, least: int = 2) -> list[Leaf]:
             f"members and truth differ in kind: {without(layout, MEMBER).difference(true_layout)}. They take the same "
             f"dims but for '{MEMBER}'"
         )
+    _require_real((*own, *true))
     if not all_finite((*own, *true)):
         raise StateError(
             "members or truth hold NaN or infinity, to which no score applies: leave failed members and trajectories "
             "out, or end before they fail, e.g. members.time[:50]"
         )
     return [_leaf(u, t.to(u), axes) for u, t, axes in zip(own, true, layout.leaves)]
+
+
+def _require_real(tensors: Sequence[torch.Tensor]) -> None:
+    if kinds := sorted({str(t.dtype) for t in tensors if t.is_complex()}):
+        raise StateError(
+            f"members or truth hold {', '.join(kinds)}, but scores compare real numbers: score real and imaginary part one at "
+            "a time, e.g. crps(field.real(members), field.real(truth))"
+        )
 
 
 def _leaf(members: torch.Tensor, truth: torch.Tensor, axes: tuple) -> Leaf:

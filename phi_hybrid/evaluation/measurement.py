@@ -197,6 +197,10 @@ def _one_per_trajectory(value: Any, metric: str, failed: torch.Tensor) -> torch.
             f"number per trajectory, {tuple(failed.shape)}: reduce all other axes, e.g. "
             "(own.rows - reference.rows).abs().amax(1)"
         )
+    if tensors[0].is_complex():
+        raise StateError(
+            f"metric {metric!r} returned {tensors[0].dtype}, but should return real numbers, e.g. the modulus, math.abs(…)"
+        )
     return tensors[0].to(failed.device, torch.float64)
 
 

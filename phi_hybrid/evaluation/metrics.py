@@ -27,6 +27,7 @@ from phi_hybrid.bridge.layout import (
     tuple_of,
     unflatten,
 )
+from phi_hybrid.bridge.numbers import in_double
 from phi_hybrid.bridge.parts import part_of, parts_of
 from phi_hybrid.errors import StateError
 from phi_hybrid.evaluation.quantities import divergence, energy_spectrum
@@ -53,14 +54,14 @@ class Frame:
 
     @cached_property
     def rows(self) -> torch.Tensor:
-        """All values in float64, `(trajectory, value)`."""
-        return torch.cat([t.reshape(len(t), -1) for t in self.tensors], 1).double()
+        """All values in float64, complex ones in complex128, `(trajectory, value)`."""
+        return in_double(torch.cat([t.reshape(len(t), -1) for t in self.tensors], 1))
 
     @cached_property
     def deviations(self) -> torch.Tensor:
         """`rows` less the spatial mean of each component; less the mean of all values where there is no space."""
         return torch.cat(
-            [_deviation(t.double(), a).reshape(len(t), -1) for t, a in zip(self.tensors, self.layout.leaves)], 1
+            [_deviation(in_double(t), a).reshape(len(t), -1) for t, a in zip(self.tensors, self.layout.leaves)], 1
         )
 
     def part(self, name: str | int) -> Frame:
@@ -137,7 +138,7 @@ class _OfQuantity(Metric):
 
 @dataclass(frozen=True)
 class MAE(_OfQuantity):
-    """Mean absolute error ⟨|u − u*|⟩ over space and components, in units of the state.
+    """Mean absolute error ⟨|u − u*|⟩ over space and components, in units of the state; moduli of complex errors.
 
     Args:
         of: quantity to compare, e.g. `ph.quantities.vorticity`; the state by default.
@@ -164,6 +165,8 @@ class NRMSE(_OfQuantity):
 class Correlation(_OfQuantity):
     """Correlation Σ a·b / √(Σ a²·Σ b²) over space and components, between −1 and 1, and −∞ for failed rollouts.
 
+    Real and imaginary parts of complex states count like two components.
+
     Pearson's correlation with a = u − ⟨u⟩, b = u* − ⟨u*⟩, the spatial mean of each component removed; with
     `centred=False` the cosine similarity, a = u and b = u*, which a common offset draws towards 1. Zero where a or b is
     zero everywhere.
@@ -180,7 +183,7 @@ class Correlation(_OfQuantity):
     def __call__(self, own: Frame, reference: Frame) -> torch.Tensor:
         own, reference = own.of(self.of), reference.of(self.of)
         a, b = (own.deviations, reference.deviations) if self.centred else (own.rows, reference.rows)
-        return (a * b).sum(1) / _positive(a.norm(dim=1) * b.norm(dim=1))
+        return (a * b.conj()).real.sum(1) / _positive(a.norm(dim=1) * b.norm(dim=1))
 
 
 # --- spectra, divergence, conserved quantities ---

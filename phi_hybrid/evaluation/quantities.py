@@ -20,6 +20,7 @@ from phi.math.extrapolation import PERIODIC
 
 from phi_hybrid.bridge.checks import require_instance
 from phi_hybrid.bridge.layout import FieldLayout, flatten
+from phi_hybrid.bridge.numbers import in_double
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps.bound import Tensors
 
@@ -37,7 +38,8 @@ def total(state: Field) -> Any:
 
 def energy(state: Field) -> Any:
     """Energy ½ ∫ |u|² dV, `(trajectory, x, y, vector)` → `(trajectory,)`; faces as in `total`."""
-    return 0.5 * sum(phi_math.sum(part**2, part.shape.non_batch) for part in _components(state)) * _cell_volume(state)
+    squares = [(phi_math.abs(part) if part.dtype.kind is complex else part) ** 2 for part in _components(state)]
+    return 0.5 * sum(phi_math.sum(square, square.shape.non_batch) for square in squares) * _cell_volume(state)
 
 
 def _components(state: Field) -> list[Any]:
@@ -83,7 +85,7 @@ def energy_spectrum(tensors: Tensors, layout: FieldLayout, complete: bool = True
     for tensor, axes in zip(tensors, layout.leaves):
         space = [i for i, a in enumerate(axes) if a.kind == "spatial"]
         rest = [i for i, a in enumerate(axes) if a.kind not in ("spatial", "batch")]
-        modes = torch.fft.fftn(tensor.double(), dim=space, norm="forward").abs().square()
+        modes = torch.fft.fftn(in_double(tensor), dim=space, norm="forward").abs().square()
         power = power + 0.5 * (modes.sum(rest) if rest else modes).flatten(1)
     shell, count = _shells(layout)
     found = power.new_zeros(len(power), int(shell.max()) + 1).index_add_(1, shell.to(power.device), power)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from phi_hybrid.bridge.channels import resolutions
 from phi_hybrid.bridge.layout import Layout, TreeLayout
 from phi_hybrid.errors import StateError
@@ -62,3 +64,12 @@ def require_known_grids(seen: Mapping[str, Layout], state: Layout) -> None:
                 f"{name} is on a grid of {dict(strange.pop())} cells, but the state has {[dict(k) for k in known]}: a network "
                 "sees one grid resolution. Resample it to the grid of the state first, or leave it out with sees=(…)"
             )
+
+
+def require_real(name: str, tensors: Sequence[torch.Tensor]) -> None:
+    """Raises StateError for complex numbers, whose imaginary part a network would not see."""
+    if kinds := sorted({str(t.dtype) for t in tensors if t.is_complex()}):
+        raise StateError(
+            f"{name} holds {', '.join(kinds)}, but a network sees and corrects real numbers: make real and imaginary part two "
+            "parts, {'real': field.real(u), 'imag': field.imag(u)}, and leave other complex inputs out with sees=(…)"
+        )

@@ -17,6 +17,7 @@ from phi_hybrid.bridge.checks import require, require_arguments, require_instanc
 from phi_hybrid.bridge.layout import Layout, TreeLayout, describe_leaves, flatten
 from phi_hybrid.deployment import save_step
 from phi_hybrid.errors import StateError
+from phi_hybrid.hybrid.choices import require_real
 from phi_hybrid.hybrid.coupling import Additive, Combination, Coupling, as_coupling
 from phi_hybrid.hybrid.step import Features, HybridStep
 from phi_hybrid.steps import Step, as_step, rollout
@@ -50,8 +51,9 @@ class HybridSolver(Step):
             `lambda v: fluid.make_incompressible(v)[0]` that removes the divergence of the correction.
 
     Raises:
-        StateError: on the first call, if resolutions or channel numbers do not fit; later, for a state whose boundaries
-            are of another kind than those of the data that the scales come from.
+        StateError: for complex features; on the first call, if resolutions or channel numbers do not fit, or the state or an
+            input that is seen is complex; later, for a state whose boundaries are of another kind than those of the data that
+            the scales come from.
     """
 
     input_mean: torch.Tensor
@@ -83,6 +85,7 @@ class HybridSolver(Step):
         self.corrects = _choice("corrects", corrects, (Integral, str), 'names or numbers of parts, e.g. ("velocity",)')
         require_instance("features", features, (tuple, list), "fields or tensors in a tuple, e.g. (mask,)")
         tensors, self._features_layout = flatten(tuple(features))
+        require_real("features", tensors)
         require_tensors(self._features_layout, "features")
         self._features = len(tensors)
         for number, tensor in enumerate(tensors):

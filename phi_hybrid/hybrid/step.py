@@ -27,7 +27,14 @@ from phi_hybrid.bridge.layout import (
 )
 from phi_hybrid.bridge.parts import parts_of
 from phi_hybrid.errors import StateError
-from phi_hybrid.hybrid.choices import changed_arguments, chosen_parts, input_names, require_known_grids, seen_inputs
+from phi_hybrid.hybrid.choices import (
+    changed_arguments,
+    chosen_parts,
+    input_names,
+    require_known_grids,
+    require_real,
+    seen_inputs,
+)
 from phi_hybrid.hybrid.coupling import Coupling
 from phi_hybrid.steps import Step
 from phi_hybrid.steps.face import Tensors, signature_of
@@ -97,6 +104,8 @@ class HybridStep:
     ) -> None:
         self.layout, self.signature = layout, signature_of(tensors)
         self.coupling, self._network, self._features, self._projection = coupling, network, features, projection
+        self._slices = _slices([len(child.leaves) for child in layout.children])
+        require_real("the state", tensors[self._slices[0]])
         every = tuple_of(layout, features.layout)
         batch = batch_names(every)
         self._sizes = batch_sizes((*tensors, *features.tensors(tensors[0].dtype)), every)
@@ -116,8 +125,9 @@ class HybridStep:
         self._result_layout, self._program = self._physics.output_layout, None
         self._result_is_wide = self._physics.output_layout == self.output_layout
         self._shape = [*self._sizes.values()]
-        self._slices = _slices([len(child.leaves) for child in self._wide.children])
         self._make_maps(seen_inputs(sees, input_names(layout, physics.argument_names)), corrects)
+        for number in self._seen:
+            require_real(f"input {number}", tensors[self._slices[number + 1]])
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
         compiled = self._program is not None and _compat.runs_as_it_is()

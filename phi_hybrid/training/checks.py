@@ -13,7 +13,8 @@ from phi_hybrid.data import Mixture, Stream, Trajectories, require_sets, sets_of
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps import Step
 from phi_hybrid.training.callbacks import Callback
-from phi_hybrid.training.objective import Objective
+from phi_hybrid.training.gradient import GradientMode
+from phi_hybrid.training.objective import Curriculum, Objective
 
 _SCHEDULER = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
 
@@ -102,6 +103,26 @@ def check_accumulation(accumulate: int, optimizer: torch.optim.Optimizer) -> Non
             f"accumulate = {accumulate}: {type(optimizer).__name__} looks at the outputs of all windows at once. Leave it out, "
             "and take a larger batch_size"
         )
+
+
+def check_gradient(objective: Objective, optimizer: torch.optim.Optimizer) -> None:
+    """Raises StateError for gradient modes that an optimizer would ignore, as it differentiates the outputs itself."""
+    if not getattr(optimizer, "takes_outputs", False):
+        return
+    for name, mode in _gradient_modes(objective).items():
+        if mode.overrides_backward:
+            raise StateError(
+                f"{name} = {mode!r} acts on the gradient of the loss, which {type(optimizer).__name__} does not use: take "
+                "another mode, e.g. Full() or Paths(network=0), or an optimizer such as Adam"
+            )
+
+
+def _gradient_modes(objective: Objective) -> dict[str, GradientMode]:
+    """Name → gradient mode of an objective, or of every stage of a curriculum."""
+    if not isinstance(objective, Curriculum):
+        return {"gradient": objective.gradient}
+    stages = {start: _gradient_modes(stage) for start, stage in objective.stages.items()}
+    return {f"stages[{start}].{name}": mode for start, modes in stages.items() for name, mode in modes.items()}
 
 
 def check_combination(combine: Any, optimizer: torch.optim.Optimizer) -> None:

@@ -51,6 +51,11 @@ class GradientMode:
         """Adds to `parameters[i].grad`; `again` keeps the graph for another loss of the same states."""
         loss.backward(retain_graph=again)
 
+    @property
+    def overrides_backward(self) -> bool:
+        """True for a mode whose gradient takes another `backward` than one through the graph."""
+        return type(self).backward is not GradientMode.backward
+
 
 @dataclass(frozen=True)
 class Full(GradientMode):
@@ -165,6 +170,13 @@ class Paths(GradientMode):
             return step(n, tuple(scale_gradient(t, self.step) for t in state) if n else state)
 
         return self.chaining.chain(step if self.step == 1 else damped, state, steps)
+
+    def backward(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter], again: bool = False) -> None:
+        self.chaining.backward(loss, parameters, again)
+
+    @property
+    def overrides_backward(self) -> bool:
+        return self.chaining.overrides_backward
 
     @property
     def gate(self) -> Gate | None:

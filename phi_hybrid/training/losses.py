@@ -3,11 +3,12 @@
 A term is called with states after 1 … n steps, native tensors `(trajectory, time, …)`, and the batch with the
 references, and returns a scalar. `Losses` adds terms up by name; each is a differentiable function of the states alone.
 Means are over all values of a state: where it has several parts, such as velocity and smoke, `Part` gives each a term
-of its own.
+of its own. Squares of complex numbers are those of their moduli.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ import torch
 from phi_hybrid.bridge.checks import require, require_arguments, require_callable, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
 from phi_hybrid.bridge.layout import repeat, tuple_of, with_batch
+from phi_hybrid.bridge.numbers import square
 from phi_hybrid.bridge.parts import part_of
 from phi_hybrid.data import Batch
 from phi_hybrid.data.batch import DataLayout
@@ -58,6 +60,10 @@ class Term:
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         """The loss of states after 1 … n steps, `(trajectory, time, …)`."""
         raise NotImplementedError
+
+    def before_correction(self, uncorrected: Tensors, states: Tensors, batch: Batch) -> torch.Tensor:
+        """The loss of what the physics returned; `states` are those after the corrections, from which it went on."""
+        return self(uncorrected, batch)
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class L2(_Placed):
     at: At = EveryStep()
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
-        return _mean([((y - t) / s) ** 2 for y, t, s in zip(states, batch.targets, batch.scale)], self.at)
+        return _mean([square((y - t) / s) for y, t, s in zip(states, batch.targets, batch.scale)], self.at)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class Spectral(_Placed):
                 modes = torch.fft.fftn((y - t) / s, dim=positions, norm="ortho")
                 errors.append(_wavenumbers(modes, positions) ** (2 * self.power) * modes.abs() ** 2)
             else:
-                errors.append(((y - t) / s) ** 2)
+                errors.append(square((y - t) / s))
         return _mean(errors, self.at)
 
 
@@ -174,7 +180,7 @@ class Vanishing(_InUnits):
     at: At = EveryStep()
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
-        return _mean([(q / self.scale) ** 2 for q in _quantities(self.quantity, states, batch)], self.at)
+        return _mean([square(q / self.scale) for q in _quantities(self.quantity, states, batch)], self.at)
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ class Conserved(_InUnits):
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         own, true = (_quantities(self.quantity, s, batch) for s in (states, batch.targets))
-        return _mean([((a - b) / self.scale) ** 2 for a, b in zip(own, true)], self.at)
+        return _mean([square((a - b) / self.scale) for a, b in zip(own, true)], self.at)
 
 
 @dataclass(frozen=True)
@@ -216,13 +222,16 @@ class Residual(_Placed):
         require_step("step", self.step)
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        return self.before_correction(states, states, batch)
+
+    def before_correction(self, uncorrected: Tensors, states: Tensors, batch: Batch) -> torch.Tensor:
         inputs = batch.step_inputs
         previous = [torch.cat([u[:, None], y[:, :-1]], 1) for u, y in zip(batch.initial, states)]
         bound, expected = batch.bind(known_step(self.step)), []
         for n in range(states[0].shape[1]):
             expected.append(bound.step(*(p[:, n] for p in previous), *inputs.at(n)))
         stacked = [torch.stack(leaf, 1) for leaf in zip(*expected)]
-        return _mean([((y - e) / s) ** 2 for y, e, s in zip(states, stacked, batch.scale)], self.at)
+        return _mean([square((y - e) / s) for y, e, s in zip(uncorrected, stacked, batch.scale)], self.at)
 
 
 # --- combinations ---
@@ -249,6 +258,8 @@ class _Around(Term):
 class BeforeCorrection(_Around):
     """A term of the states that the physics returned, before they were corrected: P(uₙ₋₁) instead of uₙ.
 
+    Around a `Residual` it compares them with R(uₙ₋₁), the other step from the same corrected state.
+
     Args:
         term: what to measure of them, `L2()` by default.
     """
@@ -256,11 +267,14 @@ class BeforeCorrection(_Around):
     term: Term = L2()
     needs_uncorrected = True
 
-    def __post_init__(self) -> None:
-        require_callable("term", self.term, "a term, e.g. L2()")
+    def __repr__(self) -> str:  # of a function as it was given, which checkpoints of older versions hold
+        return f"BeforeCorrection(term={self.term.function if isinstance(self.term, _Function) else self.term!r})"
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
         return self.term(states, batch)
+
+    def before_correction(self, uncorrected: Tensors, states: Tensors, batch: Batch) -> torch.Tensor:
+        return self.term.before_correction(uncorrected, states, batch)
 
 
 @dataclass(frozen=True)
@@ -279,9 +293,18 @@ class Part(_Around):
     term: Term
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
+        place, part = self._of(batch)
+        return self.term(states[place], part)
+
+    def before_correction(self, uncorrected: Tensors, states: Tensors, batch: Batch) -> torch.Tensor:
+        place, part = self._of(batch)
+        return self.term.before_correction(uncorrected[place], states[place], part)
+
+    def _of(self, batch: Batch) -> tuple[slice, Batch]:
+        """Place of the part among the tensors of a state, and the batch of this part alone."""
         place, layout = part_of(batch.state_layout, self.name)
         layouts, scale = DataLayout(layout, batch.layouts.inputs), batch.scale[place]
-        return self.term(states[place], replace(batch, states=batch.states[place], layouts=layouts, scale=scale))
+        return place, replace(batch, states=batch.states[place], layouts=layouts, scale=scale)
 
 
 @dataclass(frozen=True)
@@ -292,7 +315,7 @@ class Losses:
         terms: name → term, or name → (weight, term), e.g. `{"state": L2(), "divergence": (0.01, Vanishing(…))}`.
 
     Raises:
-        StateError: if there is none, or a weight is no number.
+        StateError: if there is none, or a weight is no finite number.
     """
 
     terms: Mapping[str, Term | tuple[float, Term]]
@@ -303,8 +326,9 @@ class Losses:
         require(given, "terms", self.terms, "a mapping from names to terms, e.g. {'state': L2()}")
         for name, entry in self.terms.items():
             weight, term = entry if isinstance(entry, tuple) and len(entry) == 2 else (1.0, entry)
-            expected = "a term or (weight, term), e.g. (0.1, L1())"
-            require(isinstance(weight, Real), f"terms[{name!r}]", entry, expected)
+            expected = "a term or (weight, term) with a finite number as weight, e.g. (0.1, L1())"
+            finite = isinstance(weight, Real) and not isinstance(weight, bool) and math.isfinite(weight)
+            require(finite, f"terms[{name!r}]", entry, expected)
             weighted[name] = (float(weight), _as_term(term, f"terms[{name!r}]", expected))
         object.__setattr__(self, "terms", weighted)
 
@@ -326,9 +350,10 @@ class Losses:
         """Name → weight · term."""
         values = {}
         for name, (weight, term) in self.terms.items():
-            value = term(uncorrected if term.needs_uncorrected else states, batch)
-            scalar = isinstance(value, torch.Tensor) and value.numel() == 1
-            require(scalar, f"value of terms[{name!r}]", value, "a torch tensor of one number, e.g. errors.mean()")
+            before = term.needs_uncorrected
+            value = term.before_correction(uncorrected, states, batch) if before else term(states, batch)
+            scalar = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
+            require(scalar, f"value of terms[{name!r}]", value, "a torch tensor of one real number, e.g. errors.mean()")
             values[name] = weight * value
         return values
 
@@ -347,11 +372,11 @@ def _mean(entries: list[torch.Tensor], at: At) -> torch.Tensor:
 
 def _wavenumbers(modes: torch.Tensor, positions: list[int]) -> torch.Tensor:
     """√Σᵢ (kᵢ·dxᵢ/π)², shaped to multiply `modes`."""
-    square = torch.zeros((), dtype=modes.real.dtype, device=modes.device)
+    total = torch.zeros((), dtype=modes.real.dtype, device=modes.device)
     for position in positions:
         k = torch.fft.fftfreq(modes.shape[position], dtype=modes.real.dtype, device=modes.device) * 2
-        square = square + k.view(-1, *[1] * (modes.ndim - 1 - position)) ** 2
-    return square.sqrt()
+        total = total + k.view(-1, *[1] * (modes.ndim - 1 - position)) ** 2
+    return total.sqrt()
 
 
 def _quantities(quantity: Callable, states: Tensors, batch: Batch) -> tuple[torch.Tensor, ...]:

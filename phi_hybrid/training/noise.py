@@ -15,6 +15,7 @@ import torch
 
 from phi_hybrid.bridge.checks import require, require_callable, require_count, require_number
 from phi_hybrid.bridge.layout import TreeLayout, tuple_of
+from phi_hybrid.bridge.numbers import square
 from phi_hybrid.data import Batch
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps.plain import known_step, require_step
@@ -53,6 +54,8 @@ class Ramp:
 @dataclass(frozen=True)
 class Noise:
     """Gaussian noise ε of standard deviation σ on the initial state, or on every iterate of an unrolled rollout.
+
+    Of complex states, real and imaginary part are perturbed alike, with σ/√2 each.
 
     Args:
         sigma: σ ≥ 0; 0 is exactly no noise, and draws nothing.
@@ -145,6 +148,9 @@ class Noise:
         return tuple(e * ratio.view(-1, *[1] * (e.ndim - 1)) for e in projected)
 
     def _normal(self, like: torch.Tensor) -> torch.Tensor:
+        if like.is_complex():  # real and imaginary part share the variance
+            parts = self._normal(torch.view_as_real(like)) / math.sqrt(2)
+            return torch.view_as_complex(parts)
         shape, dtype = like.shape, like.dtype
         if not dtype.is_floating_point:
             return torch.zeros_like(like)
@@ -172,5 +178,5 @@ def _walk(noise: Tensors, batch: Batch) -> Tensors:
 
 
 def _squares(noise: Tensors, scale: tuple[float, ...]) -> torch.Tensor:
-    """Σ (ε/σ)² over all tensors, `(trajectory,)`."""
-    return sum(((e / s) ** 2).flatten(1).sum(1) for e, s in zip(noise, scale))
+    """Σ |ε/σ|² over all tensors, `(trajectory,)`."""
+    return sum(square(e / s).flatten(1).sum(1) for e, s in zip(noise, scale))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from phi_hybrid.bridge.checks import require, require_count, require_instance
+from phi_hybrid.bridge.numbers import square
 from phi_hybrid.data import Batch
 from phi_hybrid.errors import StateError
 from phi_hybrid.hybrid import HybridStep
@@ -205,7 +206,7 @@ class Diverted(Objective):
     def loss(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
         """Mean squared distance of model and reference in units of the data's standard deviation."""
         own, expected = outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
-        errors = [(((y - t) / s) ** 2).sum() for y, t, s in zip(own, expected, batch.scale)]
+        errors = [square((y - t) / s).sum() for y, t, s in zip(own, expected, batch.scale)]
         return sum(errors) / sum(y.numel() for y in own)
 
 

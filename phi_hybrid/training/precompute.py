@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from phi_hybrid.bridge.checks import require_count, require_number
+from phi_hybrid.bridge.numbers import square
 from phi_hybrid.data import Trajectories, require_data
 from phi_hybrid.errors import NonFiniteError
 from phi_hybrid.steps import all_finite, known_step, require_step
@@ -57,7 +58,7 @@ def precompute_corrections(
     def closure() -> torch.Tensor:
         # sums, not means, so that the tolerances of L-BFGS are for one entry, however many there are
         states = [v.requires_grad_() for v in shifted()]
-        loss = sum((d.detach() ** 2).sum() for d in shifts)
+        loss = sum(square(d.detach()).sum() for d in shifts)
         for piece in corrections.of(states):
             penalty = factor * _squares(piece, data.scale)
             penalty.backward()
@@ -96,4 +97,4 @@ class _Corrections:
 
 
 def _squares(errors: Sequence[torch.Tensor], scale: Sequence[float]) -> torch.Tensor:
-    return sum(((e / s) ** 2).sum() for e, s in zip(errors, scale))
+    return sum(square(e / s).sum() for e, s in zip(errors, scale))

@@ -28,6 +28,7 @@ from phi_hybrid.training.checks import (
     check_accumulation,
     check_callbacks,
     check_combination,
+    check_gradient,
     check_trainer,
     trained_parameters,
 )
@@ -117,6 +118,7 @@ class Trainer:
         check_trainer(solver, data, objective, optimizer, scheduler, batch_size, clip, skip, seed, validation)
         check_accumulation(accumulate, optimizer)
         check_combination(combine, optimizer)
+        check_gradient(objective, optimizer)
         check_callbacks(callbacks, validation)
         for name, value in {"validate_every": validate_every, "checkpoint_every": checkpoint_every}.items():
             require_count(name, value)

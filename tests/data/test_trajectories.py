@@ -113,6 +113,8 @@ def test_selection(data: ph.Trajectories) -> None:
 
 def test_scale_is_the_standard_deviation(data: ph.Trajectories) -> None:
     assert data.scale == pytest.approx([np.std(data.states[0].double().numpy(), ddof=1)])
+    turning = generate(lambda u: u * 1j, line(0, b=2) + 2.0, 3)
+    assert turning.scale == pytest.approx([np.std(turning.states[0].numpy(), ddof=1)]) and turning.scale[0] > 2
     still = generate(lambda u: u, line(0) * 0 + 3.0, 2)
     assert still.scale == (1.0,)
 

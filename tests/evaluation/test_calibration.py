@@ -182,5 +182,12 @@ def test_errors() -> None:
         calibration.rescale(u, float("nan"))
     with pytest.raises(ph.StateError, match="no scale covers 90% of the truth, because the spread is zero"):
         calibration.covering_scale(0 * u, truth)
+    for score in (
+        calibration.expected_skill,
+        lambda v: calibration.skill(v, truth),
+        lambda v: calibration.crps(u, v.member[0]),
+    ):
+        with pytest.raises(ph.StateError, match="torch.complex64, but scores compare real numbers"):
+            score(u * 1j)
     with pytest.raises(ph.StateError, match="hold NaN or infinity, to which no score applies"):
         calibration.rank_histogram(u * float("nan"), truth)

@@ -304,6 +304,11 @@ def test_chunks_change_nothing_but_rounding_in_networks(many: ph.Trajectories) -
             {"metrics": {"one": lambda own, true: own.rows.mean()}},
             r"metric 'one' returned shape \(\), but",
         ),
+        (
+            {"a": worse},
+            {"metrics": {"complex": lambda own, true: own.rows.mean(1) * 1j}},
+            "metric 'complex' returned torch.complex128, but should return real numbers",
+        ),
     ],
 )
 def test_errors(solvers: Any, options: dict, message: str, data: ph.Trajectories) -> None:

@@ -49,6 +49,39 @@ def test_errors_by_hand(kind: str) -> None:
     np.testing.assert_allclose(cosine, expected, rtol=1e-12)
 
 
+def complex_waves(seed: int) -> Field:
+    """A periodic complex scalar `(trajectory, x)`, complex128."""
+    rng = np.random.default_rng(seed)
+    return waves(*(rng.normal(size=(3, CELLS)) + 1j * rng.normal(size=(3, CELLS)) + 0.3 * seed))
+
+
+def test_errors_of_complex_states_by_hand() -> None:
+    """Moduli of errors; correlations and norms as of real and imaginary part beside each other."""
+    own, true = complex_waves(1), complex_waves(2)
+    a, b = (ph.bridge.flatten(u)[0][0].numpy() for u in (own, true))
+    found = {name: metric(frame(own), frame(true)) for name, metric in metrics.DEFAULT.items()}
+    assert all(f.dtype == torch.float64 for f in found.values())
+    np.testing.assert_allclose(found["mae"], np.abs(a - b).mean(1), rtol=1e-12)
+    pairs = [np.stack([u.real, u.imag], 1) for u in (a, b)]
+    centred = [p - p.mean(2, keepdims=True) for p in pairs]
+    for name, (p, q) in {"cosine": pairs, "correlation": centred}.items():
+        norms = [np.sqrt((x**2).sum((1, 2))) for x in (p, q)]
+        np.testing.assert_allclose(found[name], (p * q).sum((1, 2)) / norms[0] / norms[1], rtol=1e-12)
+    relative = [np.sqrt((x**2).sum((1, 2))) for x in (pairs[0] - pairs[1], pairs[1])]
+    np.testing.assert_allclose(found["nrmse"], relative[0] / relative[1], rtol=1e-12)
+
+
+def test_energy_of_complex_states() -> None:
+    """½ ∫ |u|², and the same from the spectrum by Parseval's theorem."""
+    u = complex_waves(1)
+    values = ph.bridge.flatten(u)[0][0].numpy()
+    expected = 0.5 * (np.abs(values) ** 2).sum(1) * 2 * np.pi / CELLS
+    with math.precision(64):
+        np.testing.assert_allclose(quantities.energy(u).numpy("trajectory"), expected, rtol=1e-12)
+    spectrum = quantities.energy_spectrum(*ph.bridge.flatten(u), complete=False)
+    np.testing.assert_allclose(spectrum.sum(1) * 2 * np.pi, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1.0, -5.0])
 def test_correlation_of_shifted_sines(offset: float) -> None:
     """Pearson: cos φ, whatever the offset c. Uncentred: (½ cos φ + c²) / (½ + c²)."""

@@ -25,7 +25,7 @@ from cases.small import (
     step,
     zero_net,
 )
-from phi.torch.flow import Field, advect, batch, channel, math, spatial
+from phi.torch.flow import Field, advect, batch, channel, field, math, spatial
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import from_channels, to_channels
@@ -374,6 +374,20 @@ def test_bad_scales_are_refused_and_change_nothing(bad: float, captured: ph.Phys
 def test_numbers_are_no_features() -> None:
     with pytest.raises(ph.StateError, match=r"features\[0\] = 0.01"):
         ph.HybridSolver(lambda u: u, torch.nn.Conv1d(2, 1, 1), features=(0.01,))
+
+
+def test_complex_numbers_are_refused_by_name(captured: ph.PhysicsBlock) -> None:
+    """Before the physics is called, which may not take them. A network would not see their imaginary part; inputs that it does not see may be complex."""
+    u, f = line(0, b=2), line(1, b=2)
+    for name, call in {
+        "the state": lambda: ph.HybridSolver(captured, SmallNet(2, 1, 1))(u * 1j, f),
+        "input 0": lambda: ph.HybridSolver(lambda u, f: u + field.real(f), SmallNet(2, 1, 1))(u, f * 1j),
+        "features": lambda: ph.HybridSolver(captured, SmallNet(3, 1, 1), features=(u * 1j,)),
+    }.items():
+        with pytest.raises(ph.StateError, match=f"{name} holds torch.complex64.*real and imaginary part"):
+            call()
+    unseen = ph.HybridSolver(lambda u, f: u + field.real(f), SmallNet(1, 1, 1), sees=())
+    assert unseen(u, f * 1j).values.dtype.kind is float
 
 
 def test_wrong_number_of_output_channels(captured: ph.PhysicsBlock) -> None:

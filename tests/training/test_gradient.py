@@ -90,6 +90,9 @@ MODES = {
     SignConsistent(): sign_consistent,
     SignConsistent(Truncated(2)): lambda s, b: sign_consistent(s, b, between=every_second),
     SignConsistent(Checkpointed(2)): sign_consistent,
+    Paths(step=0.6, chaining=SignConsistent()): lambda s, b: sign_consistent(
+        s, b, between=lambda n, u: tuple(damped(t, 0.6) for t in u)
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases.chains import STEPS, agree, channels, force_at, make_data, make_solver, windows
-from cases.small import SmallNet, faces, forced_step, native_of, noise
+from cases.small import SmallNet, faces, forced_step, line, native_of, noise
 from cases.states import RESOLUTION, SIZE
 from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, batch, channel, field, math, spatial
 
@@ -184,6 +184,40 @@ def test_residual_is_a_function_of_all_states(b: Batch, states: Tensors) -> None
         assert not g[:, :3].any()
 
 
+TURNING = [
+    L2(),
+    Spectral(0),
+    Vanishing(lambda u: u.values),
+    Conserved(lambda u: u.values),
+    Residual(lambda u: u * 1j),
+    BeforeCorrection(L2(LastStep())),
+]
+
+
+@pytest.mark.parametrize("term", TURNING, ids=lambda t: type(t).__name__)
+def test_squares_of_complex_states_by_hand(term: Any) -> None:
+    """Mean squares of moduli, real numbers; the phase of all states together does not matter."""
+    data = ph.Trajectories.generate(lambda u: u * 1j, line(0, dtype=torch.float64, b=3) * (1 + 0.5j), 4, progress=False)
+    b, error = data.whole(), torch.complex(*(noise(3, 4, 8, 1, seed=n, dtype=torch.float64) for n in (0, 1)))
+    (true,), scale = b.targets, data.scale[0]
+    states = true + error
+    expected = {
+        "Vanishing": states,
+        "Conserved": error,
+        "Residual": (error - 1j * torch.cat([torch.zeros_like(error[:, :1]), error[:, :-1]], 1)) / scale,
+        "BeforeCorrection": error[:, -1] / scale,
+    }.get(type(term).__name__, error / scale)
+    found = term((states,), b)
+    assert not found.is_complex()
+    assert float(found) == pytest.approx(float((expected.abs() ** 2).mean()), rel=1e-12)
+
+
+def test_losses_are_real(b: Batch, states: Tensors) -> None:
+    losses = Losses({"phase": lambda states, b: states[0].mean() * 1j})
+    with pytest.raises(ph.StateError, match=r"value of terms\['phase'\] = .*one real number"):
+        losses.contributions(states, (), b)
+
+
 TERMS = {
     "state": L2(Geometric(0.5)),
     "divergence": (0.1, Vanishing(field.divergence)),
@@ -210,6 +244,34 @@ def test_contributions_by_hand_and_their_sum(data: ph.Trajectories) -> None:
     assert float(objective.loss(outputs, b)) == pytest.approx(float(sum(expected.values())), rel=1e-12)
     after = native_of(solver.physics, *b.initial, *force_at(b, 0))
     torch.testing.assert_close(channels([t[:, 0] for t in before]), channels(after), rtol=1e-12, atol=1e-12)
+
+
+def farthest(states: Tensors, b: Batch) -> torch.Tensor:
+    return sum((y - t).abs().max() for y, t in zip(states, b.targets))
+
+
+def test_functions_of_states_before_the_correction(data: ph.Trajectories) -> None:
+    """Also after a warm-up; named in messages and checkpoints as they were given."""
+    solver, b = make_solver(FORCED, data), windows(data, 3)
+    objective = ph.Unrolled(3, Losses({"source": BeforeCorrection(farthest)}), warm_up=1)
+    with torch.no_grad():
+        outputs = objective.outputs(solver, b)
+        assert objective.loss(outputs, b) == farthest(outputs[2:], b.after(1)) > 0
+    assert repr(BeforeCorrection(farthest)) == f"BeforeCorrection(term={farthest!r})"
+    assert repr(BeforeCorrection(L2())) == f"BeforeCorrection(term={L2()!r})"
+
+
+def test_residual_before_the_correction(data: ph.Trajectories) -> None:
+    """Both steps start from the corrected state: the physics has no residual of its own, another step has its difference."""
+    solver, b = make_solver(FORCED, data), windows(data, 3)
+    losses = Losses({"own": BeforeCorrection(Residual(FORCED)), "none": BeforeCorrection(Residual(lambda u, f: u * 0))})
+    objective = ph.Unrolled(3, losses)
+    with torch.no_grad():
+        outputs = objective.outputs(solver, b)
+        parts = objective.contributions(outputs, b)
+    assert parts["own"] == 0
+    squares = torch.cat([((p / s) ** 2).ravel() for p, s in zip(outputs[2:], b.scale)])
+    assert float(parts["none"]) == pytest.approx(float(squares.mean()), rel=1e-12)
 
 
 def test_weights_in_single_precision(b: Batch, states: Tensors) -> None:
@@ -299,11 +361,14 @@ def test_training_by_parts() -> None:
         "divergence": Part("velocity", Vanishing(field.divergence)),
         "before": Part("velocity", BeforeCorrection(L2())),
         "same": BeforeCorrection(Part("velocity", L2())),
+        "physics": Part("velocity", BeforeCorrection(Residual(FADING["velocity"]))),
+        "its part": BeforeCorrection(Part("velocity", Residual(FADING["velocity"]))),
     }
     losses, b = Losses(terms), PLUME.windows(2).collate([PLUME.windows(2)[n] for n in (0, 2)])
     assert losses.needs_uncorrected
     parts = ph.Unrolled(2, losses).contributions(ph.Unrolled(2, losses).outputs(solver, b), b)
     assert parts["smoke"] == 0 < parts["divergence"] and parts["before"] == parts["same"] > 0
+    assert parts["physics"] == parts["its part"] == 0
     parts["divergence"].backward()
     assert all(p.grad.abs().max() > 0 for p in solver.network.parameters())
 
@@ -335,6 +400,8 @@ def test_residuals_need_the_state_before(make: Any) -> None:
         (lambda: Conserved(momentum, float("inf")), "scale = inf"),
         (lambda: Losses({}), "{}"),
         (lambda: Losses({"a": (0.1, L2(), 3)}), r"terms\['a'\] = .*weight"),
+        (lambda: Losses({"a": (float("nan"), L2())}), r"terms\['a'\] = \(nan, .*finite"),
+        (lambda: Losses({"a": (True, L2())}), r"terms\['a'\] = \(True, .*finite"),
     ],
 )
 def test_parts_that_are_not_there(make: Any, message: str) -> None:

@@ -65,6 +65,21 @@ def test_truncated(limit: float, deviation: float) -> None:
         assert abs(float(unit.mean())) < 0.02
 
 
+@pytest.mark.parametrize("limit", [None, 2.0])
+def test_complex_noise(limit: float | None) -> None:
+    """Independent real and imaginary parts, which share the variance; no modulus beyond the limit."""
+    states = torch.complex(*(noise(2000, 2, 8, 1, seed=n, dtype=torch.float64) for n in range(2)))
+    b = batch_of([states], ph.bridge.flatten((line(0),))[1], (3.0,))
+    (e,) = seeded(Noise(0.1, truncated=limit), b)
+    assert e.dtype == torch.complex128 and e.shape == states[:, 0].shape
+    assert abs(correlation(e.real, e.imag)) < 4 / e.numel() ** 0.5
+    if limit is None:
+        is_normal(e.real, 0.3 / 2**0.5)
+        is_normal(e.imag, 0.3 / 2**0.5)
+    else:
+        assert float(e.abs().max()) < limit * 0.3 and float(e.std()) == pytest.approx(0.87963 * 0.3, rel=0.02)
+
+
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.ravel(), b.ravel()]))[0, 1])
 

@@ -247,6 +247,16 @@ def test_diverted_chain_of_a_perfect_solver(other: ph.PhysicsBlock, long: ph.Tra
     assert objective.loss(objective.outputs(other, b), b) == 0.0
 
 
+def test_diverted_chain_of_complex_states() -> None:
+    """|½u − iu|² = 1.25 |u|²."""
+    with math.precision(64):
+        data = ph.Trajectories.generate(lambda u: u * 1j, line(0, b=2) * (1 + 2j), 1, progress=False)
+    objective, b = ph.training.Diverted(1, lambda u: u * 1j), data.whole()
+    found = objective.loss(objective.outputs(ph.capture(lambda u: u * 0.5), b), b)
+    expected = 1.25 * (b.initial[0].abs() ** 2).mean() / data.scale[0] ** 2
+    assert not found.is_complex() and float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_curriculum_takes_the_stage_of_the_update() -> None:
     first, second = ph.Unrolled(1), ph.Unrolled(4, noise=ph.Noise(0.1, schedule=ph.training.Ramp(1, 0, 10)))
     curriculum = ph.Curriculum({5: second, 0: first})

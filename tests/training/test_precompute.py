@@ -61,6 +61,14 @@ def test_least_squares_by_a_dense_matrix(weight: float, data: ph.Trajectories) -
     assert not equal(found.states, data.states)
 
 
+def test_imaginary_states_are_corrected_as_real_ones() -> None:
+    real = ph.Trajectories.generate(lambda u: 0.9 * u, line(0, CELLS, torch.float64, b=2), STEPS, progress=False)
+    turned = replace(real, states=(real.states[0] * 1j,))
+    expected, found = (ph.training.precompute_corrections(lambda u: 0.5 * u, d).states[0] for d in (real, turned))
+    torch.testing.assert_close(found, expected * 1j, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(found, turned.states[0])
+
+
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_units_do_not_matter(unit: float, data: ph.Trajectories) -> None:
     """Nor does the optimisation end sooner in large ones, where gradients are small."""

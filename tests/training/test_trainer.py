@@ -17,6 +17,7 @@ import phi_hybrid as ph
 from phi_hybrid.data import Batch
 from phi_hybrid.training import Objective
 from phi_hybrid.training.closure import Closure
+from phi_hybrid.training.gradient import Paths, SignConsistent
 from phi_hybrid.training.losses import L1, L2, LastStep, Losses
 
 TRAJECTORIES, STEPS = 4, 6
@@ -596,6 +597,25 @@ def test_settings_out_of_range(build: Build) -> None:
         for value in values:
             with pytest.raises(ph.StateError, match=f"{name} = {value}"):
                 build(**{name: value})
+
+
+IGNORED = {
+    "gradient = ": ph.Unrolled(2, gradient=SignConsistent()),
+    r"gradient = Paths\(": ph.Unrolled(2, gradient=Paths(step=0.5, chaining=SignConsistent())),
+    r"stages\[5\]\.gradient = ": ph.Curriculum({0: ph.Unrolled(1), 5: ph.Unrolled(2, gradient=SignConsistent())}),
+}
+
+
+@pytest.mark.parametrize("optimizer", [ph.optim.HIG, ph.optim.LevenbergMarquardt])
+def test_gradient_modes_that_an_optimizer_would_ignore(optimizer: Any, block: Any, data: ph.Trajectories) -> None:
+    """It differentiates the outputs itself, along the paths of the mode."""
+    solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
+    for named, objective in IGNORED.items():
+        with pytest.raises(ph.StateError, match=f"{named}.*{optimizer.__name__}"):
+            ph.Trainer(solver, data, objective, optimizer=optimizer(solver), progress=False)
+        ph.Trainer(solver, data, objective, optimizer=torch.optim.Adam(solver.parameters()), progress=False)
+    along = ph.Unrolled(2, gradient=Paths(network=0))
+    ph.Trainer(solver, data, ph.Curriculum({0: along}), optimizer=optimizer(solver), progress=False)
 
 
 def test_optimizer_of_another_network(build: Build) -> None:
