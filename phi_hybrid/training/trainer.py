@@ -159,7 +159,8 @@ class Trainer:
         if isinstance(solver, HybridSolver) and not solver.scaled:
             estimate_scales(solver, data)
         self.processes.make_same([*self._parameters, *running_buffers(solver)])
-        self._snapshot, self._trained = (Snapshot(solver, optimizer, scheduler) for _ in range(2))
+        self._snapshot = Snapshot(solver, optimizer, scheduler)
+        self._trained: Snapshot | None = None
 
     def fit(self, updates: int | None = 1000) -> dict[str, Any]:
         """Trains until `updates` updates have been made in all; a resumed trainer makes those that are missing.
@@ -252,7 +253,14 @@ class Trainer:
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[Step]:
         """Gives the solver with the weights to evaluate and ship: averaged ones, those of a schedule-free optimizer; the
-        trained ones where there are no others. They are back afterwards, to the last bit."""
+        trained ones where there are no others. They are back afterwards, to the last bit.
+
+        Within, as in `after_validation` of a callback, the solver has them already.
+        """
+        if self._trained is not None:
+            yield self.solver
+            return
+        self._trained = Snapshot(self.solver, self.optimizer, self.scheduler)
         self._trained.take()
         try:
             if callable(getattr(self.optimizer, "eval", None)):
@@ -262,6 +270,7 @@ class Trainer:
             yield self.solver
         finally:
             self._trained.restore()
+            self._trained = None
 
     def _show(self, bar: tqdm, loss: float, last: bool) -> None:
         if self.progress and (self.update % 10 == 0 or last):

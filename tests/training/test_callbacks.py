@@ -288,3 +288,17 @@ def test_half_inverse_gradients_take_no_parts(build: Build) -> None:
 def test_callbacks_out_of_range(make: Callable) -> None:
     with pytest.raises(ph.StateError):
         make()
+
+
+def test_evaluation_weights_within_a_validation_leave_the_trained_ones(build: Build, data: ph.Trajectories) -> None:
+    class Evaluating(Callback):
+        errors: list[float] = []
+
+        def after_validation(self, trainer: ph.Trainer, error: float) -> None:
+            with trainer.evaluation_weights() as solver:
+                self.errors.append(float(trajectory_errors(solver, data[4:], 6)[0].mean()))
+
+    trainer, plain = build(callbacks=[AveragedWeights(0.99), Evaluating()]), build(callbacks=[AveragedWeights(0.99)])
+    trainer.fit(6), plain.fit(6)
+    assert equal(weights(trainer), weights(plain)) and trainer.history == plain.history
+    assert Evaluating.errors == plain.history["validation"]["mae"]
