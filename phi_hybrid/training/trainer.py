@@ -283,7 +283,7 @@ class Trainer:
             return
         try:
             self.save(self.checkpoint)
-        except DataError as error:
+        except Exception as error:
             warnings.warn(f"the last complete update could not be saved: {error}", RuntimeWarning, stacklevel=3)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -299,6 +299,7 @@ class Trainer:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "rng": self._rng,
             "update": self.update,
+            "stopped": self.stopped,
             "history": self.history,
             "usual_norm": self.norm_average.state(),
             "callbacks": [callback.state() for callback in self.callbacks],
@@ -310,6 +311,8 @@ class Trainer:
 
     def resume(self, path: str | os.PathLike[str]) -> Trainer:
         """Continues where a checkpoint left off: `trainer.resume(path).fit(updates)`.
+
+        What a callback has ended stays ended, see `stopped`.
 
         Raises:
             DataError: if the file is missing or damaged.
@@ -332,6 +335,7 @@ class Trainer:
             raise StateError(f"the checkpoint {path} is of another solver or optimizer: {error}") from error
         self._rng = state["rng"].cpu()
         self.update = state["update"]
+        self.stopped = state.get("stopped")
         self.history = state["history"]
         self.norm_average.load(state["usual_norm"])
         for callback, kept in zip(self.callbacks, state.get("callbacks", ())):
@@ -368,7 +372,7 @@ class Trainer:
             try:
                 write_checkpoint(path, {**windows, "solver": self.solver.state_dict()})
                 kept = f" Windows and weights are in {path}, for torch.load."
-            except DataError as second:  # which must not take the place of what went wrong
+            except Exception as second:  # which must not take the place of what went wrong
                 kept = f" Windows and weights could not be kept: {second}"
         where = first_non_finite(self.solver, batch, self.accumulate)  # writes into running statistics, restored later
         return NonFiniteError(f"{error}. {where}{kept}", error.step)
