@@ -36,11 +36,14 @@ class Closure:
     """State of torch's generator, the same for all evaluations of an update, as line searches need it."""
     evaluations: list[None] = field(default_factory=list)
     """One entry each."""
+    losses: list[torch.Tensor] = field(default_factory=list)
+    """Those that were computed, in order."""
 
     def __call__(self) -> torch.Tensor:
         trainer = self.trainer
         trainer.optimizer.zero_grad(set_to_none=True)
         total = self._gradient()
+        self.losses.append(total)
         longest = math.inf if trainer.clip is None else trainer.clip
         norm = float(torch.nn.utils.clip_grad_norm_(trainer._parameters, longest))
         trainer.require_finite("gradient norm", norm)
@@ -111,7 +114,22 @@ class Closure:
         Raises:
             NonFiniteError: if it is not finite.
         """
-        return sum(self._contributions(outputs, self.batch, not self.trainer._contributions).values())
+        total = sum(self._contributions(outputs, self.batch, not self.trainer._contributions).values())
+        self.losses.append(total.detach())
+        return total
+
+    def first_loss(self) -> torch.Tensor:
+        """The loss at the weights before the update, for optimizers that do not return it.
+
+        Raises:
+            StateError: if the optimizer has not asked for it.
+        """
+        if not self.losses:
+            raise StateError(
+                f"{type(self.trainer.optimizer).__name__}.step(closure) has not called the closure, which computes the loss "
+                "and its gradient: call it first, with torch.enable_grad(): loss = closure()"
+            )
+        return self.losses[0]
 
     @contextlib.contextmanager
     def _evaluation(self) -> Iterator[None]:

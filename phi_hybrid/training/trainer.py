@@ -346,9 +346,12 @@ class Trainer:
         self._gradient_norm, self._contributions = None, {}
         try:
             with checked_solves():
-                loss = torch.as_tensor(self.optimizer.step(Closure(self, objective, batch)), device=self._device)
+                closure = Closure(self, objective, batch)
+                loss = self.optimizer.step(closure)
+                loss = torch.as_tensor(closure.first_loss() if loss is None else loss, device=self._device)
                 if self._gradient_norm is None:  # the closure itself was not called
-                    self._gradient_norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._parameters]))
+                    grads = [p.grad for p in self._parameters if p.grad is not None]
+                    self._gradient_norm = float(torch.nn.utils.get_total_norm(grads))
                 largest = torch.nn.utils.get_total_norm([p.detach() for p in self._parameters], math.inf)
                 loss, largest = numbers([loss, largest])
                 self.require_finite("largest weight after the update", largest)

@@ -12,7 +12,7 @@ from cases.small import SmallNet, equal
 
 import phi_hybrid as ph
 from phi_hybrid.evaluation import trajectory_errors
-from phi_hybrid.training import AveragedWeights, BestWeights, Callback, EarlyStop, Log
+from phi_hybrid.training import AveragedWeights, BestWeights, Callback, EarlyStop, Log, Optimizers
 from phi_hybrid.training.checkpoint import read_checkpoint, write_checkpoint
 from phi_hybrid.training.checks import check_accumulation
 
@@ -165,6 +165,22 @@ def test_schedule_free_optimizers_are_asked_for_their_weights(build: Build, data
     with torch.no_grad():
         torch._foreach_mul_(list(plain.solver.parameters()), 0.5)
     assert float(trajectory_errors(plain.solver, data[4:], 6)[0].mean()) == error
+
+
+def test_optimizers_forward_what_schedule_free_ones_are_asked_for() -> None:
+    class Noting(torch.optim.SGD):
+        calls: list[str] = []
+
+        def eval(self) -> None:
+            self.calls.append("eval")
+
+        def train(self) -> None:
+            self.calls.append("train")
+
+    one, two = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    both = Optimizers(Noting([one]), torch.optim.SGD([two]))
+    both.train(), both.eval()
+    assert Noting.calls == ["train", "eval"]
 
 
 def test_callbacks_resume(build: Build, tmp_path: Path) -> None:

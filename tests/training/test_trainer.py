@@ -637,3 +637,38 @@ def test_random_numbers_on_gpus_follow_update_and_seed(build: Build, monkeypatch
                 closure.outputs()
     assert seeds[0] == seeds[1] == seeds[2] == seeds[3] and seeds[4] == seeds[5] and seeds[6] == seeds[7]
     assert len({seeds[0], seeds[4], seeds[6]}) == 3
+
+
+def test_an_optimizer_need_not_return_the_loss(build: Build) -> None:
+    class Silent(torch.optim.SGD):
+        def step(self, closure: Callable) -> None:
+            with torch.enable_grad():
+                closure()
+            super().step()
+            with torch.enable_grad():
+                closure()
+
+    silent, plain = build(optimizer=lambda p: Silent(p, 0.1)), build(optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    assert silent.fit(3)["loss"] == plain.fit(3)["loss"]
+
+
+def test_an_optimizer_that_asks_for_no_gradient(build: Build) -> None:
+    class Deaf(torch.optim.SGD):
+        def step(self, closure: Callable) -> None:
+            super().step()
+
+    with pytest.raises(ph.StateError, match=r"Deaf.step\(closure\) has not called"):
+        build(optimizer=lambda p: Deaf(p, 0.1)).fit(1)
+
+
+def test_half_inverse_gradients_of_a_network_that_is_frozen_in_part_later(
+    block: ph.PhysicsBlock, data: ph.Trajectories
+) -> None:
+    solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
+    optimizer = ph.optim.HIG(solver, 0.1, progress=False)
+    bias = solver.network.first.bias.requires_grad_(False)
+    before = bias.clone()
+    trainer = ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, batch_size=3, progress=False)
+    (norm,) = trainer.fit(1)["gradient_norm"]
+    moved = [p.grad for p in solver.parameters() if p is not bias]
+    assert torch.equal(bias, before) and norm == pytest.approx(sum(float((g**2).sum()) for g in moved) ** 0.5)
