@@ -35,7 +35,7 @@ from phi_hybrid.training.closure import Closure, Skipped, numbers
 from phi_hybrid.training.diagnosis import first_non_finite
 from phi_hybrid.training.gradient import running_buffers
 from phi_hybrid.training.gradient_norm import GradientNormAverage
-from phi_hybrid.training.identity import differences, identity_of_data, identity_of_solver
+from phi_hybrid.training.identity import differences, identity_of_data, identity_of_rates, identity_of_solver
 from phi_hybrid.training.interruption import Signals, deferred_signals
 from phi_hybrid.training.objective import Objective
 from phi_hybrid.training.processes import Processes
@@ -159,6 +159,7 @@ class Trainer:
         if isinstance(solver, HybridSolver) and not solver.scaled:
             estimate_scales(solver, data)
         self.processes.make_same([*self._parameters, *running_buffers(solver)])
+        self._rates = identity_of_rates(optimizer, scheduler)  # now, before they change
         self._snapshot = Snapshot(solver, optimizer, scheduler)
         self._trained: Snapshot | None = None
 
@@ -323,7 +324,11 @@ class Trainer:
             raise DataError(f"{path} is no checkpoint of a training: it lacks {sorted(missing)}; start anew")
         settings = state["settings"]
         if changed := differences(self._settings(), settings):
-            raise StateError(f"the checkpoint {path} is of another training; now and then: {changed}")
+            raise StateError(
+                f"the checkpoint {path} is of another training; now and then: {changed}. Resume with the settings that it has; "
+                "to train on with others, give a new trainer the solver with its weights: "
+                f"solver.load_state_dict(torch.load({os.fspath(path)!r})['solver'])"
+            )
         self._snapshot.take()
         try:
             self.solver.load_state_dict(state["solver"])
@@ -440,6 +445,7 @@ class Trainer:
             "skip": self.norm_average.skip,
             "optimizer": type(self.optimizer).__name__,
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+            **self._rates,
             **self._identity,
         }
 

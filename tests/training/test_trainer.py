@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from cases.small import SmallNet, equal, forced_step, line, native_of, reference
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
 from phi_hybrid.training import Objective
+from phi_hybrid.training.checkpoint import read_checkpoint, write_checkpoint
 from phi_hybrid.training.closure import Closure
 from phi_hybrid.training.losses import L1, L2, LastStep, Losses
 
@@ -672,3 +674,79 @@ def test_half_inverse_gradients_of_a_network_that_is_frozen_in_part_later(
     (norm,) = trainer.fit(1)["gradient_norm"]
     moved = [p.grad for p in solver.parameters() if p is not bias]
     assert torch.equal(bias, before) and norm == pytest.approx(sum(float((g**2).sum()) for g in moved) ** 0.5)
+
+
+Schedules = torch.optim.lr_scheduler
+
+
+def in_sequence(optimizer: torch.optim.Optimizer, total: int = 5, at: int = 2) -> Schedules.SequentialLR:
+    parts = [Schedules.LinearLR(optimizer, total_iters=total), Schedules.ExponentialLR(optimizer, 0.9)]
+    return Schedules.SequentialLR(optimizer, parts, [at])
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "named"),
+    [
+        (
+            lambda o: Schedules.CosineAnnealingLR(o, 10),
+            lambda o: Schedules.CosineAnnealingLR(o, 40),
+            "T_max': (40, 10)",
+        ),
+        (lambda o: Schedules.MultiStepLR(o, [2, 5]), lambda o: Schedules.MultiStepLR(o, [2, 7]), "((2, 7), (2, 5))"),
+        (
+            lambda o: Schedules.OneCycleLR(o, 0.1, 10),
+            lambda o: Schedules.OneCycleLR(o, 0.1, 20),
+            "total_steps': (20, 10)",
+        ),
+        (Schedules.ReduceLROnPlateau, lambda o: Schedules.ReduceLROnPlateau(o, patience=3), "patience': (3, 10)"),
+        (in_sequence, lambda o: in_sequence(o, total=6), "_schedulers[0] total_iters': (6, 5)"),
+        (in_sequence, lambda o: in_sequence(o, at=3), "_milestones': ((3,), (2,))"),
+    ],
+)
+def test_checkpoint_of_another_schedule(
+    then: Callable, now: Callable, named: str, build: Build, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pt"
+    build(scheduler=then, checkpoint=path).fit(3)
+    with pytest.raises(ph.StateError, match=re.escape(named)):
+        build(scheduler=now).resume(path)
+    again = build(scheduler=then, checkpoint=path).resume(path)
+    again.fit(5)
+    assert again.resume(path).update == 5
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "named"),
+    [
+        (lambda p: torch.optim.Adam(p, 1e-2), lambda p: torch.optim.Adam(p, 1e-4), "optimizer lr': (0.0001, 0.01)"),
+        (torch.optim.Adam, lambda p: torch.optim.Adam(p, betas=(0.8, 0.9)), "betas': ((0.8, 0.9), (0.9, 0.999))"),
+        (
+            lambda p: ph.training.Optimizers(torch.optim.Adam(p, 1e-2)),
+            lambda p: ph.training.Optimizers(torch.optim.Adam(p, 1e-3)),
+            "optimizer lr': (0.001, 0.01)",
+        ),
+    ],
+)
+def test_checkpoint_of_another_rate(then: Callable, now: Callable, named: str, build: Build, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    build(optimizer=then, checkpoint=path).fit(2)
+    with pytest.raises(ph.StateError, match=re.escape(named)) as refused:
+        build(optimizer=now).resume(path)
+    solver = build().solver
+    exec(str(refused.value).rpartition(": ")[2], {"solver": solver, "torch": torch})  # the way out that it names
+    assert equal(list(solver.parameters()), list(build(optimizer=then).resume(path).solver.parameters()))
+
+
+def test_older_checkpoints_do_not_know_their_rates(build: Build, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    build(checkpoint=path).fit(2)
+    older = read_checkpoint(path)
+    older["settings"] = {name: v for name, v in older["settings"].items() if not name.startswith("optimizer ")}
+    write_checkpoint(path, older)
+    assert build(optimizer=lambda p: torch.optim.Adam(p, 1e-3)).resume(path).update == 2
+
+
+def test_how_an_optimizer_computes_may_change(build: Build, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    build(checkpoint=path).fit(2)
+    assert build(optimizer=lambda p: torch.optim.Adam(p, 1e-2, foreach=False)).resume(path).update == 2
