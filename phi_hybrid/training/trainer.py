@@ -29,6 +29,7 @@ from phi_hybrid.training.checks import (
     check_callbacks,
     check_combination,
     check_trainer,
+    check_validation_inputs,
     trained_parameters,
 )
 from phi_hybrid.training.closure import Closure, Skipped, numbers
@@ -89,7 +90,8 @@ class Trainer:
 
     Raises:
         DataError: if trajectories are shorter than the windows.
-        StateError: for settings out of range, or an optimizer over other parameters than the solver's.
+        StateError: for settings out of range, an optimizer over other parameters than the solver's, or validation data that
+            the solver does not take.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Trainer:
             require_instance("label", label, str, "a text before the progress bar, e.g. 'stage 2 of 3'")
         self._parameters = trained_parameters(solver, optimizer)
         self._device = self._parameters[0].device
+        check_validation_inputs(solver, data, validation, self._device)
         self.processes = Processes(self._device)
         self.solver = solver
         self.data = data
@@ -181,6 +184,7 @@ class Trainer:
         """
         if updates is not None and (type(updates) is not int or updates < 0):
             require_count("updates", updates, 0)
+        self._warn_of_no_validation(updates)
         self.processes.check_together()
         shown = self.progress and self.processes.rank == 0
         left = count(self.update) if updates is None else range(self.update, updates)
@@ -206,6 +210,16 @@ class Trainer:
         if isinstance(self.solver, HybridSolver) and self.history["validation"]["mae"]:
             warn_if_worse(self.solver, self.validation, self.history["validation"])
         return self.history
+
+    def _warn_of_no_validation(self, updates: int | None) -> None:
+        """Warns of callbacks that look at validation errors in a training that ends before the first one."""
+        waiting = [type(callback).__name__ for callback in self.callbacks if callback.needs_validation]
+        if waiting and updates is not None and self.update < updates < self.validate_every:
+            warnings.warn(
+                f"{', '.join(waiting)} will see no validation error in {updates} updates, of which every "
+                f"{self.validate_every}th is followed by one: choose a smaller validate_every",
+                stacklevel=3,
+            )
 
     def _heed(self, signals: Signals) -> None:
         """Raises a signal that waits, and ends the training after the same update in all processes."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cases.small import SmallNet, equal, forced_step, line, native_of, reference, step
+from phi.torch.flow import math, spatial
 
 import phi_hybrid as ph
 from phi_hybrid.data import Batch
@@ -750,3 +751,32 @@ def test_how_an_optimizer_computes_may_change(build: Build, tmp_path: Path) -> N
     path = tmp_path / "a.pt"
     build(checkpoint=path).fit(2)
     assert build(optimizer=lambda p: torch.optim.Adam(p, 1e-2, foreach=False)).resume(path).update == 2
+
+
+def test_validation_with_inputs_that_the_solver_does_not_take(build: Build, data: ph.Trajectories) -> None:
+    foreign = data[:2].with_inputs(math.wrap([1.0, 2.0, 3.0], spatial("y")))
+    with pytest.raises(ph.StateError, match=r"validation data.*y=3.*grid"):
+        build(validation=foreign)
+
+
+def test_validation_with_other_inputs_that_the_solver_takes(build: Build, data: ph.Trajectories) -> None:
+    """They are tried without a trace."""
+    torch.manual_seed(5)
+    expected, uniform = torch.rand(3), data[:2].with_inputs(math.wrap(0.5))
+    torch.manual_seed(5)
+    tried, plain = build(validation=uniform, validate_every=2), build()
+    assert torch.equal(torch.rand(3), expected)
+    assert tried.fit(2)["loss"] == plain.fit(2)["loss"] and len(tried.history["validation"]["mae"]) == 1
+
+
+def test_callbacks_that_will_see_no_validation_are_warned_of(build: Build, data: ph.Trajectories) -> None:
+    def warned(updates: int, **settings: Any) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            build(validation=data[:1], **settings).fit(updates)
+        return [str(w.message) for w in caught if "validate_every" in str(w.message)]
+
+    (message,) = warned(2, callbacks=[ph.training.BestWeights()], validate_every=3)
+    assert "BestWeights will see no validation error in 2 updates" in message
+    assert not warned(2, callbacks=[ph.training.BestWeights()], validate_every=2)
+    assert not warned(2, validate_every=3) and not warned(0, callbacks=[ph.training.BestWeights()])
