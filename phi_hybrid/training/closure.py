@@ -77,10 +77,17 @@ class Closure:
         names = list(trainer._contributions)
         numbers = [total, *(torch.tensor(trainer._contributions[name]).to(total) for name in names)]
         trainer.processes.average(numbers)
-        grads = [p.grad for p in trainer._parameters if p.grad is not None] if terms is None else terms.tensors
-        trainer.processes.average(grads)
+        trainer.processes.average(self._gradients() if terms is None else terms.tensors(trainer.processes))
         trainer._contributions = dict(zip(names, map(float, numbers[1:])))
         return numbers[0]
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """Those of the parameters that have one in any process, zero where this one has none."""
+        parameters = self.trainer._parameters
+        grads = self.trainer.processes.filled([p.grad for p in parameters], parameters)
+        for parameter, grad in zip(parameters, grads):
+            parameter.grad = grad
+        return [grad for grad in grads if grad is not None]
 
     def _own_gradient(self, terms: TermGradients | None) -> torch.Tensor:
         """The same in this process alone; those of the contributions go to `terms`."""
