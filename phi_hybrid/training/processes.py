@@ -116,4 +116,4 @@ class Processes:
 
     def seed_for(self, seed: int, update: int) -> int | None:
         """Seed of the random numbers of an update in this process; the first one goes on with its own."""
-        return None if self.rank == 0 else (seed * 1_000_003 + update) * self.count + self.rank
+        return None if self.rank == 0 else ((seed * 1_000_003 + update) * self.count + self.rank) % 2**64

@@ -60,7 +60,7 @@ class Trainer:
             in `training.Optimizers`.
         scheduler: torch learning-rate scheduler of this optimizer, stepped after every update. `ReduceLROnPlateau` follows
             the validation error, stepped after every validation, or the loss where nothing is validated.
-        batch_size: windows per update, or per part of one.
+        batch_size: windows per update, or per part of one; all where there are fewer, with a warning.
         accumulate: number of parts of an update, one after the other, whose gradients are averaged: the gradient of
             `accumulate · batch_size` windows in the memory of `batch_size`. `clip` and `skip` look at the average.
         combine: how the gradients of the contributions to the loss become one, e.g. `ph.optim.ConFIG()`; their sum by
@@ -148,6 +148,12 @@ class Trainer:
         self.windows = self._windows(objective.steps)
         self.batch_size = min(int(batch_size), len(self.windows))
         self.accumulate = min(int(accumulate), len(self.windows) // self.batch_size)
+        if (self.batch_size, self.accumulate) != (batch_size, accumulate):
+            warnings.warn(
+                f"batch_size = {batch_size}, accumulate = {accumulate}: the data has {len(self.windows)} windows, so that "
+                f"batch_size = {self.batch_size}, accumulate = {self.accumulate} are taken",
+                stacklevel=2,
+            )
         self.processes.check(self.batch_size, optimizer)
         self.callbacks = tuple(callbacks)
         self.label = f"train {type(objective).__name__}({objective.steps})" if label is None else label
@@ -155,7 +161,7 @@ class Trainer:
         self.update = 0
         self.history: dict[str, Any] = _empty_history()
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed % 2**64)
             self._rng = torch.get_rng_state()
         self._gradient_norm: float | None = None
         self._contributions: dict[str, float] = {}

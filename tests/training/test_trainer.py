@@ -16,11 +16,12 @@ from cases.small import SmallNet, equal, forced_step, line, native_of, reference
 from phi.torch.flow import math, spatial
 
 import phi_hybrid as ph
-from phi_hybrid.data import Batch
+from phi_hybrid.data import Batch, epoch_generator
 from phi_hybrid.training import Objective
 from phi_hybrid.training.checkpoint import read_checkpoint, write_checkpoint
 from phi_hybrid.training.closure import Closure
 from phi_hybrid.training.losses import L1, L2, LastStep, Losses
+from phi_hybrid.training.processes import Processes
 
 TRAJECTORIES, STEPS = 4, 6
 
@@ -780,3 +781,36 @@ def test_callbacks_that_will_see_no_validation_are_warned_of(build: Build, data:
     assert "BestWeights will see no validation error in 2 updates" in message
     assert not warned(2, callbacks=[ph.training.BestWeights()], validate_every=2)
     assert not warned(2, validate_every=3) and not warned(0, callbacks=[ph.training.BestWeights()])
+
+
+def test_batches_that_become_smaller_are_warned_of(build: Build) -> None:
+    windows = TRAJECTORIES * (STEPS - 1)
+    with pytest.warns(
+        UserWarning, match=f"batch_size = 1000, accumulate = 9: .* {windows} .* = {windows}, accumulate = 1 "
+    ):
+        build(batch_size=1000, accumulate=9)
+    with pytest.warns(UserWarning, match="accumulate = 100: .* batch_size = 5, accumulate = 4 are taken"):
+        build(batch_size=5, accumulate=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(batch_size=5, accumulate=4)
+
+
+@pytest.mark.parametrize("seed", [10**14, 2**64, -(10**30)])
+def test_seeds_may_be_long(seed: int, build: Build) -> None:
+    first = build(seed=seed).fit(2)["loss"]
+    assert first == build(seed=seed).fit(2)["loss"] != build(seed=seed + 1).fit(2)["loss"]
+    assert 0 <= SeededProcess().seed_for(seed, 10**6) < 2**64
+
+
+class SeededProcess(Processes):
+    """The last of many."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = 1023, 1024
+
+
+def test_long_seeds_leave_short_ones_what_they_are() -> None:
+    for seed in (0, 5, -3):
+        expected = torch.Generator().manual_seed(seed * 1_000_003 + 7)
+        assert epoch_generator(seed, 7).initial_seed() == expected.initial_seed()
