@@ -170,7 +170,7 @@ class Trainer:
         self.processes.make_same([*self._parameters, *running_buffers(solver)])
         self._rates = identity_of_rates(optimizer, scheduler)  # now, before they change
         self._snapshot = Snapshot(solver, optimizer, scheduler)
-        self._trained: Snapshot | None = None
+        self._evaluating = False
 
     def fit(self, updates: int | None = 1000) -> dict[str, Any]:
         """Trains until `updates` updates have been made in all; a resumed trainer makes those that are missing.
@@ -278,11 +278,12 @@ class Trainer:
 
         Within, as in `after_validation` of a callback, the solver has them already.
         """
-        if self._trained is not None:
+        if self._evaluating:
             yield self.solver
             return
-        self._trained = Snapshot(self.solver, self.optimizer, self.scheduler)
-        self._trained.take()
+        trained = Snapshot(self.solver, self.optimizer, self.scheduler)
+        trained.take()
+        self._evaluating = True
         try:
             if callable(getattr(self.optimizer, "eval", None)):
                 self.optimizer.eval()
@@ -290,8 +291,8 @@ class Trainer:
                 callback.put_weights(self.solver)
             yield self.solver
         finally:
-            self._trained.restore()
-            self._trained = None
+            self._evaluating = False
+            trained.restore()
 
     def _show(self, bar: tqdm, loss: float, last: bool) -> None:
         if self.progress and (self.update % 10 == 0 or last):
