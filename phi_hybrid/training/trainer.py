@@ -222,8 +222,8 @@ class Trainer:
         waiting = [type(callback).__name__ for callback in self.callbacks if callback.needs_validation]
         if waiting and updates is not None and self.update < updates < self.validate_every:
             warnings.warn(
-                f"{', '.join(waiting)} will see no validation error in {updates} updates, of which every "
-                f"{self.validate_every}th is followed by one: choose a smaller validate_every",
+                f"{', '.join(waiting)} will see no validation error in {updates} updates, as validate_every = "
+                f"{self.validate_every}: choose a smaller one",
                 stacklevel=3,
             )
 
