@@ -227,7 +227,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Random numbers of torch, NumPy and Python that the seed decides; what was drawn outside goes on afterwards."""
     arrays, numbers = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**64)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         try:

@@ -27,7 +27,7 @@ def _epoch_order(windows: int, seed: int, epoch: int) -> torch.Tensor:
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """Random numbers of one epoch, whatever was drawn before."""
-    return torch.Generator().manual_seed(seed_of(seed, epoch))
+    return torch.Generator().manual_seed(seed_of(seed, epoch) % 2**64)  # torch takes no more
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -82,6 +82,21 @@ def check_trainer(
             )
 
 
+def check_validation_inputs(
+    solver: Step, data: Trajectories | Mixture | Stream, validation: Trajectories | Mixture | None, device: torch.device
+) -> None:
+    """Raises StateError for inputs of another kind than those trained with, unless the solver takes them, too."""
+    if validation is None or validation.input_layout == data.input_layout:
+        return
+    try:
+        validation.windows(1).shuffled(0, 1, 0).to(device).bind(solver)
+    except Exception as error:
+        raise StateError(
+            "the solver does not take the inputs of the validation data, which are of another kind than those of the "
+            f"training data, {data.input_layout.difference(validation.input_layout)}: {error}"
+        ) from error
+
+
 def _shared(data: Trajectories | Mixture | Stream, validation: Trajectories | Mixture) -> int:
     """Number of validation trajectories that are trained on; of a stream, those of its first update are known."""
     if not isinstance(data, Stream):

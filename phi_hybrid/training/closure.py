@@ -36,11 +36,14 @@ class Closure:
     """State of torch's generator, the same for all evaluations of an update, as line searches need it."""
     evaluations: list[None] = field(default_factory=list)
     """One entry each."""
+    losses: list[torch.Tensor] = field(default_factory=list)
+    """Those that were computed, in order."""
 
     def __call__(self) -> torch.Tensor:
         trainer = self.trainer
         trainer.optimizer.zero_grad(set_to_none=True)
         total = self._gradient()
+        self.losses.append(total)
         longest = math.inf if trainer.clip is None else trainer.clip
         norm = float(torch.nn.utils.clip_grad_norm_(trainer._parameters, longest))
         trainer.require_finite("gradient norm", norm)
@@ -74,10 +77,17 @@ class Closure:
         names = list(trainer._contributions)
         numbers = [total, *(torch.tensor(trainer._contributions[name]).to(total) for name in names)]
         trainer.processes.average(numbers)
-        grads = [p.grad for p in trainer._parameters if p.grad is not None] if terms is None else terms.tensors
-        trainer.processes.average(grads)
+        trainer.processes.average(self._gradients() if terms is None else terms.tensors(trainer.processes))
         trainer._contributions = dict(zip(names, map(float, numbers[1:])))
         return numbers[0]
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """Those of the parameters that have one in any process, zero where this one has none."""
+        parameters = self.trainer._parameters
+        grads = self.trainer.processes.filled([p.grad for p in parameters], parameters)
+        for parameter, grad in zip(parameters, grads):
+            parameter.grad = grad
+        return [grad for grad in grads if grad is not None]
 
     def _own_gradient(self, terms: TermGradients | None) -> torch.Tensor:
         """The same in this process alone; those of the contributions go to `terms`."""
@@ -111,7 +121,22 @@ class Closure:
         Raises:
             NonFiniteError: if it is not finite.
         """
-        return sum(self._contributions(outputs, self.batch, not self.trainer._contributions).values())
+        total = sum(self._contributions(outputs, self.batch, not self.trainer._contributions).values())
+        self.losses.append(total.detach())
+        return total
+
+    def first_loss(self) -> torch.Tensor:
+        """The loss at the weights before the update, for optimizers that do not return it.
+
+        Raises:
+            StateError: if the optimizer has not asked for it.
+        """
+        if not self.losses:
+            raise StateError(
+                f"{type(self.trainer.optimizer).__name__}.step(closure) has not called the closure, which computes the loss "
+                "and its gradient: call it first, with torch.enable_grad(): loss = closure()"
+            )
+        return self.losses[0]
 
     @contextlib.contextmanager
     def _evaluation(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +15,14 @@ from phi_hybrid.errors import SolveError
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.steps import Step
+from phi_hybrid.training.optimizers import Optimizers
 
 BLOCKS, VALUES = 64, 2**14
 """Pieces of a tensor, evenly spread, and values in each, that stand for all of it."""
+_CHANGING = {"last_epoch", "_last_lr", "_step_count", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i"}
+"""What schedulers count while they are stepped."""
+_MANNER = {"foreach", "fused", "capturable", "differentiable"}
+"""How an optimizer computes, not what."""
 
 
 def identity_of_data(data: Trajectories | Mixture | Stream) -> str:
@@ -53,6 +59,33 @@ def identity_of_solver(solver: Step, batch: Batch) -> dict[str, Any]:
         return {"coupling": coupling}
     changes = [a[0].double() - b[0].double() for a, b in zip(after, bound.state) if a.shape == b.shape]
     return {"coupling": coupling, "physics": [[float(c.mean()), float(c.square().mean().sqrt())] for c in changes]}
+
+
+def identity_of_rates(optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:
+    """Settings that optimizer and scheduler were made with, e.g. `{"optimizer lr": 0.01, "scheduler T_max": 1000}`."""
+    several = optimizer.optimizers if isinstance(optimizer, Optimizers) else [optimizer]
+    made_with = [{name: value for name, value in one.defaults.items() if name not in _MANNER} for one in several]
+    settings = _plain_entries("optimizer", made_with if len(several) > 1 else made_with[0])
+    return settings if scheduler is None else settings | _plain_entries("scheduler", scheduler.state_dict())
+
+
+def _plain_entries(name: str, value: Any) -> dict[str, Any]:
+    """Numbers, texts and tuples of them in nested dicts and lists, but for those that change while a training goes on."""
+    if isinstance(value, Counter):  # of the milestones of a schedule
+        value = sorted(value.elements())
+    if isinstance(value, (list, tuple)) and all(map(_is_plain, value)):
+        return {name: tuple(value)}
+    if isinstance(value, Mapping):
+        parts = {f"{name} {key}": part for key, part in value.items() if key not in _CHANGING}
+    elif isinstance(value, (list, tuple)):
+        parts = {f"{name}[{number}]": part for number, part in enumerate(value)}
+    else:
+        return {name: value} if _is_plain(value) else {}
+    return {n: v for key, part in parts.items() for n, v in _plain_entries(key, part).items()}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -14,8 +14,8 @@ from phi_hybrid.errors import StateError
 class Optimizers(torch.optim.Optimizer):
     """One optimizer made of several, each for its own parameters: one gradient, then a step of each.
 
-    e.g. `Optimizers(Muon(matrices), Adam(the_rest))`. Their groups are shared, so that a scheduler of this optimizer, or of
-    one of them, acts on all of its groups.
+    e.g. `Optimizers(Muon(matrices), Adam(the_rest))`. Their groups are shared, so that a scheduler of this optimizer acts on
+    those of all.
 
     Args:
         *optimizers: over disjoint parameters; each must look at the gradient once, which rules out line searches.
@@ -55,6 +55,19 @@ class Optimizers(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
+
+    def eval(self) -> None:
+        """Asks those that have other weights to be evaluated, such as schedule-free ones, to put them in place."""
+        self._call_if_there("eval")
+
+    def train(self) -> None:
+        """The same for the weights to be trained."""
+        self._call_if_there("train")
+
+    def _call_if_there(self, method: str) -> None:
+        for optimizer in self.optimizers:
+            if callable(getattr(optimizer, method, None)):
+                getattr(optimizer, method)()
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}

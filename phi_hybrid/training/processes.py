@@ -95,6 +95,12 @@ class Processes:
         for tensor, mean in zip(tensors, flat.div_(self.count).split([t.numel() for t in tensors])):
             tensor.copy_(mean.view_as(tensor))
 
+    def filled(self, tensors: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        """Zeros in place of each `None` where another process has a tensor."""
+        there = self.any(*(tensor is not None for tensor in tensors))
+        pairs = zip(tensors, there, like)
+        return [torch.zeros_like(model) if own is None and needed else own for own, needed, model in pairs]
+
     def any(self, *flags: bool) -> list[bool]:
         """Whether a flag is raised in any process, for each."""
         if self.count == 1:
@@ -110,4 +116,4 @@ class Processes:
 
     def seed_for(self, seed: int, update: int) -> int | None:
         """Seed of the random numbers of an update in this process; the first one goes on with its own."""
-        return None if self.rank == 0 else (seed * 1_000_003 + update) * self.count + self.rank
+        return None if self.rank == 0 else ((seed * 1_000_003 + update) * self.count + self.rank) % 2**64

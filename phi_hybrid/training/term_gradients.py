@@ -9,6 +9,7 @@ import torch
 from phi_hybrid.bridge.checks import require
 from phi_hybrid.optim import Combination, pack, unpack
 from phi_hybrid.training.gradient import GradientMode
+from phi_hybrid.training.processes import Processes
 
 
 class TermGradients:
@@ -33,9 +34,10 @@ class TermGradients:
                 mode.backward(value, self._parameters, again=left > 0)
             self._of[name] = [parameter.grad for parameter in self._parameters]
 
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        """All gradients, in the same order in all processes."""
+    def tensors(self, processes: Processes) -> list[torch.Tensor]:
+        """All gradients, the same ones in the same order in all processes."""
+        for name, grads in self._of.items():
+            self._of[name] = processes.filled(grads, self._parameters)
         return [grad for grads in self._of.values() for grad in grads if grad is not None]
 
     @torch.no_grad()

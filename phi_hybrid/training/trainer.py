@@ -30,13 +30,14 @@ from phi_hybrid.training.checks import (
     check_combination,
     check_gradient,
     check_trainer,
+    check_validation_inputs,
     trained_parameters,
 )
 from phi_hybrid.training.closure import Closure, Skipped, numbers
 from phi_hybrid.training.diagnosis import first_non_finite
 from phi_hybrid.training.gradient import running_buffers
 from phi_hybrid.training.gradient_norm import GradientNormAverage
-from phi_hybrid.training.identity import differences, identity_of_data, identity_of_solver
+from phi_hybrid.training.identity import differences, identity_of_data, identity_of_rates, identity_of_solver
 from phi_hybrid.training.interruption import Signals, deferred_signals
 from phi_hybrid.training.objective import Objective
 from phi_hybrid.training.processes import Processes
@@ -60,7 +61,7 @@ class Trainer:
             in `training.Optimizers`.
         scheduler: torch learning-rate scheduler of this optimizer, stepped after every update. `ReduceLROnPlateau` follows
             the validation error, stepped after every validation, or the loss where nothing is validated.
-        batch_size: windows per update, or per part of one.
+        batch_size: windows per update, or per part of one; all where there are fewer, with a warning.
         accumulate: number of parts of an update, one after the other, whose gradients are averaged: the gradient of
             `accumulate · batch_size` windows in the memory of `batch_size`. `clip` and `skip` look at the average.
         combine: how the gradients of the contributions to the loss become one, e.g. `ph.optim.ConFIG()`; their sum by
@@ -90,7 +91,8 @@ class Trainer:
 
     Raises:
         DataError: if trajectories are shorter than the windows.
-        StateError: for settings out of range, or an optimizer over other parameters than the solver's.
+        StateError: for settings out of range, an optimizer over other parameters than the solver's, or validation data that
+            the solver does not take.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Trainer:
             require_instance("label", label, str, "a text before the progress bar, e.g. 'stage 2 of 3'")
         self._parameters = trained_parameters(solver, optimizer)
         self._device = self._parameters[0].device
+        check_validation_inputs(solver, data, validation, self._device)
         self.processes = Processes(self._device)
         self.solver = solver
         self.data = data
@@ -147,6 +150,12 @@ class Trainer:
         self.windows = self._windows(objective.steps)
         self.batch_size = min(int(batch_size), len(self.windows))
         self.accumulate = min(int(accumulate), len(self.windows) // self.batch_size)
+        if (self.batch_size, self.accumulate) != (batch_size, accumulate):
+            warnings.warn(
+                f"batch_size = {batch_size}, accumulate = {accumulate}: the data has {len(self.windows)} windows, so that "
+                f"batch_size = {self.batch_size}, accumulate = {self.accumulate} are taken",
+                stacklevel=2,
+            )
         self.processes.check(self.batch_size, optimizer)
         self.callbacks = tuple(callbacks)
         self.label = f"train {type(objective).__name__}({objective.steps})" if label is None else label
@@ -154,14 +163,16 @@ class Trainer:
         self.update = 0
         self.history: dict[str, Any] = _empty_history()
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed % 2**64)
             self._rng = torch.get_rng_state()
         self._gradient_norm: float | None = None
         self._contributions: dict[str, float] = {}
         if isinstance(solver, HybridSolver) and not solver.scaled:
             estimate_scales(solver, data)
         self.processes.make_same([*self._parameters, *running_buffers(solver)])
-        self._snapshot, self._trained = (Snapshot(solver, optimizer, scheduler) for _ in range(2))
+        self._rates = identity_of_rates(optimizer, scheduler)  # now, before they change
+        self._snapshot = Snapshot(solver, optimizer, scheduler)
+        self._evaluating = False
 
     def fit(self, updates: int | None = 1000) -> dict[str, Any]:
         """Trains until `updates` updates have been made in all; a resumed trainer makes those that are missing.
@@ -181,6 +192,7 @@ class Trainer:
         """
         if updates is not None and (type(updates) is not int or updates < 0):
             require_count("updates", updates, 0)
+        self._warn_of_no_validation(updates)
         self.processes.check_together()
         shown = self.progress and self.processes.rank == 0
         left = count(self.update) if updates is None else range(self.update, updates)
@@ -206,6 +218,16 @@ class Trainer:
         if isinstance(self.solver, HybridSolver) and self.history["validation"]["mae"]:
             warn_if_worse(self.solver, self.validation, self.history["validation"])
         return self.history
+
+    def _warn_of_no_validation(self, updates: int | None) -> None:
+        """Warns of callbacks that look at validation errors in a training that ends before the first one."""
+        waiting = [type(callback).__name__ for callback in self.callbacks if callback.needs_validation]
+        if waiting and updates is not None and self.update < updates < self.validate_every:
+            warnings.warn(
+                f"{', '.join(waiting)} will see no validation error in {updates} updates, as validate_every = "
+                f"{self.validate_every}: choose a smaller one",
+                stacklevel=3,
+            )
 
     def _heed(self, signals: Signals) -> None:
         """Raises a signal that waits, and ends the training after the same update in all processes."""
@@ -254,8 +276,16 @@ class Trainer:
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[Step]:
         """Gives the solver with the weights to evaluate and ship: averaged ones, those of a schedule-free optimizer; the
-        trained ones where there are no others. They are back afterwards, to the last bit."""
-        self._trained.take()
+        trained ones where there are no others. They are back afterwards, to the last bit.
+
+        Within, as in `after_validation` of a callback, the solver has them already.
+        """
+        if self._evaluating:
+            yield self.solver
+            return
+        trained = Snapshot(self.solver, self.optimizer, self.scheduler)
+        trained.take()
+        self._evaluating = True
         try:
             if callable(getattr(self.optimizer, "eval", None)):
                 self.optimizer.eval()
@@ -263,7 +293,8 @@ class Trainer:
                 callback.put_weights(self.solver)
             yield self.solver
         finally:
-            self._trained.restore()
+            self._evaluating = False
+            trained.restore()
 
     def _show(self, bar: tqdm, loss: float, last: bool) -> None:
         if self.progress and (self.update % 10 == 0 or last):
@@ -276,7 +307,7 @@ class Trainer:
             return
         try:
             self.save(self.checkpoint)
-        except DataError as error:
+        except Exception as error:
             warnings.warn(f"the last complete update could not be saved: {error}", RuntimeWarning, stacklevel=3)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -292,6 +323,7 @@ class Trainer:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "rng": self._rng,
             "update": self.update,
+            "stopped": self.stopped,
             "history": self.history,
             "usual_norm": self.norm_average.state(),
             "callbacks": [callback.state() for callback in self.callbacks],
@@ -304,6 +336,8 @@ class Trainer:
     def resume(self, path: str | os.PathLike[str]) -> Trainer:
         """Continues where a checkpoint left off: `trainer.resume(path).fit(updates)`.
 
+        What a callback has ended stays ended, see `stopped`.
+
         Raises:
             DataError: if the file is missing or damaged.
             StateError: if it belongs to a training with other settings.
@@ -313,7 +347,11 @@ class Trainer:
             raise DataError(f"{path} is no checkpoint of a training: it lacks {sorted(missing)}; start anew")
         settings = state["settings"]
         if changed := differences(self._settings(), settings):
-            raise StateError(f"the checkpoint {path} is of another training; now and then: {changed}")
+            raise StateError(
+                f"the checkpoint {path} is of another training; now and then: {changed}. Resume with the settings that it has; "
+                "to train on with others, give a new trainer the solver with its weights: "
+                f"solver.load_state_dict(torch.load({os.fspath(path)!r})['solver'])"
+            )
         self._snapshot.take()
         try:
             self.solver.load_state_dict(state["solver"])
@@ -325,6 +363,7 @@ class Trainer:
             raise StateError(f"the checkpoint {path} is of another solver or optimizer: {error}") from error
         self._rng = state["rng"].cpu()
         self.update = state["update"]
+        self.stopped = state.get("stopped")
         self.history = state["history"]
         self.norm_average.load(state["usual_norm"])
         for callback, kept in zip(self.callbacks, state.get("callbacks", ())):
@@ -335,9 +374,12 @@ class Trainer:
         self._gradient_norm, self._contributions = None, {}
         try:
             with checked_solves():
-                loss = torch.as_tensor(self.optimizer.step(Closure(self, objective, batch)), device=self._device)
+                closure = Closure(self, objective, batch)
+                loss = self.optimizer.step(closure)
+                loss = torch.as_tensor(closure.first_loss() if loss is None else loss, device=self._device)
                 if self._gradient_norm is None:  # the closure itself was not called
-                    self._gradient_norm = float(torch.nn.utils.get_total_norm([p.grad for p in self._parameters]))
+                    grads = [p.grad for p in self._parameters if p.grad is not None]
+                    self._gradient_norm = float(torch.nn.utils.get_total_norm(grads))
                 largest = torch.nn.utils.get_total_norm([p.detach() for p in self._parameters], math.inf)
                 loss, largest = numbers([loss, largest])
                 self.require_finite("largest weight after the update", largest)
@@ -361,7 +403,7 @@ class Trainer:
             try:
                 write_checkpoint(path, {**windows, "solver": self.solver.state_dict()})
                 kept = f" Windows and weights are in {path}, for torch.load."
-            except DataError as second:  # which must not take the place of what went wrong
+            except Exception as second:  # which must not take the place of what went wrong
                 kept = f" Windows and weights could not be kept: {second}"
         where = first_non_finite(self.solver, batch, self.accumulate)  # writes into running statistics, restored later
         return NonFiniteError(f"{error}. {where}{kept}", error.step)
@@ -426,6 +468,7 @@ class Trainer:
             "skip": self.norm_average.skip,
             "optimizer": type(self.optimizer).__name__,
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+            **self._rates,
             **self._identity,
         }
 

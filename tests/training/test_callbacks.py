@@ -12,7 +12,8 @@ from cases.small import SmallNet, equal
 
 import phi_hybrid as ph
 from phi_hybrid.evaluation import trajectory_errors
-from phi_hybrid.training import AveragedWeights, BestWeights, Callback, EarlyStop, Log
+from phi_hybrid.training import AveragedWeights, BestWeights, Callback, EarlyStop, Log, Optimizers
+from phi_hybrid.training.checkpoint import read_checkpoint, write_checkpoint
 from phi_hybrid.training.checks import check_accumulation
 
 Build = Callable[..., ph.Trainer]
@@ -166,6 +167,22 @@ def test_schedule_free_optimizers_are_asked_for_their_weights(build: Build, data
     assert float(trajectory_errors(plain.solver, data[4:], 6)[0].mean()) == error
 
 
+def test_optimizers_forward_what_schedule_free_ones_are_asked_for() -> None:
+    class Noting(torch.optim.SGD):
+        calls: list[str] = []
+
+        def eval(self) -> None:
+            self.calls.append("eval")
+
+        def train(self) -> None:
+            self.calls.append("train")
+
+    one, two = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    both = Optimizers(Noting([one]), torch.optim.SGD([two]))
+    both.train(), both.eval()
+    assert Noting.calls == ["train", "eval"]
+
+
 def test_callbacks_resume(build: Build, tmp_path: Path) -> None:
     def make(**settings: Any) -> ph.Trainer:
         return build(callbacks=[BestWeights(), EarlyStop(4), AveragedWeights(0.8)], validate_every=1, **settings)
@@ -288,3 +305,67 @@ def test_half_inverse_gradients_take_no_parts(build: Build) -> None:
 def test_callbacks_out_of_range(make: Callable) -> None:
     with pytest.raises(ph.StateError):
         make()
+
+
+def test_evaluation_weights_within_a_validation_leave_the_trained_ones(build: Build, data: ph.Trajectories) -> None:
+    class Evaluating(Callback):
+        errors: list[float] = []
+
+        def after_validation(self, trainer: ph.Trainer, error: float) -> None:
+            with trainer.evaluation_weights() as solver:
+                self.errors.append(float(trajectory_errors(solver, data[4:], 6)[0].mean()))
+
+    trainer, plain = build(callbacks=[AveragedWeights(0.99), Evaluating()]), build(callbacks=[AveragedWeights(0.99)])
+    trainer.fit(6), plain.fit(6)
+    assert equal(weights(trainer), weights(plain)) and trainer.history == plain.history
+    assert Evaluating.errors == plain.history["validation"]["mae"]
+
+
+def test_a_training_that_was_ended_stays_ended_when_it_is_resumed(build: Build, tmp_path: Path) -> None:
+    def make() -> ph.Trainer:
+        return build(callbacks=[EarlyStop(3, by=0.999)], validate_every=1)
+
+    path, ended = tmp_path / "a.pt", make()
+    ended.fit(50)
+    ended.save(path)
+    again = make().resume(path)
+    again.fit(50)
+    assert again.update == 4 and again.stopped == ended.stopped
+    older = read_checkpoint(path)
+    del older["stopped"]
+    write_checkpoint(path, older)
+    assert make().resume(path).stopped is None
+
+
+class Unsaveable(Callback):
+    def state(self) -> dict[str, Any]:
+        return {"function": print}
+
+
+class Lost(Callback):
+    def after_checkpoint(self, trainer: ph.Trainer, path: str) -> None:
+        raise ConnectionError("no place to upload to")
+
+
+@pytest.mark.parametrize("callback", [Unsaveable, Lost])
+def test_the_first_error_is_seen_when_saving_fails_too(callback: type, build: Build, tmp_path: Path) -> None:
+    class Failing(Callback):
+        def after_update(self, trainer: ph.Trainer, loss: float) -> None:
+            raise ph.NonFiniteError("the first error", 0)
+
+    trainer = build(callbacks=[Failing(), callback()], checkpoint=tmp_path / "a.pt")
+    with pytest.warns(RuntimeWarning, match="could not be saved"), pytest.raises(ph.NonFiniteError, match="the first"):
+        trainer.fit(2)
+
+
+def test_a_network_that_cannot_be_saved_does_not_hide_what_went_wrong(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SmallNet, "get_extra_state", lambda self: print)
+    monkeypatch.setattr(SmallNet, "set_extra_state", lambda self, state: None)
+    trainer = build(optimizer=lambda p: torch.optim.SGD(p, float("inf")), checkpoint=tmp_path / "a.pt")
+    with (
+        pytest.warns(RuntimeWarning, match="could not be saved"),
+        pytest.raises(ph.NonFiniteError, match="not be kept"),
+    ):
+        trainer.fit(1)

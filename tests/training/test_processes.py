@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cases.small import SmallNet, equal, forced_data, forced_step
 import phi_hybrid as ph
 from phi_hybrid.optim import PCGrad
 from phi_hybrid.training import Callback
+from phi_hybrid.training.closure import Closure
 from phi_hybrid.training.processes import Processes
 
 SCRIPT = """
@@ -248,3 +250,33 @@ def test_one_process_is_alone() -> None:
     alone = Processes(torch.device("cpu"))
     assert (alone.rank, alone.count, alone.seed_for(3, 4)) == (0, 1, None)
     assert alone.any(True, False) == [True, False]
+
+
+class Beside(Processes):
+    """Another process trains along, in which all gradients are one."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = 0, 2
+
+    def any(self, *flags: bool) -> list[bool]:
+        return list(flags) if len(flags) == 1 else [True for _ in flags]
+
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        for tensor in tensors:
+            tensor.add_(1).div_(2)
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_gradients_that_one_process_alone_has_are_averaged(terms: int) -> None:
+    trainer = build(32, clip=None, combine=(lambda gradients, generator: gradients.sum(0)) if terms == 2 else None)
+    spare = torch.nn.Parameter(torch.zeros(3))
+    trainer._parameters.append(spare)  # as a layer that the windows of this process do not reach
+    closure = Closure(trainer, trainer.objective, trainer.windows.shuffled(0, 4, 0))
+    closure()
+    assert spare.grad is None
+    alone = [p.grad.clone() for p in trainer.solver.parameters()]
+    trainer.processes, trainer._contributions = Beside(), {}
+    closure()
+    assert torch.equal(spare.grad, torch.full((3,), terms / 2))
+    for own, before in zip(trainer.solver.parameters(), alone):
+        torch.testing.assert_close(own.grad, (before + terms) / 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 from cases.small import SmallNet, equal, forced_step, line, native_of, reference, step
+from phi.torch.flow import math, spatial
 
 import phi_hybrid as ph
-from phi_hybrid.data import Batch
+from phi_hybrid.data import Batch, epoch_generator
 from phi_hybrid.training import Objective
+from phi_hybrid.training.checkpoint import read_checkpoint, write_checkpoint
 from phi_hybrid.training.closure import Closure
 from phi_hybrid.training.gradient import Paths, SignConsistent
 from phi_hybrid.training.losses import L1, L2, LastStep, Losses
+from phi_hybrid.training.processes import Processes
 
 TRAJECTORIES, STEPS = 4, 6
 
@@ -657,3 +661,176 @@ def test_random_numbers_on_gpus_follow_update_and_seed(build: Build, monkeypatch
                 closure.outputs()
     assert seeds[0] == seeds[1] == seeds[2] == seeds[3] and seeds[4] == seeds[5] and seeds[6] == seeds[7]
     assert len({seeds[0], seeds[4], seeds[6]}) == 3
+
+
+def test_an_optimizer_need_not_return_the_loss(build: Build) -> None:
+    class Silent(torch.optim.SGD):
+        def step(self, closure: Callable) -> None:
+            with torch.enable_grad():
+                closure()
+            super().step()
+            with torch.enable_grad():
+                closure()
+
+    silent, plain = build(optimizer=lambda p: Silent(p, 0.1)), build(optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    assert silent.fit(3)["loss"] == plain.fit(3)["loss"]
+
+
+def test_an_optimizer_that_asks_for_no_gradient(build: Build) -> None:
+    class Deaf(torch.optim.SGD):
+        def step(self, closure: Callable) -> None:
+            super().step()
+
+    with pytest.raises(ph.StateError, match=r"Deaf.step\(closure\) has not called"):
+        build(optimizer=lambda p: Deaf(p, 0.1)).fit(1)
+
+
+def test_half_inverse_gradients_of_a_network_that_is_frozen_in_part_later(
+    block: ph.PhysicsBlock, data: ph.Trajectories
+) -> None:
+    solver = ph.HybridSolver(block, SmallNet(2, 1, 1))
+    optimizer = ph.optim.HIG(solver, 0.1, progress=False)
+    bias = solver.network.first.bias.requires_grad_(False)
+    before = bias.clone()
+    trainer = ph.Trainer(solver, data, ph.Unrolled(1), optimizer=optimizer, batch_size=3, progress=False)
+    (norm,) = trainer.fit(1)["gradient_norm"]
+    moved = [p.grad for p in solver.parameters() if p is not bias]
+    assert torch.equal(bias, before) and norm == pytest.approx(sum(float((g**2).sum()) for g in moved) ** 0.5)
+
+
+Schedules = torch.optim.lr_scheduler
+
+
+def in_sequence(optimizer: torch.optim.Optimizer, total: int = 5, at: int = 2) -> Schedules.SequentialLR:
+    parts = [Schedules.LinearLR(optimizer, total_iters=total), Schedules.ExponentialLR(optimizer, 0.9)]
+    return Schedules.SequentialLR(optimizer, parts, [at])
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "named"),
+    [
+        (
+            lambda o: Schedules.CosineAnnealingLR(o, 10),
+            lambda o: Schedules.CosineAnnealingLR(o, 40),
+            "T_max': (40, 10)",
+        ),
+        (lambda o: Schedules.MultiStepLR(o, [2, 5]), lambda o: Schedules.MultiStepLR(o, [2, 7]), "((2, 7), (2, 5))"),
+        (
+            lambda o: Schedules.OneCycleLR(o, 0.1, 10),
+            lambda o: Schedules.OneCycleLR(o, 0.1, 20),
+            "total_steps': (20, 10)",
+        ),
+        (Schedules.ReduceLROnPlateau, lambda o: Schedules.ReduceLROnPlateau(o, patience=3), "patience': (3, 10)"),
+        (in_sequence, lambda o: in_sequence(o, total=6), "_schedulers[0] total_iters': (6, 5)"),
+        (in_sequence, lambda o: in_sequence(o, at=3), "_milestones': ((3,), (2,))"),
+    ],
+)
+def test_checkpoint_of_another_schedule(
+    then: Callable, now: Callable, named: str, build: Build, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pt"
+    build(scheduler=then, checkpoint=path).fit(3)
+    with pytest.raises(ph.StateError, match=re.escape(named)):
+        build(scheduler=now).resume(path)
+    again = build(scheduler=then, checkpoint=path).resume(path)
+    again.fit(5)
+    assert again.resume(path).update == 5
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "named"),
+    [
+        (lambda p: torch.optim.Adam(p, 1e-2), lambda p: torch.optim.Adam(p, 1e-4), "optimizer lr': (0.0001, 0.01)"),
+        (torch.optim.Adam, lambda p: torch.optim.Adam(p, betas=(0.8, 0.9)), "betas': ((0.8, 0.9), (0.9, 0.999))"),
+        (
+            lambda p: ph.training.Optimizers(torch.optim.Adam(p, 1e-2)),
+            lambda p: ph.training.Optimizers(torch.optim.Adam(p, 1e-3)),
+            "optimizer lr': (0.001, 0.01)",
+        ),
+    ],
+)
+def test_checkpoint_of_another_rate(then: Callable, now: Callable, named: str, build: Build, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    build(optimizer=then, checkpoint=path).fit(2)
+    with pytest.raises(ph.StateError, match=re.escape(named)) as refused:
+        build(optimizer=now).resume(path)
+    solver = build().solver
+    exec(str(refused.value).rpartition(": ")[2], {"solver": solver, "torch": torch})  # the way out that it names
+    assert equal(list(solver.parameters()), list(build(optimizer=then).resume(path).solver.parameters()))
+
+
+def test_older_checkpoints_do_not_know_their_rates(build: Build, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    build(checkpoint=path).fit(2)
+    older = read_checkpoint(path)
+    older["settings"] = {name: v for name, v in older["settings"].items() if not name.startswith("optimizer ")}
+    write_checkpoint(path, older)
+    assert build(optimizer=lambda p: torch.optim.Adam(p, 1e-3)).resume(path).update == 2
+
+
+def test_how_an_optimizer_computes_may_change(build: Build, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    build(checkpoint=path).fit(2)
+    assert build(optimizer=lambda p: torch.optim.Adam(p, 1e-2, foreach=False)).resume(path).update == 2
+
+
+def test_validation_with_inputs_that_the_solver_does_not_take(build: Build, data: ph.Trajectories) -> None:
+    foreign = data[:2].with_inputs(math.wrap([1.0, 2.0, 3.0], spatial("y")))
+    with pytest.raises(ph.StateError, match=r"validation data.*y=3.*grid"):
+        build(validation=foreign)
+
+
+def test_validation_with_other_inputs_that_the_solver_takes(build: Build, data: ph.Trajectories) -> None:
+    """They are tried without a trace."""
+    torch.manual_seed(5)
+    expected, uniform = torch.rand(3), data[:2].with_inputs(math.wrap(0.5))
+    torch.manual_seed(5)
+    tried, plain = build(validation=uniform, validate_every=2), build()
+    assert torch.equal(torch.rand(3), expected)
+    assert tried.fit(2)["loss"] == plain.fit(2)["loss"] and len(tried.history["validation"]["mae"]) == 1
+
+
+def test_callbacks_that_will_see_no_validation_are_warned_of(build: Build, data: ph.Trajectories) -> None:
+    def warned(updates: int, **settings: Any) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            build(validation=data[:1], **settings).fit(updates)
+        return [str(w.message) for w in caught if "validate_every" in str(w.message)]
+
+    (message,) = warned(2, callbacks=[ph.training.BestWeights()], validate_every=3)
+    assert "BestWeights will see no validation error in 2 updates" in message
+    assert not warned(2, callbacks=[ph.training.BestWeights()], validate_every=2)
+    assert not warned(2, validate_every=3) and not warned(0, callbacks=[ph.training.BestWeights()])
+
+
+def test_batches_that_become_smaller_are_warned_of(build: Build) -> None:
+    windows = TRAJECTORIES * (STEPS - 1)
+    with pytest.warns(
+        UserWarning, match=f"batch_size = 1000, accumulate = 9: .* {windows} .* = {windows}, accumulate = 1 "
+    ):
+        build(batch_size=1000, accumulate=9)
+    with pytest.warns(UserWarning, match="accumulate = 100: .* batch_size = 5, accumulate = 4 are taken"):
+        build(batch_size=5, accumulate=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(batch_size=5, accumulate=4)
+
+
+@pytest.mark.parametrize("seed", [10**14, 2**64, -(10**30)])
+def test_seeds_may_be_long(seed: int, build: Build) -> None:
+    first = build(seed=seed).fit(2)["loss"]
+    assert first == build(seed=seed).fit(2)["loss"] != build(seed=seed + 1).fit(2)["loss"]
+    assert 0 <= SeededProcess().seed_for(seed, 10**6) < 2**64
+
+
+class SeededProcess(Processes):
+    """The last of many."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = 1023, 1024
+
+
+def test_long_seeds_leave_short_ones_what_they_are() -> None:
+    for seed in (0, 5, -3):
+        expected = torch.Generator().manual_seed(seed * 1_000_003 + 7)
+        assert epoch_generator(seed, 7).initial_seed() == expected.initial_seed()
