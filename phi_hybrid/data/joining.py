@@ -46,10 +46,22 @@ def in_a_row(tensors: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor,
     return tuple(map(torch.cat, zip(*tensors)))
 
 
+def inputs_in_a_row(sets: Sequence[Trajectories]) -> tuple[torch.Tensor, ...]:
+    """Inputs of several sets, one after the other. Entries along `time` that no step needs may be in some sets only."""
+    columns = zip(*(data.inputs for data in sets))
+    return tuple(torch.cat(_cut(column) if v else column) for column, v in zip(columns, sets[0].layouts.varies))
+
+
 def common(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What all mappings hold with the same value."""
     first, *others = entries
     return {key: value for key, value in first.items() if all(key in o and o[key] == value for o in others)}
+
+
+def _cut(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors `(trajectory, time, …)`, as long as the shortest."""
+    shortest = min(t.shape[1] for t in tensors)
+    return [t[:, :shortest] for t in tensors]
 
 
 def _difference(own: DataLayout, its: DataLayout) -> str:

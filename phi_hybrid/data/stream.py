@@ -29,8 +29,8 @@ class Stream(IterableDataset):
 
         ⌊u / reuse⌋, …, ⌊u / reuse⌋ + keep − 1,
 
-    which are all that is in memory. By default each update sees new trajectories. `reuse` makes a slow reference
-    affordable: it does not run in every update.
+    which, beside those of the first update, are all that is in memory. By default each update sees new trajectories.
+    `reuse` makes a slow reference affordable: it does not run in every update.
 
         def draw(count):
             return CenteredGrid(Noise(batch(trajectory=count)), PERIODIC, x=256), math.random_uniform(batch(trajectory=count))
@@ -86,12 +86,12 @@ class Stream(IterableDataset):
         self.device = torch.device(device)
         self.computed = 0
         self._generate = partial(Trajectories.generate, steps=steps, coarsen=coarsen, every=every, progress=False)
-        self._held: tuple[int, Trajectories] | None = None
+        self._held: dict[int, Trajectories] = {}  # number of the oldest block → all `keep` of them
         self._repeatable = False
 
     @property
     def first(self) -> Trajectories:
-        """The trajectories of the first update, by which scales are estimated."""
+        """The trajectories of the first update, by which scales are estimated; once computed, they stay in memory."""
         return self.at(0)
 
     @cached_property
@@ -165,15 +165,18 @@ class Stream(IterableDataset):
     def at(self, update: int) -> Trajectories:
         """The trajectories that are in memory at an update, those of its oldest block first."""
         first = update // self.reuse
-        if self._held is None or self._held[0] != first:
-            self._held = first, Trajectories.concat(*map(self._kept, range(first, first + self.keep)))
-        return self._held[1]
+        if first not in self._held:
+            found = Trajectories.concat(*map(self._kept, range(first, first + self.keep)))
+            # The first ones stay, by which every checkpoint knows its data; a look at them does not end the others.
+            self._held = {n: data for n, data in self._held.items() if 0 in (n, first)} | {first: found}
+        return self._held[first]
 
     def _kept(self, number: int) -> Trajectories:
         """A block, out of memory if it is there."""
-        if self._held is not None and 0 <= number - self._held[0] < self.keep:
-            start = (number - self._held[0]) * self.trajectories
-            return self._held[1][start : start + self.trajectories]
+        for first, data in self._held.items():
+            if first <= number < first + self.keep:
+                start = (number - first) * self.trajectories
+                return data[start : start + self.trajectories]
         return self.block(number)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -27,7 +27,7 @@ from phi_hybrid.data.conversion import inputs_beside, leading_inputs, states_fro
 from phi_hybrid.data.files import require_writable
 from phi_hybrid.data.generation import generate
 from phi_hybrid.data.header import require_json
-from phi_hybrid.data.joining import common, in_a_row, require_alike, require_equal_lengths
+from phi_hybrid.data.joining import common, in_a_row, inputs_in_a_row, require_alike, require_equal_lengths
 from phi_hybrid.data.pieces import look_through, standard_deviation
 from phi_hybrid.data.windows import Windows
 from phi_hybrid.errors import DataError
@@ -164,8 +164,8 @@ class Trajectories:
         named = {f"sets[{number}]": data for number, data in enumerate(sets)}
         require_alike(named)
         require_equal_lengths(named)
-        states, inputs = (in_a_row([getattr(data, part) for data in sets]) for part in ("states", "inputs"))
-        return replace(sets[0], states=states, inputs=inputs, metadata=common([data.metadata for data in sets]))
+        states, metadata = in_a_row([data.states for data in sets]), common([data.metadata for data in sets])
+        return replace(sets[0], states=states, inputs=inputs_in_a_row(sets), metadata=metadata)
 
     def __len__(self) -> int:
         """Number of trajectories."""

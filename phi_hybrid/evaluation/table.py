@@ -46,6 +46,16 @@ class Spread:
         return f"{self.median:.4g} [{self.lowest:.4g}, {self.highest:.4g}]"
 
 
+@dataclass(frozen=True)
+class _Missing(Spread):
+    """No number, which is no failure: NaN stays NaN."""
+
+    values: tuple[float, ...] = (math.nan,)
+
+    def __post_init__(self) -> None:
+        pass
+
+
 Cell = float | Spread
 
 
@@ -53,7 +63,7 @@ Cell = float | Spread
 class Table:
     """Row → column → number or `Spread`, every row with the same columns. `str(table)` is its text.
 
-    Infinite numbers are failures and are shown as `inf`.
+    Infinite numbers are failures and are shown as `inf`; NaN is no number and is shown as `–`.
 
     Raises:
         StateError: for a table without rows, rows with different columns, or cells that are not numbers.
@@ -80,26 +90,33 @@ class Table:
 
         Args:
             summaries: one per seed, method → metric → number, as `Evaluation.summary` returns.
-            columns: names of metrics, all of the first summary by default.
+            columns: names of metrics; by default all, in the order in which they appear.
+
+        Returns:
+            A table that shows `–` where a method has no such metric, e.g. a number of trained networks alone. Where only
+            some seeds have it, it counts as +∞ in the others.
 
         Raises:
-            StateError: if there is no summary, or a method or metric is missing in one of them.
+            StateError: if there is no summary, a method is missing in one of them, or no method has a metric.
         """
         require_instance("summaries", summaries, Sequence, "one per seed in a list")
         if not summaries:
             raise StateError("no summaries: pass one per seed, e.g. [evaluation.summary() for each seed]")
-        columns = list(next(iter(summaries[0].values()))) if columns is None else columns
+        known = dict.fromkeys(c for summary in summaries for row in summary.values() for c in row)
+        columns = list(known) if columns is None else columns
         for seed, summary in enumerate(summaries):
             if list(summary) != list(summaries[0]):
                 raise StateError(
                     f"summary {seed} has the methods {list(summary)}, the first {list(summaries[0])}: a failed method "
                     "is infinite, not left out"
                 )
-            for method, row in summary.items():
-                missing = [c for c in columns if c not in row]
-                if missing:
-                    raise StateError(f"summary {seed} has no {missing} for {method!r}; it has {list(row)}")
-        return Table({m: {c: Spread(tuple(s[m][c] for s in summaries)) for c in columns} for m in summaries[0]})
+        unknown = [c for c in columns if c not in known]
+        if unknown:
+            method, row = next(iter(summaries[0].items()))
+            raise StateError(
+                f"summary 0 has no {unknown} for {method!r}; it has {list(row)}, all rows together have {list(known)}"
+            )
+        return Table({m: {c: _over_seeds([s[m] for s in summaries], c) for c in columns} for m in summaries[0]})
 
     @staticmethod
     def stack(tables: Mapping[str, Table]) -> Table:
@@ -151,17 +168,43 @@ class Table:
         ]
         writer.writerow(["", *sum(heads, [])])
         for name, row in self.rows.items():
-            cells = [_three(row[c]) if c in spread else [row[c]] for c in row]
+            cells = [_three(row[c]) if c in spread else [_digits(row[c])] for c in row]
             writer.writerow([name, *sum(cells, [])])
         return out.getvalue()
 
     def _lines(self) -> list[list[str]]:
-        cells = [[str(c) if isinstance(c, Spread) else f"{c:.4g}" for c in row.values()] for row in self.rows.values()]
-        return [["", *self.columns], *([name, *line] for name, line in zip(self.rows, cells))]
+        return [["", *self.columns], *([name, *map(_shown, row.values())] for name, row in self.rows.items())]
 
     def __str__(self) -> str:
         return self.text()
 
 
-def _three(cell: Cell) -> list[float]:
-    return [cell.median, cell.lowest, cell.highest] if isinstance(cell, Spread) else [cell] * 3
+_NO_NUMBER = "–"
+
+
+def _over_seeds(rows: Sequence[Mapping[str, Any]], column: str) -> Spread:
+    """One column of the rows of a method, one of each seed."""
+    if not any(column in row for row in rows):
+        return _Missing()
+    return Spread(tuple(row.get(column, math.inf) for row in rows))
+
+
+def _shown(cell: Cell) -> str:
+    if _is_missing(cell):
+        return _NO_NUMBER
+    return str(cell) if isinstance(cell, Spread) else f"{cell:.4g}"
+
+
+def _is_missing(cell: Cell) -> bool:
+    """Whether there is no number: NaN, which a `Spread` of numbers never holds."""
+    return math.isnan(cell.lowest if isinstance(cell, Spread) else cell)
+
+
+def _digits(cell: Cell) -> Cell | str:
+    return _NO_NUMBER if _is_missing(cell) else cell
+
+
+def _three(cell: Cell) -> list[Cell | str]:
+    if isinstance(cell, Spread) and not _is_missing(cell):
+        return [cell.median, cell.lowest, cell.highest]
+    return [_digits(cell)] * 3

@@ -113,12 +113,14 @@ class EnsembleStep:
         self._frame_output = _named(0, ensemble.members[0].native_for, self._frame, self._of(0, tensors)).output_layout
         self.output_layout = with_batch(self._frame_output, MEMBER)
         self._stacked: Stacked | None = None
+        self._failed: _SetUp | None = None
 
     def compare_members(self, tensors: Sequence[torch.Tensor]) -> None:
         """Decides whether the members, as they are now, can be computed at once."""
         members = self._ensemble.members
         self._first: NativeStep = members[0].native_for(self._frame, self._of(0, tensors))
-        self._stacked = Stacked(members, self._first) if alike(members) else None
+        possible = alike(members) and not (self._failed and self._failed.still_holds(members[0], self._first))
+        self._stacked = Stacked(members, self._first) if possible else None
 
     together: ClassVar[int] = 1
 
@@ -135,7 +137,7 @@ class EnsembleStep:
             return self._one_by_one(tensors)  # tells which member fails
         except RuntimeError:  # networks that torch.vmap cannot take, or another error, which shows again
             found = self._one_by_one(tensors)
-            self._stacked = None
+            self._stacked, self._failed = None, _SetUp(self._ensemble.members[0], self._first)
             return found
 
     def _at_once(self, tensors: Tensors) -> Tensors:
@@ -227,6 +229,23 @@ class Stacked:
         return torch.vmap(step, (0, *positions), out, randomness="different")(stacked, *tensors)
 
 
+class _SetUp:
+    """What `torch.vmap` has not taken: the step of the first solver, and the settings of its network, but for numbers."""
+
+    def __init__(self, solver: HybridSolver, step: NativeStep) -> None:
+        self._step = step
+        self._settings = {part: _settings_of(part) for part in solver.network.modules()}
+
+    def still_holds(self, solver: HybridSolver, step: NativeStep) -> bool:
+        """Whether it is pointless to try again; in doubt it is not."""
+        parts = list(solver.network.modules())
+        return (
+            step is self._step
+            and parts == list(self._settings)
+            and all(_equal(_settings_of(part), self._settings[part]) for part in parts)
+        )
+
+
 class _Template(torch.nn.Module):
     """The step of a solver as a module whose weights can be replaced."""
 
@@ -265,13 +284,16 @@ def _same_architecture(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     """Equal types, names and settings of all parts."""
     parts, others = list(a.named_modules()), list(b.named_modules())
     return len(parts) == len(others) and all(
-        name == other and type(part) is type(its) and _settings(part, its)
+        name == other and type(part) is type(its) and _equal(_settings_of(part), _settings_of(its))
         for (name, part), (other, its) in zip(parts, others)
     )
 
 
-def _settings(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    own, its = ({k: v for k, v in vars(m).items() if k not in _TENSORS} for m in (a, b))
+def _settings_of(part: torch.nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(part).items() if name not in _TENSORS}
+
+
+def _equal(own: dict[str, Any], its: dict[str, Any]) -> bool:
     try:
         return bool(own == its)
     except (RuntimeError, ValueError):  # tensors and arrays among them

@@ -53,9 +53,10 @@ def fixed_point(
             return value, steps
         if not error < float("inf"):
             break
-        values, residuals = [*values[-memory:], value], [*residuals[-memory:], residual]
+        oldest = max(0, len(values) - memory)
+        values, residuals = [*values[oldest:], value], [*residuals[oldest:], residual]
         x = value
-        if memory and len(values) > 1:
+        if len(values) > 1:
             change = torch.stack([residual - r for r in residuals[:-1]], 1)
             gram = change.T @ change
             gram = gram + 1e-12 * gram.trace() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from numbers import Real
@@ -173,7 +174,8 @@ class InverseByOptimization:
 
     Args:
         method: search, `QuasiNewton(…)` (default) or `NewtonKrylov(…)`.
-        tolerance: largest ‖f(x + Δx) − (y + Δy)‖ / ‖Δy‖ of a sample, 1e-3 by default; `float("inf")` takes what is found.
+        tolerance: largest ‖f(x + Δx) − (y + Δy)‖ / ‖Δy‖ of a sample, at which the search ends, 1e-3 by default; `float("inf")`
+            searches for 1e-3 and takes what is found.
 
     Raises:
         StateError: for a tolerance ≤ 0.
@@ -200,7 +202,8 @@ class InverseByOptimization:
                 moved = pack(as_tuple(function(*unpack(start + update, x))))
                 return (moved - pack(y) - wanted) / unit
 
-            update, iterations = self.method.solve(residual, torch.zeros_like(start), min(self.tolerance, 1e-3))
+            sought = self.tolerance if math.isfinite(self.tolerance) else 1e-3
+            update, iterations = self.method.solve(residual, torch.zeros_like(start), sought)
             self._require_solved(residual, update, iterations)
             return unpack(update, x)
 

@@ -20,7 +20,7 @@ def comparison(table: Table, column: str, *, ax: Axes | None = None, quantity: s
     """Show one column of a table: a row per method, a dot per seed, and a bar at the median.
 
     Failures stand as crosses at the edge, right for +∞ (errors) and left for −∞ (correlations), with their number; the
-    bar stands there, too, where the median is a failure.
+    bar stands there, too, where the median is a failure. The row of a method without a number stays empty.
 
     Args:
         table: E.g. `Table.over_seeds(summaries)`; single numbers are one dot.
@@ -40,7 +40,8 @@ def comparison(table: Table, column: str, *, ax: Axes | None = None, quantity: s
             f"table is a {type(table).__name__}: expected a Table, e.g. Table({{'hybrid': {{'mae': 0.1}}}})"
         )
     cells = {name: row[column] for name, row in table.select([column]).rows.items()}
-    spreads = {name: c if isinstance(c, Spread) else Spread((c,)) for name, c in cells.items()}
+    known = {n: c for n, c in cells.items() if not math.isnan(c.lowest if isinstance(c, Spread) else c)}
+    spreads = {name: c if isinstance(c, Spread) else Spread((c,)) for name, c in known.items()}
     values = [v for spread in spreads.values() for v in spread.values]
     finite = [v for v in values if math.isfinite(v)]
     if log and any(v <= 0 for v in finite):
@@ -50,10 +51,10 @@ def comparison(table: Table, column: str, *, ax: Axes | None = None, quantity: s
     given = ax is not None
     figure, ax = line_figure(ax)
     if not given:
-        figure.set_size_inches(5.6, 0.9 + 0.34 * len(spreads))
+        figure.set_size_inches(5.6, 0.9 + 0.34 * len(cells))
     open_axes(ax)
-    ax.set(xscale="log" if log else "linear", xlabel=quantity or column, ylim=(len(spreads) - 0.4, -0.6))
-    ax.set_yticks(range(len(spreads)), list(spreads))
+    ax.set(xscale="log" if log else "linear", xlabel=quantity or column, ylim=(len(cells) - 0.4, -0.6))
+    ax.set_yticks(range(len(cells)), list(cells))
     ax.tick_params(axis="y", length=0, pad=7)  # a cross at the edge reaches out of the axes
     low, high = _limits(values, log)
     ax.set_xlim(low, high)
@@ -62,8 +63,9 @@ def comparison(table: Table, column: str, *, ax: Axes | None = None, quantity: s
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
-    for height, spread in enumerate(spreads.values()):
-        _draw(ax, height, spread, COLOURS[height % len(COLOURS)])
+    for height, name in enumerate(cells):
+        if name in spreads:
+            _draw(ax, height, spreads[name], COLOURS[height % len(COLOURS)])
     if any(len(spread.values) > 1 for spread in spreads.values()):
         dot = Line2D([], [], color=FAINT, marker="o", markersize=4, linestyle="", label="one seed")
         bar = Line2D([], [], color=FAINT, marker="|", markersize=9, markeredgewidth=2.2, linestyle="", label="median")

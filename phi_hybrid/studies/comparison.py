@@ -102,8 +102,8 @@ def study(
     def measure(found: dict[str, Step | None], test: Trajectories) -> tuple[Evaluation, dict[str, dict[str, float]]]:
         evaluation = evaluate({m: _failing if s is None else s for m, s in found.items()}, test, steps, metrics=metrics)
         more = {} if extra is None else extra({m: s for m, s in found.items() if s is not None}, test)
-        added = {key: math.inf for numbers in more.values() for key in numbers}
-        rows = {row: {**numbers, **added, **more.get(row, {})} for row, numbers in summary(evaluation).items()}
+        failed = {row: {key: math.inf for own in more.values() for key in own} for row, s in found.items() if s is None}
+        rows = {row: {**numbers, **{**failed, **more}.get(row, {})} for row, numbers in summary(evaluation).items()}
         return evaluation, {row: {key: float(number) for key, number in own.items()} for row, own in rows.items()}
 
     def run(seed: int) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +113,11 @@ class StudyResult:
         """
         folder.mkdir(parents=True, exist_ok=True)
         table = self.table()
-        cells = {
+        medians = {
             row: {c: v.median if isinstance(v, Spread) else v for c, v in found.items()}
             for row, found in table.rows.items()
         }
+        cells = {row: {c: v for c, v in found.items() if not math.isnan(v)} for row, found in medians.items()}
         seeds = {str(seed): run.rows for seed, run in self.runs.items()}
         failures = {
             f"{row}, seed {seed}": text for seed, run in self.runs.items() for row, text in run.failures.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from phi_hybrid.bridge.checks import require_count, require_number
 from phi_hybrid.bridge.numbers import square
 from phi_hybrid.data import Trajectories, require_data
 from phi_hybrid.errors import NonFiniteError
-from phi_hybrid.steps import all_finite, known_step, require_step
+from phi_hybrid.steps import NativeStep, all_finite, known_step, require_step
 
 
 def precompute_corrections(
@@ -43,9 +43,9 @@ def precompute_corrections(
     require_count("iterations", iterations)
     if weight == 0:
         return data
-    corrections = _Corrections(physics, data)
+    pieces = list(_pieces(physics, data))
     with torch.no_grad():
-        without = sum(float(_squares(piece, data.scale)) for piece in corrections.of(data.states))
+        without = sum(float(_squares(p.corrections(p.ends(data.states)), data.scale)) for p in pieces)
     if not math.isfinite(without):
         raise NonFiniteError("one step of the physics from the data is NaN or infinite; reduce its time step", 0)
     factor = weight * sum(t.numel() for t in data.states) / max(without, 1e-12)
@@ -57,14 +57,15 @@ def precompute_corrections(
 
     def closure() -> torch.Tensor:
         # sums, not means, so that the tolerances of L-BFGS are for one entry, however many there are
-        states = [v.requires_grad_() for v in shifted()]
-        loss = sum(square(d.detach()).sum() for d in shifts)
-        for piece in corrections.of(states):
-            penalty = factor * _squares(piece, data.scale)
-            penalty.backward()
+        states, loss = shifted(), sum(square(d.detach()).sum() for d in shifts)
+        derivatives = [torch.zeros_like(v) for v in states]
+        for piece in pieces:
+            ends = [v.requires_grad_() for v in piece.ends(states)]
+            penalty = factor * _squares(piece.corrections(ends), data.scale)
+            piece.add(torch.autograd.grad(penalty, ends, materialize_grads=True), derivatives)
             loss = loss + penalty.detach()
-        for shift, state, s in zip(shifts, states, data.scale):
-            shift.grad = 2 * shift.detach() + s * state.grad
+        for shift, derivative, s in zip(shifts, derivatives, data.scale):
+            shift.grad = 2 * shift.detach() + s * derivative
         return loss
 
     optimizer.step(closure)
@@ -78,22 +79,41 @@ PIECE = 512
 """Steps that are computed at once, which limits the memory."""
 
 
-class _Corrections:
-    """vₙ₊₁ − P(vₙ) for all n of all trajectories, piece by piece."""
+@dataclass(frozen=True)
+class _Piece:
+    """Some of the steps n of all trajectories, to be computed at once."""
 
-    def __init__(self, physics: Callable, data: Trajectories) -> None:
-        windows = data.windows(1)
-        self.pieces = []
-        for start in range(0, len(windows), PIECE):
-            chosen = range(start, min(start + PIECE, len(windows)))
-            batch = windows.collate([windows[n] for n in chosen])
-            self.pieces.append((slice(chosen.start, chosen.stop), batch.bind(known_step(physics)), batch.step_inputs))
+    trajectory: torch.Tensor
+    """Of each step, `(step,)`."""
+    time: torch.Tensor
+    """At which each step begins."""
+    step: NativeStep
+    """P."""
+    inputs: tuple[torch.Tensor, ...]
+    """Of P, `(step, …)`."""
 
-    def of(self, states: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-        """Native tensors `(step, …)`, the steps of one trajectory after those of another."""
-        for chosen, bound, inputs in self.pieces:
-            before, after = ([v[:, part].flatten(0, 1)[chosen] for v in states] for part in (slice(-1), slice(1, None)))
-            yield [v - p for v, p in zip(after, bound.step(*before, *inputs.at(0)))]
+    def ends(self, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Copies of the states before all steps and then of those after them, `(step, …)`, of `(trajectory, time, …)`."""
+        return [v[self.trajectory, time] for time in (self.time, self.time + 1) for v in states]
+
+    def corrections(self, ends: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """vₙ₊₁ − P(vₙ), `(step, …)`."""
+        before, after = ends[: len(ends) // 2], ends[len(ends) // 2 :]
+        return [v - p for v, p in zip(after, self.step(*before, *self.inputs))]
+
+    def add(self, derivatives: Sequence[torch.Tensor], total: Sequence[torch.Tensor]) -> None:
+        """Adds derivatives by `ends` to those by the states, each of which begins and ends one step at most."""
+        for number, derivative in enumerate(derivatives):
+            later, part = divmod(number, len(total))
+            total[part][self.trajectory, self.time + later] += derivative
+
+
+def _pieces(physics: Callable, data: Trajectories) -> Iterator[_Piece]:
+    windows = data.windows(1)
+    for numbers in torch.arange(len(windows)).split(PIECE):
+        batch = windows.gather(numbers)
+        trajectory, time = numbers // data.steps, numbers % data.steps
+        yield _Piece(trajectory, time, batch.bind(known_step(physics)).step, batch.step_inputs.at(0))
 
 
 def _squares(errors: Sequence[torch.Tensor], scale: Sequence[float]) -> torch.Tensor:

@@ -80,6 +80,21 @@ def test_each_block_is_computed_once() -> None:
     assert own.computed == 3 + 4
 
 
+def test_a_look_at_the_first_trajectories_costs_no_block() -> None:
+    """The held ones stay, whenever it comes and whatever comes between."""
+    own = stream(keep=3)
+    expected = own.block(0).states[0]
+    own.computed = 0
+    for update in (0, 1, 2, 7, 8):
+        own.windows(2).shuffled(update, 4, 0)
+        assert torch.equal(own.first.states[0][:COUNT], expected)
+    own.at(8), own.at(0), own.at(8)
+    assert own.computed == 5 + 4  # blocks 0 … 4 and 7 … 10
+    late = stream(keep=3)
+    late.at(5), late.first, late.at(6)
+    assert late.computed == 3 + 3 + 1
+
+
 def test_draws_depend_on_seed_and_block_alone() -> None:
     """Whichever generator they use; what is drawn outside goes on as if there had been no stream."""
 
@@ -195,6 +210,13 @@ def test_validation_on_the_stream_itself_is_told() -> None:
     with pytest.warns(UserWarning, match="6 of its trajectories are trained on"):
         trainer(own, validation=own.stored(4))
     trainer(own, validation=stream(seed=1).stored(2))
+
+
+def test_checkpoints_cost_no_block(tmp_path: Path) -> None:
+    """Each of them is told which data it belongs to."""
+    own = stream(keep=4)
+    trainer(own, checkpoint=tmp_path / "a.pt", checkpoint_every=5).fit(20)
+    assert own.computed == 19 + 4
 
 
 # --- wrong uses ---

@@ -78,6 +78,19 @@ def test_concat_undoes_split(data: ph.Trajectories) -> None:
     assert ph.Trajectories.concat(without_inputs, without_inputs).inputs == ()
 
 
+def test_concat_of_inputs_that_are_longer_than_the_steps(data: ph.Trajectories) -> None:
+    """A force of more times than steps is allowed: the windows are the same, whichever set comes first."""
+    longer = generate(ph.capture(forced_step), line(0, b=4), STEPS, (line(1, b=4, time=STEPS + 2),))
+    assert longer.inputs[0].shape[1] == STEPS + 2
+    for sets in ((data, longer), (longer, data)):
+        joined = ph.Trajectories.concat(*sets)
+        for part, expected in zip((joined[:4], joined[4:]), sets, strict=True):
+            assert torch.equal(part.states[0], expected.states[0])
+            assert torch.equal(part.whole().inputs[0], expected.whole().inputs[0])
+    twice = ph.Trajectories.concat(longer, longer)
+    assert torch.equal(twice.inputs[0], torch.cat([longer.inputs[0]] * 2))  # so that older trainings go on
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -76,6 +78,41 @@ def test_failures_stay_in_the_median(order: tuple[int, ...]) -> None:
 def test_seeds_of_some_columns() -> None:
     runs = [{"a": {"mae": 1.0, "mae_Re": {"300": 2.0}}}, {"a": {"mae": 3.0, "mae_Re": {"300": 2.0}}}]
     assert Table.over_seeds(runs, ["mae"]).rows["a"] == {"mae": Spread((1.0, 3.0))}
+
+
+PARTLY = [
+    {"source": {"mae": 2.0}, "hybrid": {"mae": 1.0, "drag": 0.5}, "other": {"mae": 1.0, "lift": 0.25, "drag": 1.0}},
+    {"source": {"mae": 4.0}, "hybrid": {"mae": 3.0, "drag": math.nan}, "other": {"mae": 1.0, "lift": 0.75}},
+]
+
+
+def test_columns_that_only_some_rows_have() -> None:
+    """In the order in which they appear. Where no seed has a number, there is none; one that fails to have it has failed."""
+    table = Table.over_seeds(PARTLY)
+    assert table.text().splitlines() == [
+        "             mae            drag              lift",
+        "source  3 [2, 4]               –                 –",
+        "hybrid  2 [1, 3]  inf [0.5, inf]                 –",
+        "other   1 [1, 1]    inf [1, inf]  0.5 [0.25, 0.75]",
+    ]
+    assert table.markdown().splitlines()[2:4] == [
+        "| source | 3 [2, 4] | – | – |",
+        "| hybrid | 2 [1, 3] | inf [0.5, inf] | – |",
+    ]
+    assert table.csv().splitlines()[1:] == [
+        "source,3.0,2.0,4.0,–,–,–,–,–,–",
+        "hybrid,2.0,1.0,3.0,inf,0.5,inf,–,–,–",
+        "other,1.0,1.0,1.0,inf,1.0,inf,0.5,0.25,0.75",
+    ]
+    assert Table.over_seeds(PARTLY, ["lift", "mae"]).rows["source"] == table.select(["lift", "mae"]).rows["source"]
+    assert str(pickle.loads(pickle.dumps(table))) == str(copy.deepcopy(table)) == str(table)
+
+
+def test_single_numbers_that_are_none() -> None:
+    table = Table({"a": {"x": math.nan, "y": 1 / 3}, "b": {"x": 2.0, "y": INF}})
+    assert table.text().splitlines() == ["   x       y", "a  –  0.3333", "b  2     inf"]
+    assert table.markdown().splitlines()[2] == "| a | – | 0.3333 |"
+    assert table.csv().splitlines()[1:] == [f"a,–,{1 / 3}", "b,2.0,inf"]
 
 
 def test_select_and_stack() -> None:

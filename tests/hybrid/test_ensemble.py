@@ -117,6 +117,45 @@ def test_alike_members_take_one_call_of_the_network(monkeypatch: pytest.MonkeyPa
     assert len(calls) == 2 + 3 * 2
 
 
+class Deciding(torch.nn.Module):
+    """Looks at its values, which `torch.vmap` does not allow, unless it is told not to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.looks and float(x.detach().abs().max()) > 1e9 else 0.5 * x
+
+
+def test_what_cannot_be_vmapped_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the members change: their settings, one of their layers, or their mode."""
+    members, u, f = line_case(extra=Deciding)
+    ensemble, calls = ph.Ensemble(members), []
+    forward = Deciding.forward
+    monkeypatch.setattr(Deciding, "forward", lambda self, x: (calls.append(self), forward(self, x))[1])
+
+    def count() -> int:
+        calls.clear()
+        with math.precision(64):
+            found = ensemble(u, f.time[0])
+            assert close(found.member[2], members[2](u, f.time[0]), 1e-12)
+        return len(calls) - 1
+
+    assert [count() for _ in range(3)] == [4, 3, 3]
+    with torch.no_grad():
+        members[1].network[0].weight.mul_(2)  # numbers are no settings
+    assert count() == 3
+    ensemble.eval()
+    assert [count(), count()] == [4, 3]
+    for member in members:
+        member.network[1].looks = False
+    assert [count(), count()] == [1, 1]
+    for member in members:
+        member.network[1] = Deciding()
+    assert [count(), count()] == [4, 3]
+
+
 @pytest.mark.smoke
 def test_members_follow_their_own_trajectories() -> None:
     """By hand, in plain PhiFlow: each member feeds itself, not the mean."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -22,6 +24,25 @@ def test_fixed_point_of_a_linear_map(memory: int) -> None:
     found, _ = fixed_point(lambda x: matrix @ x + offset, torch.zeros_like(offset), 1e-11, 2000, memory)
     expected = torch.linalg.solve(torch.eye(len(offset), dtype=torch.float64) - matrix, offset)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("memory", [0, 3])
+def test_no_more_states_are_kept_than_are_combined(memory: int) -> None:
+    """And the last two of the iteration itself."""
+    matrix, offset = contraction()
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        found = matrix @ x + offset
+        alive.add(found)
+        most = max(most, len(alive))
+        return found
+
+    with pytest.raises(SolveError, match="after 20 steps"):
+        fixed_point(step, torch.zeros_like(offset), 1e-15, 20, memory)
+    assert most <= memory + 3
 
 
 def test_no_convergence_is_an_error() -> None:

@@ -124,6 +124,24 @@ def test_an_output_out_of_reach(method: QuasiNewton | NewtonKrylov) -> None:
 
 
 @pytest.mark.parametrize("method", [QuasiNewton(), NewtonKrylov()])
+def test_the_search_ends_at_the_tolerance(method: QuasiNewton | NewtonKrylov) -> None:
+    """Of smaller and of larger ones; where any residual will do, it is sought as by default."""
+    stretch = torch.logspace(0, 1, 10, dtype=DOUBLE)
+    calls = {}
+
+    def physics(x: torch.Tensor) -> torch.Tensor:
+        calls[tolerance] = calls.get(tolerance, 0) + 1
+        return torch.tanh(0.1 * stretch * x)
+
+    wanted = torch.full((2, 10), 0.8, dtype=DOUBLE)
+    for tolerance in (1e-6, 1e-3, 0.3, float("inf")):
+        (update,) = InverseByOptimization(method, tolerance)(physics, (torch.zeros_like(wanted),))[1]((wanted,))
+        misses = (torch.tanh(0.1 * stretch * update) - wanted).norm(dim=1) / wanted.norm(dim=1)
+        assert float(misses.max()) <= min(tolerance, 1)
+    assert calls[0.3] < calls[1e-3] < calls[1e-6] and calls[float("inf")] == calls[1e-3]
+
+
+@pytest.mark.parametrize("method", [QuasiNewton(), NewtonKrylov()])
 def test_physics_that_blows_up_on_the_way(method: QuasiNewton | NewtonKrylov) -> None:
     """Logarithms of negative numbers are met in the search; the error is one of the solve, and names NaN or a residual."""
     x, dy = torch.full((1, 2), 1e-2, dtype=DOUBLE), torch.full((1, 2), -1e3, dtype=DOUBLE)

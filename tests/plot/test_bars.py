@@ -58,6 +58,17 @@ def test_nothing_finite_and_nothing_different():
         assert 0 < low < high < INF
 
 
+def test_rows_without_a_number_stay_empty():
+    """They have not failed, and the others keep their places and colours."""
+    seeds = [{"a": {"mae": v}, "b": {"mae": v, "drag": v}, "c": {"drag": 2 * v}} for v in (1.0, 3.0)]
+    single = Table({name: {"drag": row.get("drag", math.nan)} for name, row in seeds[0].items()})
+    for table in (Table.over_seeds(seeds), single):
+        ax = comparison(table, "drag").axes[0]
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "c"]
+        assert not ax.texts and not lines(ax, "X")
+        assert {round(y) for line in lines(ax, "o") for y in line.get_ydata()} == {1, 2}
+
+
 def test_given_axes_are_used():
     ax = Figure(figsize=(3, 2)).add_subplot()
     figure = comparison(TABLE, "mae", ax=ax)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from cases.chains import agree, force_at, make_data, make_solver, squares, step_by_hand, value_and_gradient
 from cases.small import DT, equal, forced_step, line
 from phi.torch.flow import Field, diffuse, math
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import phi_hybrid as ph
 
@@ -83,6 +87,75 @@ def test_the_number_of_trajectories_does_not_matter(data: ph.Trajectories) -> No
     expected = ph.training.precompute_corrections(linear, data, 1.0).states[0]
     found = ph.training.precompute_corrections(linear, many, 1.0).states[0][-2:]
     assert (found - expected).norm() < 1e-3 * (expected - data.states[0]).norm()
+
+
+def optimum_of_slices(physics: Any, data: ph.Trajectories, piece: int) -> list[torch.Tensor]:
+    """The same search, with states in a row that autograd slices and adds up."""
+    block, scale, steps = ph.capture(physics), data.scale, len(data) * data.steps
+    numbers = range(steps)
+
+    def penalties(states: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for chosen in (slice(n, n + piece) for n in range(0, steps, piece)):
+            b = data.windows(1).collate([data.windows(1)[n] for n in numbers[chosen]])
+            before, after = ([v[:, t].flatten(0, 1)[chosen] for v in states] for t in (slice(-1), slice(1, None)))
+            made = b.bind(block).step(*before, *b.step_inputs.at(0))
+            yield sum((((v - p) / s) ** 2).sum() for v, p, s in zip(after, made, scale))
+
+    with torch.no_grad():
+        factor = sum(v.numel() for v in data.states) / sum(map(float, penalties(list(data.states))))
+    shifts = [torch.zeros_like(v).requires_grad_() for v in data.states]
+
+    def shifted() -> list[torch.Tensor]:
+        return [u + s * d.detach() for u, s, d in zip(data.states, scale, shifts)]
+
+    def closure() -> torch.Tensor:
+        states = [v.requires_grad_() for v in shifted()]
+        loss = sum((d.detach() ** 2).sum() for d in shifts)
+        for penalty in penalties(states):
+            (factor * penalty).backward()
+            loss = loss + factor * penalty.detach()
+        for d, v, s in zip(shifts, states, scale):
+            d.grad = 2 * d.detach() + s * v.grad
+        return loss
+
+    torch.optim.LBFGS(shifts, max_iter=8, history_size=10, line_search_fn="strong_wolfe").step(closure)
+    return shifted()
+
+
+@pytest.mark.parametrize(("piece", "kind"), [(1, "line"), (3, "line"), (512, "line"), (3, "faces")])
+def test_pieces_are_slices_of_the_states(
+    piece: int, kind: str, data: ph.Trajectories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, though pieces do not end where trajectories do; also for states of several tensors."""
+    monkeypatch.setattr("phi_hybrid.training.precompute.PIECE", piece)
+    physics, own = (linear, data) if kind == "line" else (forced_step, make_data())
+    found = ph.training.precompute_corrections(ph.capture(physics), own, 1.0, iterations=8)
+    assert equal(found.states, optimum_of_slices(physics, own, piece))
+
+
+class Counted(TorchDispatchMode):
+    """Counts all values that operations write to memory of their own."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        made = [t for t in tree_leaves(found) if isinstance(t, torch.Tensor)]
+        self.values += sum(t.numel() for t in made if t.untyped_storage().data_ptr() not in given)
+        return found
+
+
+def test_work_grows_with_the_number_of_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi_hybrid.training.precompute.PIECE", 4)
+    counts = []
+    for steps in (16, 64):
+        states = torch.rand(2, steps + 1, CELLS, 1, generator=torch.Generator().manual_seed(0))
+        data = ph.Trajectories.from_tensors(states, line(0, CELLS))
+        with Counted() as counted:
+            ph.training.precompute_corrections(lambda u: 0.9 * u, data, iterations=1)
+        counts.append(counted.values)
+    assert counts[1] < 4.5 * counts[0]
 
 
 def test_a_larger_weight_makes_smaller_corrections(data: ph.Trajectories) -> None:
