@@ -45,6 +45,9 @@ from phi_hybrid.training.scales import estimate_scales
 from phi_hybrid.training.snapshot import Snapshot, lengths_of, shorten
 from phi_hybrid.training.validation import validation_errors, warn_if_worse
 
+BATCH = 8
+"""Windows per update, or as many as there are."""
+
 
 class Trainer:
     """Trains a solver on windows of reference trajectories.
@@ -103,7 +106,7 @@ class Trainer:
         *,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
-        batch_size: int = 8,
+        batch_size: int = BATCH,
         accumulate: int = 1,
         combine: Combination | None = None,
         clip: float | None = None,
@@ -150,7 +153,7 @@ class Trainer:
         self.windows = self._windows(objective.steps)
         self.batch_size = min(int(batch_size), len(self.windows))
         self.accumulate = min(int(accumulate), len(self.windows) // self.batch_size)
-        if (self.batch_size, self.accumulate) != (batch_size, accumulate):
+        if (self.batch_size, self.accumulate) != (batch_size, accumulate) != (BATCH, 1):
             warnings.warn(
                 f"batch_size = {batch_size}, accumulate = {accumulate}: the data has {len(self.windows)} windows, so that "
                 f"batch_size = {self.batch_size}, accumulate = {self.accumulate} are taken",

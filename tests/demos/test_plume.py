@@ -33,7 +33,7 @@ SMALL = replace(
 
 @pytest.fixture(scope="module")
 def data() -> tuple[ph.Trajectories, ...]:
-    return plume.reference_data(SMALL, 0)
+    return plume.reference_data(SMALL, 1)
 
 
 def last(states: dict[str, Field]) -> Sequence[torch.Tensor]:

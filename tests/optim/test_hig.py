@@ -315,9 +315,11 @@ def test_training_is_saved_and_continued(tmp_path: Any) -> None:
     whole, first, second = (copy.deepcopy(start) for _ in range(3))
     trainer(whole).fit(6)
     trainer(first).fit(3)
-    trainer(second, lr=123.0).resume(tmp_path / "c.pt").fit(6)
+    trainer(second).resume(tmp_path / "c.pt").fit(6)
     for a, b in zip(whole.parameters(), second.parameters()):
         assert torch.equal(a, b)
+    with pytest.raises(ph.StateError, match="optimizer lr': \\(123.0, 0.5\\)"):
+        trainer(copy.deepcopy(start), lr=123.0).resume(tmp_path / "c.pt")
 
 
 def test_a_loss_that_is_not_finite() -> None:

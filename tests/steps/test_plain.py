@@ -29,7 +29,7 @@ def trained(step: Callable, objective: ph.Unrolled) -> float:
     torch.manual_seed(0)
     solver = ph.HybridSolver(step, torch.nn.Conv1d(1, 1, 3, padding=1))
     optimizer = torch.optim.Adam(solver.parameters())
-    return ph.Trainer(solver, data, objective, optimizer=optimizer, progress=False).fit(1)["loss"][-1]
+    return ph.Trainer(solver, data, objective, optimizer=optimizer, batch_size=2, progress=False).fit(1)["loss"][-1]
 
 
 def test_unrolling_a_step_without_a_gradient_warns() -> None:
