@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -76,6 +78,11 @@ def require_finite(*losses: float) -> None:
 def cosine(share: float) -> float:
     """Factor of the learning rate, which falls from 1 to 0 over the time."""
     return (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+def at_other_rates(name: str, entrant: Any) -> dict[str, Any]:
+    """An entrant, a dataclass with a `rate`, at a third, one and three times its learning rate."""
+    return {f"{name} at {rate:.1e}": replace(entrant, rate=rate) for rate in (f * entrant.rate for f in (1 / 3, 1, 3))}
 
 
 def batches(x: torch.Tensor, size: int, seed: int) -> Iterator[torch.Tensor]:

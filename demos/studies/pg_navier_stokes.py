@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import lab
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from contest import History, batches, cosine, curves, distance_to, last, race, seconds_to_reach
+from contest import History, at_other_rates, batches, cosine, curves, distance_to, last, race, seconds_to_reach
 from matplotlib.figure import Figure
 from phi.math import batch, wrap
 
@@ -373,17 +373,10 @@ def _vorticity(velocity: torch.Tensor) -> torch.Tensor:
     return v - v.roll(1, 1) - u + u.roll(1, 2)
 
 
-def at_other_rates(name: str) -> dict[str, Entrant]:
-    """One entrant at a third, one and three times its learning rate."""
-    entrant = ENTRANTS[name]
-    rates = [entrant.rate / 3, entrant.rate, 3 * entrant.rate]
-    return {f"{name} at {rate:.1e}": replace(entrant, rate=rate) for rate in rates}
-
-
 def main() -> None:
     tune = dict(choices=list(ENTRANTS), help="this one alone, at a third, one and three times its learning rate")
     options = lab.options(__doc__, "pg_navier_stokes", tune=tune)
-    entrants = at_other_rates(options.tune) if options.tune else ENTRANTS
+    entrants = at_other_rates(options.tune, ENTRANTS[options.tune]) if options.tune else ENTRANTS
     seconds, looks = SECONDS * lab.share(options, 0.03), 3 if options.quick else LOOKS
     count = (SAMPLES // 4 if options.quick else SAMPLES) + HELD_OUT
     columns = ["updates", "seconds", "seconds_to_adam"]

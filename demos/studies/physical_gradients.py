@@ -24,7 +24,19 @@ import lab
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from contest import Phase, batches, cosine, curves, distance_to, last, race, seconds_of, seconds_to_reach, uses_to_pay
+from contest import (
+    Phase,
+    at_other_rates,
+    batches,
+    cosine,
+    curves,
+    distance_to,
+    last,
+    race,
+    seconds_of,
+    seconds_to_reach,
+    uses_to_pay,
+)
 from matplotlib.figure import Figure
 from phi.math import batch, precision, spatial, wrap
 from phi.torch.flow import u_net
@@ -277,19 +289,16 @@ CASES = {
 """Case → task of a seed, entrants, seconds."""
 
 
-def at_other_rates(name: str) -> dict[str, Entrant]:
-    """One entrant at a third, one and three times its learning rate."""
-    entrant = ENTRANTS[name]
-    rates = [entrant.rate / 3, entrant.rate, 3 * entrant.rate]
-    return {f"{name} at {rate:.1e}": replace(entrant, rate=rate) for rate in rates}
-
-
 def main() -> None:
     which = dict(choices=list(CASES), default="heat")
     tune = dict(choices=list(ENTRANTS), help="this one alone, at a third, one and three times its learning rate")
     options = lab.options(__doc__, "physical_gradients", case=which, tune=tune)
     make, names, seconds = CASES[options.case]
-    entrants = at_other_rates(options.tune) if options.tune else {name: ENTRANTS[name] for name in names}
+    entrants = (
+        at_other_rates(options.tune, ENTRANTS[options.tune])
+        if options.tune
+        else {name: ENTRANTS[name] for name in names}
+    )
     seconds, looks = seconds * lab.share(options, 0.03), 3 if options.quick else LOOKS
     run = partial(compete, entrants=entrants, seconds=seconds, looks=looks)
     lab.study(options, lambda seed: run(make(seed), seed=seed), ["x", "y"], ["updates", "alone_x", "break_even"])

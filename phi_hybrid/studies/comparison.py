@@ -143,7 +143,7 @@ class Plan:
                 if not alike(tuple(same), tuple(stages[:n])):
                     raise StateError(
                         f"{other!r} and {row!r} differ in a function or an object that has the same name in both, so that their "
-                        "checkpoints would be one: define functions of different names, or use functools.partial"
+                        "checkpoints would be one: define functions of different names, or one with settings, functools.partial(function, setting=1)"
                     )
 
     def require_long(self, training: Trajectories, test: Trajectories) -> None:

@@ -64,7 +64,7 @@ class Trainer:
             in `training.Optimizers`.
         scheduler: torch learning-rate scheduler of this optimizer, stepped after every update. `ReduceLROnPlateau` follows
             the validation error, stepped after every validation, or the loss where nothing is validated.
-        batch_size: windows per update, or per part of one; all where there are fewer, with a warning.
+        batch_size: windows per update, or per part of one; all where there are fewer, with a warning if you asked for more.
         accumulate: number of parts of an update, one after the other, whose gradients are averaged: the gradient of
             `accumulate · batch_size` windows in the memory of `batch_size`. `clip` and `skip` look at the average.
         combine: how the gradients of the contributions to the loss become one, e.g. `ph.optim.ConFIG()`; their sum by
