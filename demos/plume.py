@@ -51,7 +51,7 @@ physics = ph.capture(step)
 domain = dict(x=64, y=80, bounds=Box(x=32, y=40))
 places = torch.rand(TRAJECTORIES, 2) * torch.tensor([16.0, 4.0]) + torch.tensor([8.0, 4.0])
 places = wrap(places, batch("trajectory"), channel(vector="x,y"))
-inflow = 0.2 * CenteredGrid(Sphere(places, radius=3.0), 0, **domain)
+inflow = 0.2 * resample(Sphere(places, radius=3.0), CenteredGrid(0, 0, **domain), soft=True)  # shares of cells
 air = StaggeredGrid(0, 0, **domain)
 still = {"velocity": air.with_values(math.expand(air.values, places.shape.batch)), "smoke": 0 * inflow}
 rising = ph.repeat(physics, still, 10, inflow)

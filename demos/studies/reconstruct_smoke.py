@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from phi import math
-from phi.field import Field
+from phi.field import Field, resample
+from phi.geom import Sphere
 from phi.math import batch, channel, wrap
 
 import phi_hybrid as ph
@@ -49,7 +50,7 @@ def plumes() -> tuple[Field, Field]:
     """Air at rest, and the inflow at all places, `(plume, x, y)`."""
     still = smoke.still_air(32, 40)
     places = wrap(PLACES, batch("plume"), channel(vector="x,y"))
-    return still["velocity"], smoke.inflow_at(places, 3.0, 1 / 3, still["smoke"])
+    return still["velocity"], resample(Sphere(places, radius=3.0), still["smoke"]) / 3
 
 
 def search(

@@ -66,7 +66,10 @@ def still_air(x: int, y: int, dx: float = 1.0) -> dict[str, Field]:
 
 
 def inflow_at(place: Tensor, radius: float, rate: float, like: Field) -> Field:
-    """q = rate in all cells whose centre lies in a circle, 0 elsewhere.
+    """q = rate × the share of a cell that lies in a circle, to within 0.15 of the rate.
+
+    So q changes smoothly with the place. With whole cells, one more or less at the edge can decide how a plume rises, since
+    nothing here smooths it.
 
     Args:
         place: centre of the circle, `(batch, vector)`.
@@ -74,5 +77,5 @@ def inflow_at(place: Tensor, radius: float, rate: float, like: Field) -> Field:
         rate: smoke per time.
         like: centred field that gives the grid and the boundary, `(x, y)`.
     """
-    inside = resample(Sphere(place, radius=radius), like).values
-    return like.with_values(math.cast(inside, like.values.dtype) * rate)
+    share = resample(Sphere(place, radius=radius), like, soft=True).values
+    return like.with_values(math.cast(share, like.values.dtype) * rate)
