@@ -75,7 +75,7 @@ class Case:
     updates: int = 2400
     batch: int = 8
     rate: float = 4e-3
-    filters: tuple[int, ...] = (32, 32, 32)
+    filters: tuple[int, ...] = (32,) * 6
 
 
 def physics(dt: float, compile: bool = False) -> ph.PhysicsBlock:
