@@ -142,8 +142,8 @@ class Plan:
                 other, same = known.setdefault(self.file(name, stages[:n], 0), (row, stages[:n]))
                 if not alike(tuple(same), tuple(stages[:n])):
                     raise StateError(
-                        f"{other!r} and {row!r} differ in a function or an object that has the same name in both, so that their "
-                        "checkpoints would be one: define functions of different names, or one with settings, functools.partial(function, setting=1)"
+                        f"{other!r} and {row!r} differ in an object that has the same text in both, so that their checkpoints "
+                        "would be one: give its class a __repr__ with its settings, e.g. make it a dataclass"
                     )
 
     def require_long(self, training: Trajectories, test: Trajectories) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
 from phi_hybrid.data import Mixture, Stream, Trajectories
 from phi_hybrid.steps import Step
+from phi_hybrid.studies.functions import functions, instructions, remembered
 from phi_hybrid.training import Callback, Objective, Trainer
 
 
@@ -150,22 +152,27 @@ class Clock(Callback):
 
 
 def description(stages: Iterable[Stage]) -> str:
-    """The same text for the same stages, in every process. Functions are in it by name, see `alike`."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(list(stages)))
+    """The same text for the same stages, in every process; of functions, too, with what they do and remember."""
+    stages = list(stages)
+    found = [(instructions(function), remembered(function)) for function in functions(stages)]
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{stages}{found or ''}")
 
 
-def alike(a: Any, b: Any) -> bool:
-    """Whether two settings are the same: values by their parts, functions by identity."""
-    if a is b:
+def alike(a: Any, b: Any, assumed: frozenset[tuple[int, int]] = frozenset()) -> bool:
+    """Whether two settings are the same: values by their parts, functions by what they do and remember."""
+    if a is b or (id(a), id(b)) in assumed:
         return True
     if type(a) is not type(b):
         return False
+    same = partial(alike, assumed=assumed | {(id(a), id(b))})  # functions may remember themselves
+    if isinstance(a, FunctionType):
+        return instructions(a) == instructions(b) and same(remembered(a), remembered(b))
     if isinstance(a, partial):
-        return alike((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
+        return same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
     if is_dataclass(a):
-        return all(alike(getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
+        return all(same(getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
     if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(alike, a, b))
+        return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, Mapping):
-        return list(a) == list(b) and alike(list(a.values()), list(b.values()))
-    return bool(a == b)
+        return list(a) == list(b) and same(list(a.values()), list(b.values()))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)

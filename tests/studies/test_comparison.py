@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -243,22 +244,44 @@ def test_wrong_arguments(block: ph.PhysicsBlock, data: tuple, tmp_path: Path, ch
     assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_methods_that_differ_in_a_function_alone_are_refused(
+def by_sgd(rate: float) -> list[Stage]:
+    """By a function that differs in what it remembers."""
+    return [Stage(ph.Unrolled(1), 2, optimizer=lambda p, lr: torch.optim.SGD(p, rate * lr))]
+
+
+def test_methods_may_differ_in_a_function_alone(block: ph.PhysicsBlock, data: tuple, tmp_path: Path) -> None:
+    sgd = [[Stage(ph.Unrolled(1), 2, optimizer=partial(torch.optim.SGD, momentum=m))] for m in (0, 0, 0.9)]
+    methods = {"fast": by_sgd(1.0), "again": by_sgd(1.0), "slow": by_sgd(1e-3)}
+    methods |= {"plain": sgd[0], "plain, too": sgd[1], "heavy": sgd[2]}
+    rows = ph.study(solvers(block), data, methods, folder=tmp_path).runs[0].rows
+    assert rows["fast"]["mae"] == rows["again"]["mae"] != rows["slow"]["mae"]
+    assert rows["plain"]["mae"] == rows["plain, too"]["mae"] != rows["heavy"]["mae"]
+
+
+def test_a_function_that_was_changed_is_trained_anew(block: ph.PhysicsBlock, data: tuple, tmp_path: Path) -> None:
+    fast, slow = (
+        ph.study(solvers(block), data, {"sgd": by_sgd(rate)}, folder=tmp_path).runs[0].rows["sgd"]["mae"]
+        for rate in (1.0, 1e-3)
+    )
+    assert fast != slow
+
+
+class Silent:
+    """An optimizer whose settings its text does not show."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, parameters: Iterable, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, self.rate * lr)
+
+
+def test_methods_that_differ_in_an_object_of_one_text_are_refused(
     block: ph.PhysicsBlock, data: tuple, tmp_path: Path
 ) -> None:
-    def trained(rate: float) -> list[Stage]:
-        return [Stage(ph.Unrolled(1), 2, optimizer=lambda p, lr: torch.optim.SGD(p, rate * lr))]
-
-    with pytest.raises(ph.StateError, match="'fast' and 'slow' differ in a function"):
-        ph.study(solvers(block), data, {"fast": trained(1.0), "slow": trained(1e-3)}, folder=tmp_path)
-    fast, sgd = (
-        trained(1.0),
-        [[Stage(ph.Unrolled(1), 2, optimizer=partial(torch.optim.SGD, momentum=m))] for m in (0, 0, 0.9)],
-    )
-    methods = {"fast": fast, "again": fast, "plain": sgd[0], "plain, too": sgd[1], "heavy": sgd[2]}
-    rows = ph.study(solvers(block), data, methods, folder=tmp_path).runs[0].rows
-    assert rows["fast"]["mae"] == rows["again"]["mae"]
-    assert rows["plain"]["mae"] == rows["plain, too"]["mae"] != rows["heavy"]["mae"]
+    methods = {str(rate): [Stage(ph.Unrolled(1), 2, optimizer=Silent(rate))] for rate in (1.0, 1e-3)}
+    with pytest.raises(ph.StateError, match="'1.0' and '0.001' differ in an object that has the same text"):
+        ph.study(solvers(block), data, methods, folder=tmp_path)
 
 
 def test_progress_bars_say_which_seed_method_and_stage(

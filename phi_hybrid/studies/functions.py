@@ -1,0 +1,59 @@
+"""What the functions among settings do, in a form that can be compared in another process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from types import CodeType, FunctionType
+from typing import Any
+
+
+def functions(value: Any, known: set[int] | None = None) -> Iterator[FunctionType]:
+    """All functions in nested settings, each once, and those that they remember."""
+    known = set() if known is None else known
+    if id(value) in known:
+        return
+    known.add(id(value))
+    if isinstance(value, FunctionType):
+        yield value
+    for part in _parts(value):
+        yield from functions(part, known)
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, FunctionType):
+        return remembered(value)
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in fields(value)]
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def remembered(function: FunctionType) -> list[Any]:
+    """Values that a function has from its definition: of names outside of it, other than global ones, and defaults."""
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(cell.cell_contents)
+        except ValueError:  # a name that has no value yet
+            cells.append(None)
+    return [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
+def instructions(function: FunctionType) -> tuple[Any, ...]:
+    """The same for the same text of a function, wherever it stands."""
+    return _instructions(function.__code__)
+
+
+def _instructions(code: CodeType) -> tuple[Any, ...]:
+    constants = (_instructions(c) if isinstance(c, CodeType) else _ordered(c) for c in code.co_consts)
+    return code.co_code, code.co_names, code.co_varnames, tuple(constants)
+
+
+def _ordered(constant: Any) -> Any:
+    """Sets of constants are in another order in every process."""
+    return sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
