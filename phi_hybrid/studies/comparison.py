@@ -22,7 +22,7 @@ from phi_hybrid.evaluation import Evaluation, evaluate
 from phi_hybrid.evaluation.metrics import Metric, as_metric
 from phi_hybrid.steps import Step
 from phi_hybrid.studies.result import Rows, Run, StudyResult
-from phi_hybrid.studies.stage import Stage, alike, description
+from phi_hybrid.studies.stage import Stage, alike
 from phi_hybrid.training import parallel_map
 
 Solvers = Mapping[str, Step | Callable[[int], Step]]
@@ -219,7 +219,7 @@ class Plan:
 
     def file(self, name: str, stages: Sequence[Stage], seed: int) -> Path:
         """Checkpoint of the last one of these stages."""
-        digest = zlib.crc32(description(stages).encode())
+        digest = zlib.crc32(f"[{', '.join(stage.text for stage in stages)}]".encode())
         return self.folder / f"seed_{seed}" / f"{name}_{len(stages)}_{digest:08x}.pt"
 
 

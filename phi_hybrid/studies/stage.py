@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -18,8 +17,8 @@ import torch
 from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
 from phi_hybrid.data import Mixture, Stream, Trajectories
 from phi_hybrid.steps import Step
-from phi_hybrid.studies.functions import functions, instructions, remembered
 from phi_hybrid.training import Callback, Objective, Trainer
+from phi_hybrid.training.functions import description, instructions, remembered
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,11 @@ class Stage:
             require_number("clip", self.clip, above=0)
         way_out = "called as optimizer(parameters, lr=lr), e.g. torch.optim.Adam"
         require(callable(self.optimizer), "optimizer", self.optimizer, way_out)
+
+    @cached_property
+    def text(self) -> str:
+        """The same for the same stage in every process; from before functions among its settings were called."""
+        return description(self)
 
     def scaled(self, budget: float) -> Stage:
         """The stage with its updates, at least one, and what its objective does at certain updates, or its time, multiplied."""
@@ -149,13 +153,6 @@ class Clock(Callback):
 
     def load(self, state: dict[str, Any]) -> None:
         self.used = state["used"]
-
-
-def description(stages: Iterable[Stage]) -> str:
-    """The same text for the same stages, in every process; of functions, too, with what they do and remember."""
-    stages = list(stages)
-    found = [(instructions(function), remembered(function)) for function in functions(stages)]
-    return re.sub(r" at 0x[0-9a-f]+", "", f"{stages}{found or ''}")
 
 
 def alike(a: Any, b: Any, assumed: frozenset[tuple[int, int]] = frozenset()) -> bool:

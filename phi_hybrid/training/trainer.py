@@ -7,6 +7,7 @@ import math
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from itertools import count
@@ -35,6 +36,7 @@ from phi_hybrid.training.checks import (
 )
 from phi_hybrid.training.closure import Closure, Skipped, numbers
 from phi_hybrid.training.diagnosis import first_non_finite
+from phi_hybrid.training.functions import description
 from phi_hybrid.training.gradient import running_buffers
 from phi_hybrid.training.gradient_norm import GradientNormAverage
 from phi_hybrid.training.identity import differences, identity_of_data, identity_of_rates, identity_of_solver
@@ -174,6 +176,7 @@ class Trainer:
             estimate_scales(solver, data)
         self.processes.make_same([*self._parameters, *running_buffers(solver)])
         self._rates = identity_of_rates(optimizer, scheduler)  # now, before they change
+        self._functions = f"{zlib.crc32(description(objective).encode()):08x}"
         self._snapshot = Snapshot(solver, optimizer, scheduler)
         self._evaluating = False
 
@@ -461,6 +464,7 @@ class Trainer:
     def _settings(self) -> dict[str, Any]:
         return {
             "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(self.objective)),  # functions in it move in memory
+            "what functions of the objective do": self._functions,
             "batch_size": self.batch_size,
             "accumulate": self.accumulate,
             "combine": repr(self.combine),

@@ -371,8 +371,8 @@ def test_resume_is_all_or_nothing(block: ph.PhysicsBlock, data: ph.Trajectories,
     assert equal(tensors(trainer), before) and trainer.update == 0
 
 
-@pytest.mark.parametrize("what", ["data", "physics", "coupling"])
-def test_checkpoints_of_other_data_physics_and_couplings_are_refused(
+@pytest.mark.parametrize("what", ["data", "physics", "coupling", "what functions of the objective do"])
+def test_checkpoints_of_other_data_physics_couplings_and_functions_are_refused(
     what: str, block: ph.PhysicsBlock, data: ph.Trajectories, tmp_path: Path
 ) -> None:
     def make(other: bool) -> ph.Trainer:
@@ -381,7 +381,9 @@ def test_checkpoints_of_other_data_physics_and_couplings_are_refused(
         solver = ph.HybridSolver(physics, SmallNet(2, 1, 1), coupling)
         used = data[[1, 0, 2, 3]] if other and what == "data" else data
         optimizer = torch.optim.Adam(solver.parameters())
-        return ph.Trainer(solver, used, ph.Unrolled(2), optimizer=optimizer, progress=False)
+        weight = 2.0 if other and what.startswith("what") else 1.0
+        objective = ph.Unrolled(2, ph.losses.Losses({"size": lambda states, batch: weight * states[0].square().mean()}))
+        return ph.Trainer(solver, used, objective, optimizer=optimizer, progress=False)
 
     make(False).save(tmp_path / "a.pt")
     make(False).resume(tmp_path / "a.pt")

@@ -1,12 +1,21 @@
-"""What the functions among settings do, in a form that can be compared in another process."""
+"""What the functions among settings do, in a form that can be compared in another process of the same Python version."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def description(settings: Any) -> str:
+    """The same text for the same settings, in every process; of functions, too, with what they do and remember."""
+    found = [(instructions(function), [*map(_text, remembered(function))]) for function in functions(settings)]
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{settings}{found or ''}")
 
 
 def functions(value: Any, known: set[int] | None = None) -> Iterator[FunctionType]:
@@ -17,20 +26,8 @@ def functions(value: Any, known: set[int] | None = None) -> Iterator[FunctionTyp
     known.add(id(value))
     if isinstance(value, FunctionType):
         yield value
-    for part in _parts(value):
+    for part in remembered(value) if isinstance(value, FunctionType) else _parts(value):
         yield from functions(part, known)
-
-
-def _parts(value: Any) -> list[Any]:
-    if isinstance(value, FunctionType):
-        return remembered(value)
-    if isinstance(value, partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, field.name) for field in fields(value)]
-    if isinstance(value, Mapping):
-        return list(value.values())
-    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def remembered(function: FunctionType) -> list[Any]:
@@ -57,3 +54,21 @@ def _instructions(code: CodeType) -> tuple[Any, ...]:
 def _ordered(constant: Any) -> Any:
     """Sets of constants are in another order in every process."""
     return sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in fields(value)]
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _text(value: Any) -> str:
+    """Numbers and texts, also in settings; of lists, networks and others, which may change, only what they are."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    parts = [] if isinstance(value, (list, Mapping)) else _parts(value)
+    return f"{type(value).__name__}({', '.join(map(_text, parts))})"

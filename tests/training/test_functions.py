@@ -1,0 +1,53 @@
+"""Functions among settings: their text, in every process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from phi_hybrid.training.functions import description
+
+FUNCTIONS = """
+def settings(rate):
+    seen = []
+
+    def own(x):
+        seen.append(x)
+        return own(x - 1) if x in {"a", "b", "c", 3} else rate
+
+    return [own, {"further": [lambda x, factor=(2.0, "y"): factor[0] * x]}]
+"""
+
+
+def own_functions(rate: float) -> list[Any]:
+    scope: dict[str, Any] = {}
+    exec(FUNCTIONS, scope)
+    return scope["settings"](rate)
+
+
+def described(rate: float) -> str:
+    return description(partial(print, own_functions(rate)))
+
+
+def test_the_same_in_a_process_that_orders_sets_differently() -> None:
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_functions as t; print(t.described(0.5))"
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == described(0.5) != described(0.25)
+
+
+def test_what_calls_change_is_left_out() -> None:
+    given = own_functions(0.5)
+    before = description(given)
+    assert given[0]("z") == 0.5 and description(given) == before
+
+
+def test_constants_and_defaults_within_functions_count() -> None:
+    texts = [description(f) for f in (lambda x: 2 * x, lambda x: 3 * x, lambda x, y=3: y * x, lambda x, y=4: y * x)]
+    nested = [description(lambda x: [n * x for n in range(3)]), description(lambda x: [n + x for n in range(3)])]
+    assert len({*texts, *nested}) == 6
+    assert description(lambda x: 2 * x) == texts[0]  # elsewhere in the file
