@@ -65,7 +65,7 @@ class Stage:
 
     @cached_property
     def text(self) -> str:
-        """The same for the same stage in every process; from before functions among its settings were called."""
+        """The same for the same stage in every process; taken once, since calls may change what functions remember."""
         return description(self)
 
     def scaled(self, budget: float) -> Stage:

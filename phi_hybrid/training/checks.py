@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -169,6 +170,16 @@ def check_callbacks(callbacks: Any, validation: Any) -> None:
     require(len({*map(id, callbacks)}) == len(callbacks), "callbacks", named, "each callback once")
     shipping = [type(c).__name__ for c in callbacks if type(c).put_weights is not Callback.put_weights]
     require(len(shipping) < 2, "callbacks", shipping, "at most one that gives the solver other weights to be evaluated")
+
+
+def warn_of_no_validation(callbacks: Sequence[Callback], updates: int, validate_every: int) -> None:
+    """Warns of callbacks that look at validation errors in a training that ends before the first one."""
+    if waiting := [type(callback).__name__ for callback in callbacks if callback.needs_validation]:
+        warnings.warn(
+            f"{', '.join(waiting)} will see no validation error in {updates} updates, as validate_every = "
+            f"{validate_every}: choose a smaller one",
+            stacklevel=3,
+        )
 
 
 def _check_methods(callback: Callback, name: str) -> None:

@@ -15,7 +15,12 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 def description(settings: Any) -> str:
     """The same text for the same settings, in every process; of functions, too, with what they do and remember."""
     found = [(instructions(function), [*map(_text, remembered(function))]) for function in functions(settings)]
-    return re.sub(r" at 0x[0-9a-f]+", "", f"{settings}{found or ''}")
+    return text(settings) + (text(found) if found else "")
+
+
+def text(settings: Any) -> str:
+    """Without places in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(settings))
 
 
 def functions(value: Any, known: set[int] | None = None) -> Iterator[FunctionType]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -33,10 +32,11 @@ from phi_hybrid.training.checks import (
     check_trainer,
     check_validation_inputs,
     trained_parameters,
+    warn_of_no_validation,
 )
 from phi_hybrid.training.closure import Closure, Skipped, numbers
 from phi_hybrid.training.diagnosis import first_non_finite
-from phi_hybrid.training.functions import description
+from phi_hybrid.training.functions import description, text
 from phi_hybrid.training.gradient import running_buffers
 from phi_hybrid.training.gradient_norm import GradientNormAverage
 from phi_hybrid.training.identity import differences, identity_of_data, identity_of_rates, identity_of_solver
@@ -198,7 +198,8 @@ class Trainer:
         """
         if updates is not None and (type(updates) is not int or updates < 0):
             require_count("updates", updates, 0)
-        self._warn_of_no_validation(updates)
+        if updates is not None and self.update < updates < self.validate_every:
+            warn_of_no_validation(self.callbacks, updates, self.validate_every)
         self.processes.check_together()
         shown = self.progress and self.processes.rank == 0
         left = count(self.update) if updates is None else range(self.update, updates)
@@ -224,16 +225,6 @@ class Trainer:
         if isinstance(self.solver, HybridSolver) and self.history["validation"]["mae"]:
             warn_if_worse(self.solver, self.validation, self.history["validation"])
         return self.history
-
-    def _warn_of_no_validation(self, updates: int | None) -> None:
-        """Warns of callbacks that look at validation errors in a training that ends before the first one."""
-        waiting = [type(callback).__name__ for callback in self.callbacks if callback.needs_validation]
-        if waiting and updates is not None and self.update < updates < self.validate_every:
-            warnings.warn(
-                f"{', '.join(waiting)} will see no validation error in {updates} updates, as validate_every = "
-                f"{self.validate_every}: choose a smaller one",
-                stacklevel=3,
-            )
 
     def _heed(self, signals: Signals) -> None:
         """Raises a signal that waits, and ends the training after the same update in all processes."""
@@ -463,7 +454,7 @@ class Trainer:
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(self.objective)),  # functions in it move in memory
+            "objective": text(self.objective),
             "what functions of the objective do": self._functions,
             "batch_size": self.batch_size,
             "accumulate": self.accumulate,
