@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -70,4 +71,5 @@ if __name__ == "__main__":
     own = slice(rank * size, (rank + 1) * size)
     weights = {name: trained(name, nn.parallel.DistributedDataParallel, own) for name in ENGINES}
     torch.save(weights, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads outlive DistributedDataParallel and its group, and sometimes abort an ordinary exit
