@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 import phi_hybrid as ph
 from phi_hybrid.evaluation import Spread, Table
+from phi_hybrid.studies import strict_json
 from phi_hybrid.training import Objective
 
 Options = argparse.Namespace
@@ -110,7 +110,7 @@ def write_metrics(folder: Path, per_seed: Sequence[Rows], seconds: float) -> Non
     metrics = {method: _median([run[method] for run in per_seed]) for method in per_seed[0]}
     extra = {"seeds": per_seed} if len(per_seed) > 1 else {}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps({**metrics, **extra, "seconds": seconds}, indent=1) + "\n")
+    (folder / "metrics.json").write_text(strict_json({**metrics, **extra, "seconds": seconds}))
 
 
 def _median(runs: list[Any]) -> Any:

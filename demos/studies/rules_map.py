@@ -30,6 +30,7 @@ from rules_figure import draw, verdicts
 from rules_problems import SIZES, TRAINING, Problem, Task, problems, task_of
 
 from phi_hybrid.optim import HIG, Chain, Closure, Gradient, HalfInverse, Link
+from phi_hybrid.studies import strict_json
 
 UPDATES, TUNING_SEED = 800, 100
 
@@ -182,7 +183,7 @@ def main() -> None:
     count = round(UPDATES * lab.share(options, 0.02))
     runs = Runs(options.out / f"runs_{count}.jsonl")
     found = rows(chosen, runs, range(options.seed, options.seed + options.seeds), count)
-    (options.out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.out / "metrics.json").write_text(strict_json(found))
     for error in ("y", "x"):
         print(f"\n{error}: best method, its error, the second's in units of that, and whether no seeds overlap")
         print("\n".join(f"{name:50}{verdict}" for name, verdict in verdicts(found, error).items()))

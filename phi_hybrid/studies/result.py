@@ -107,6 +107,8 @@ class StudyResult:
     def save(self, folder: Path, dt: float = 1.0) -> None:
         """Writes metrics.json (method → metric → median, and the rows of each seed), table.md and the figures.
 
+        In metrics.json, infinities and NaN are `null`: JSON has no word for them.
+
         Args:
             folder: made if it is missing.
             dt: time of one step, 1 by default.
@@ -124,7 +126,7 @@ class StudyResult:
         }
         content = {"methods": cells, "seeds": seeds, "failures": failures}
         with new_file(folder / "metrics.json") as file:
-            file.write((json.dumps(content, indent=1) + "\n").encode())
+            file.write(strict_json(content).encode())
         (folder / "table.md").write_text(table.markdown() + "\n")
         for name, figure in self.figures(dt).items():
             figure.savefig(folder / f"{name}.png", dpi=90)
@@ -140,3 +142,16 @@ class StudyResult:
     def _run(self, seed: int) -> Run:
         require(seed in self.runs, "seed", seed, f"one of {list(self.runs)}")
         return self.runs[seed]
+
+
+def strict_json(content: Mapping[str, Any]) -> str:
+    """Text of a JSON file that every program can read: `null` for infinities and NaN, which Python alone writes."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Iterable
@@ -98,6 +99,16 @@ def test_tables_figures_and_files(found: tuple) -> None:
     assert metrics["seeds"]["1"]["two steps"]["mae"] == values[1]
     assert "| two steps |" in (folder / "table.md").read_text()
     assert all((folder / f"{name}.png").stat().st_size > 5000 for name in ("errors", "training"))
+
+
+def test_what_is_not_finite_is_null_in_json(found: tuple, tmp_path: Path) -> None:
+    result, _ = found
+    rows = {"source": {"mae": math.nan, "until": math.inf}}
+    dataclasses.replace(result, runs={0: dataclasses.replace(result.runs[0], rows=rows, histories={})}).save(tmp_path)
+    strict = json.JSONDecoder(parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    metrics = strict.decode((tmp_path / "metrics.json").read_text())
+    assert metrics["methods"] == {"source": {"mae": None, "until": None}}
+    assert metrics["seeds"]["0"]["source"] == {"mae": None, "until": None}
 
 
 def test_equal_beginnings_are_trained_once_and_complete_stages_never_again(
