@@ -211,8 +211,9 @@ class Plan:
 
     def untrained(self, name: str, seed: int) -> Step:
         """A solver with its first weights."""
-        torch.manual_seed(seed)
-        solver = self.solvers[name](seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            solver = self.solvers[name](seed)
         expected = "a step with parameters to train, e.g. seed -> HybridSolver(physics, network())"
         require_instance(f"solvers[{name!r}](seed)", solver, Step, expected)
         return solver

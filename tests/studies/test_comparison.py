@@ -101,6 +101,13 @@ def test_tables_figures_and_files(found: tuple) -> None:
     assert all((folder / f"{name}.png").stat().st_size > 5000 for name in ("errors", "training"))
 
 
+def test_random_numbers_of_the_caller_go_on(found: tuple) -> None:
+    before = torch.get_rng_state()
+    first, second = (dict(found[0].solver("one step", seed).named_parameters()) for seed in (0, 0))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_what_is_not_finite_is_null_in_json(found: tuple, tmp_path: Path) -> None:
     result, _ = found
     rows = {"source": {"mae": math.nan, "until": math.inf}}
