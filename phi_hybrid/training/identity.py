@@ -50,15 +50,24 @@ def identity_of_solver(solver: Step, batch: Batch) -> dict[str, Any]:
     """
     if not isinstance(solver, HybridSolver):
         return {}
-    coupling = f"{solver.coupling}, sees {solver.sees}, corrects {solver.corrects}"
+    parts = {
+        "coupling": f"{solver.coupling}, sees {solver.sees}, corrects {solver.corrects}",
+        "layers": _layers(solver.network),
+    }
     try:
         with torch.no_grad(), checked_solves():
             bound = batch.bind(solver)
             after = bound.step.respond((*bound.state, *batch.step_inputs.at(0)), bound.step.no_output()).state
     except SolveError:  # which must not keep a checkpoint from being written
-        return {"coupling": coupling}
+        return parts
     changes = [a[0].double() - b[0].double() for a, b in zip(after, bound.state) if a.shape == b.shape]
-    return {"coupling": coupling, "physics": [[float(c.mean()), float(c.square().mean().sqrt())] for c in changes]}
+    return {**parts, "physics": [[float(c.mean()), float(c.square().mean().sqrt())] for c in changes]}
+
+
+def _layers(network: torch.nn.Module) -> str:
+    """Number of layers of each class, e.g. `3 Conv2d, 2 ReLU`: weights fit another activation, too."""
+    counts = Counter(type(part).__name__ for part in network.modules() if next(part.children(), None) is None)
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
 def identity_of_rates(optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:

@@ -371,14 +371,15 @@ def test_resume_is_all_or_nothing(block: ph.PhysicsBlock, data: ph.Trajectories,
     assert equal(tensors(trainer), before) and trainer.update == 0
 
 
-@pytest.mark.parametrize("what", ["data", "physics", "coupling", "what functions of the objective do"])
-def test_checkpoints_of_other_data_physics_couplings_and_functions_are_refused(
+@pytest.mark.parametrize("what", ["data", "physics", "coupling", "layers", "what functions of the objective do"])
+def test_checkpoints_of_other_data_solvers_and_functions_are_refused(
     what: str, block: ph.PhysicsBlock, data: ph.Trajectories, tmp_path: Path
 ) -> None:
     def make(other: bool) -> ph.Trainer:
         physics = ph.capture(lambda u, f: forced_step(u, 1.02 * f)) if other and what == "physics" else block
         coupling = ph.coupling.Multiplicative() if other and what == "coupling" else ph.Additive()
-        solver = ph.HybridSolver(physics, SmallNet(2, 1, 1), coupling)
+        activation = torch.nn.ReLU() if other and what == "layers" else torch.nn.Tanh()
+        solver = ph.HybridSolver(physics, torch.nn.Sequential(SmallNet(2, 1, 1), activation), coupling)
         used = data[[1, 0, 2, 3]] if other and what == "data" else data
         optimizer = torch.optim.Adam(solver.parameters())
         weight = 2.0 if other and what.startswith("what") else 1.0
