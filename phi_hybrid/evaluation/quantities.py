@@ -18,7 +18,7 @@ from phi.field import CenteredGrid, Field
 from phi.geom import Geometry
 from phi.math.extrapolation import PERIODIC
 
-from phi_hybrid.bridge.checks import require_instance
+from phi_hybrid.bridge.checks import require, require_instance
 from phi_hybrid.bridge.layout import FieldLayout, flatten
 from phi_hybrid.bridge.numbers import in_double
 from phi_hybrid.errors import StateError
@@ -165,16 +165,23 @@ def strouhal_number(signal: np.ndarray, dt: float, length: float, speed: float) 
         speed: U, of the stream.
 
     Returns:
-        One number per signal, `(…)`.
+        One number per signal, `(…)`; NaN for a signal that does not oscillate, or is NaN or infinite at some time.
+
+    Raises:
+        StateError: for complex signals, and for a signal of fewer than three values.
     """
-    signal = np.asarray(signal, dtype=float)
-    steps = signal.shape[-1]
+    signal = np.asarray(signal)
+    require(not np.iscomplexobj(signal), "signal", str(signal.dtype), "real values, e.g. signal.real")
+    steps = signal.shape[-1] if signal.ndim else 1
+    require(steps >= 3, "signal", signal.shape, "a shape (…, time) with at least two periods along the last axis")
+    signal = np.where(np.isfinite(signal).all(-1, keepdims=True), signal, math.nan).astype(float)
     windowed = (signal - signal.mean(-1, keepdims=True)) * np.hanning(steps + 2)[1:-1]
     padded = 64 * steps
     power = np.abs(np.fft.rfft(windowed, padded)) ** 2
     lowest = padded // steps  # one period within the signal
     peak = lowest + np.argmax(power[..., lowest:], -1)
-    return peak / (padded * dt) * length / speed
+    oscillates = power.max(-1) > np.finfo(float).eps * steps * (signal**2).sum(-1)  # and is not NaN
+    return np.where(oscillates, peak / (padded * dt) * length / speed, math.nan)
 
 
 def time_of_decorrelation(correlations: np.ndarray, threshold: float, dt: float) -> np.ndarray:

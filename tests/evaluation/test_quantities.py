@@ -175,6 +175,18 @@ def test_strouhal_number_of_a_drifting_noisy_sine(frequency: float) -> None:
     assert found == pytest.approx([20 * frequency] * 2, rel=0.02)
 
 
+def test_strouhal_number_of_signals_without_an_oscillation() -> None:
+    """The blown-up, the constant and the oscillating signal of one batch."""
+    t = np.arange(100.0)
+    broken = np.where(t == 60, np.nan, np.sin(t))
+    found = quantities.strouhal_number(np.stack([broken, 0.3 + 0 * t, np.sin(0.2 * np.pi * t)]), 1, 1, 1)
+    assert np.isnan(found[:2]).all() and found[2] == pytest.approx(0.1, rel=0.01)
+    with pytest.raises(ph.StateError, match="signal = .complex128.: expected real"):
+        quantities.strouhal_number(np.exp(1j * t), 1, 1, 1)
+    with pytest.raises(ph.StateError, match=r"signal = \(4, 1\).*two periods"):
+        quantities.strouhal_number(np.ones((4, 1)), 1, 1, 1)
+
+
 def test_time_of_decorrelation() -> None:
     curves = np.array([[0.99, 0.9, 0.7, 0.9], [1.0, 1.0, 1.0, 1.0], [0.5, 0.9, 0.9, 0.9], [0.9, np.nan, 0.9, 0.9]])
     assert quantities.time_of_decorrelation(curves, 0.8, dt=0.5).tolist() == [1.0, 2.0, 0.0, 0.5]
