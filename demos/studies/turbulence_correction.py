@@ -1,12 +1,14 @@
 """Correct a coarse solver of two-dimensional turbulence with a network that is trained through the solver.
 
 Kolmogorov flow: a sinusoidal force with four waves drives a periodic square of length 2π against a weak drag, as in
-Kochkov et al. (2021). The reference has 128² cells and four steps for each of the coarse solver, which has 32².
-Trajectories of training, validation and test start from other random states; the recipe was chosen on the validation.
-After a shared one-step training, equal numbers of further updates are spent on one step, on 4 and on up to 16 unrolled
-steps, and the time of the latter on one step. The long version has four times the data and trains a wider network by Muon.
+Kochkov et al. (2021). With --case decaying there is neither. The reference has 128² cells and four steps for each of the
+coarse solver, which has 32². Trajectories of training, validation and test start from other random states; the recipe was
+chosen on the validation. After a shared one-step training, equal numbers of further updates are spent on one step, with
+and without noise, on 4 and on up to 16 unrolled steps, and the time of the latter on one step; `network_alone` learns to
+replace the solver. The long version has four times the data and trains a wider network by Muon.
 
-    python demos/studies/turbulence_correction.py [--quick | --full] [--seed N] [--seeds N] [--validation] [--out DIR]
+    python demos/studies/turbulence_correction.py [--case kolmogorov|decaying] [--quick | --full] [--seed N] [--seeds N]
+        [--validation] [--tune] [--out DIR]
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import lab
 import numpy as np
@@ -30,7 +33,7 @@ from phi_hybrid.pde import navier_stokes as ns
 from phi_hybrid.steps import Step
 from phi_hybrid.studies import Stage, StudyResult
 
-VISCOSITY, DRAG, DT, WAVES = 2e-3, 0.1, 0.05, 4
+VISCOSITY, DT, WAVES = 2e-3, 0.05, 4
 METHODS = {"one_step": (1, 1), "unrolled_4": (4, 4), "unrolled_16": (4, 16)}
 """Method → unrolled steps in the first and in the second part of its updates, after the shared one-step training."""
 RATES = 3e-3, 1e-3
@@ -39,12 +42,16 @@ LONG = {1: (6000, 4e-3), 4: (2800, 3e-3), 16: (800, 1e-3)}
 """Unrolled steps → updates and rate of the long version, one after the other."""
 TRAINING, VALIDATION, TEST = 0, 1000, 2000
 """Seeds of the initial states, the same for all seeds of a study."""
+FACTORS, SIGMAS = (1 / 3, 1, 3), (1e-3, 1e-2, 3e-2)
+"""On the learning rates of the second and third part, and noise, that are tried by --tune."""
 
 
 @dataclass(frozen=True)
 class Case:
     """Sizes of one experiment."""
 
+    force: float = 1.0  # amplitude
+    drag: float = 0.1
     fine: int = 128
     coarse: int = 32
     every: int = 4  # fine steps per coarse step
@@ -58,12 +65,25 @@ class Case:
     long: int = 9000  # updates of `one_step_long`, in about the time of `unrolled_16`
     batch: int = 4  # windows, twice as many of one step
     width: int = 32
+    sigma: float = 1e-2  # of the noise, in standard deviations of the data
 
     def methods(self) -> dict[str, list[Stage]]:
         """Stages of each method. Those that begin alike are trained together."""
         start = self.stage(1, self.pretraining, 4e-3)
         found = {m: [start, *map(self.stage, steps, self.updates, RATES)] for m, steps in METHODS.items()}
+        found["noise"] = [start, *(noisy(stage, self.sigma) for stage in found["one_step"][1:])]
         return {**found, "one_step_long": [start, self.stage(1, self.long, RATES[0])]}
+
+    def candidates(self) -> dict[str, list[Stage]]:
+        """One step and four at several rates, one step with several levels of noise."""
+        methods, found = self.methods(), {}
+        for name in ("one_step", "unrolled_4"):
+            start, *others = methods[name]
+            for factor in FACTORS:
+                rates = [replace(stage, lr=factor * stage.lr) for stage in others]
+                found[f"{name}, {factor:.2g} × rates"] = [start, *rates]
+        start, *others = methods["one_step"]
+        return {**found, **{f"noise {s:g}": [start, *(noisy(stage, s) for stage in others)] for s in SIGMAS}}
 
     def stage(self, unrolled: int, updates: int, rate: float) -> Stage:
         """So many updates over so many steps."""
@@ -86,6 +106,17 @@ class LongCase(Case):
 
     def stage(self, unrolled: int, updates: int, rate: float) -> Stage:
         return replace(super().stage(unrolled, updates, rate), optimizer=Muon)
+
+
+CASES = {
+    "kolmogorov": Case(),
+    "decaying": Case(force=0.0, drag=0.0, spin_up=30, pretraining=1500, updates=(700, 200), long=4500),
+}
+
+
+def noisy(stage: Stage, sigma: float) -> Stage:
+    """The same stage, its windows starting from perturbed states."""
+    return replace(stage, objective=replace(stage.objective, noise=ph.Noise(sigma)))
 
 
 class Correction(torch.nn.Module):
@@ -131,27 +162,28 @@ def convolution(inputs: int, outputs: int) -> torch.nn.Module:
     return torch.nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="circular")
 
 
-def hybrid(case: Case, source: ph.PhysicsBlock) -> ph.HybridSolver:
+def hybrid(case: Case, source: ph.PhysicsBlock, coupling: ph.coupling.Coupling) -> ph.HybridSolver:
     """The coarse solver with an untrained network, which is told the force: convolutions do not know where they are."""
-    force = ns.kolmogorov_force(ns.periodic_square(case.coarse), WAVES).values[{"~vector": "x"}]
+    force = ns.kolmogorov_force(ns.periodic_square(case.coarse), WAVES, case.force).values[{"~vector": "x"}]
     network = Correction(3, case.width).to(memory_format=torch.channels_last)  # faster
-    return ph.HybridSolver(source, network, features=(force,))
+    return ph.HybridSolver(source, network, coupling, features=(force,))
 
 
 # --- data ---
 
 
-def physics(cells: int, dt: float) -> ph.PhysicsBlock:
+def physics(case: Case, cells: int, dt: float) -> ph.PhysicsBlock:
     """The solver on this many cells per dim: MacCormack advection, explicit diffusion, projection."""
     grid = ns.periodic_square(cells)
     substeps = ns.diffusion_substeps(VISCOSITY, dt, float(grid.dx.vector["x"]), 2)
-    flow = ns.navier_stokes_step(dt, substeps, advect.mac_cormack, ns.kolmogorov_force(grid, WAVES), DRAG)
+    force = ns.kolmogorov_force(grid, WAVES, case.force)
+    flow = ns.navier_stokes_step(dt, substeps, advect.mac_cormack, force, case.drag)
     return ph.capture(lambda velocity: flow(velocity, VISCOSITY))
 
 
 def trajectories(case: Case, count: int, steps: int, seed: int) -> ph.Trajectories:
-    """So many trajectories of the reference in the statistically steady state, coarsened."""
-    fine = physics(case.fine, DT / case.every)
+    """So many trajectories of the reference after the spin-up, coarsened."""
+    fine = physics(case, case.fine, DT / case.every)
     start = ns.divergence_free_noise(ns.periodic_square(case.fine), count, 4, 1.5, seed)
     start = ph.repeat(fine, start, case.spin_up * case.every)
     return ph.Trajectories.generate(
@@ -226,6 +258,21 @@ def flow_numbers(solvers: Mapping[str, Step], test: ph.Trajectories) -> dict[str
     return found
 
 
+def study(
+    case: Case,
+    data: tuple[ph.Trajectories, ph.Trajectories],
+    methods: dict[str, list[Stage]],
+    coupling: ph.coupling.Coupling,
+    device: str,
+    **settings: Any,
+) -> StudyResult:
+    """Trainings of the network with the solver, or in its place."""
+    source = physics(case, case.coarse, DT)
+    solvers = {"source": source, "hybrid": lambda seed: hybrid(case, source, coupling).to(device)}
+    measures = dict(metrics={"vorticity": CORRELATION}, summary=numbers, extra=flow_numbers, dt=DT)
+    return ph.study(solvers, data, methods, **measures, **settings)
+
+
 def figures(test: ph.Trajectories, found: StudyResult, options: lab.Options) -> dict[str, Figure]:
     """Figures of the first seed by name; the animation is written at once."""
     rollouts = {"reference": test.trajectory}
@@ -236,36 +283,50 @@ def figures(test: ph.Trajectories, found: StudyResult, options: lab.Options) -> 
     show = dict(reference="reference", dt=DT, quantity="vorticity")
     correlation = found.curves("vorticity", start=1.0)
     lab.animate(shown, options.out, **show, stride=2, fps=15)
+    title = f"{'Kolmogorov flow' if options.case == 'kolmogorov' else 'Decaying turbulence'}, unseen initial state"
     return {
-        "rollout": ph.plot.rollout(shown, **show, times=5, title="Kolmogorov flow, unseen initial state"),
+        "rollout": ph.plot.rollout(shown, **show, times=5, title=title),
         "correlation": ph.plot.errors(correlation, dt=DT, quantity="correlation of vorticity", log=False),
         "spectrum": ph.plot.spectrum(rollouts, reference="reference"),
     }
 
 
+def chosen_case(options: lab.Options) -> Case:
+    """Sizes by the options."""
+    if options.full and options.case == "decaying":
+        raise SystemExit("--full is about Kolmogorov flow, not about --case decaying; leave it out")
+    case = LongCase() if options.full else CASES[options.case]
+    small = dict(fine=64, trajectories=3, held_out=3, spin_up=60, steps=80, horizon=80)
+    return replace(case, **small) if options.quick else case
+
+
 def main() -> None:
-    validation = dict(action="store_true", help="held-out trajectories are those that the recipe was chosen on")
-    options = lab.options(__doc__, "turbulence_correction", ["cpu", "cuda"], threads=2, validation=validation)
-    case = LongCase() if options.full else Case()
-    if options.quick:
-        case = replace(case, fine=64, trajectories=3, held_out=3, spin_up=60, steps=80, horizon=80)
-    settings = lab.study_settings(options, quick=0.06)
+    options = lab.options(
+        __doc__,
+        "turbulence_correction",
+        ["cpu", "cuda"],
+        threads=2,
+        case=dict(choices=list(CASES), default="kolmogorov"),
+        validation=dict(action="store_true", help="held-out trajectories are those that the recipe was chosen on"),
+        tune=dict(action="store_true", help="rates and noise, compared on the validation, and no more"),
+    )
+    case, settings = chosen_case(options), lab.study_settings(options, quick=0.06)
     if options.full:
         settings["budget"] = 1  # is in the case
-    source = physics(case.coarse, DT)
-    test = held_out_data(case, VALIDATION if options.validation else TEST)
-    found = ph.study(
-        {"source": source, "hybrid": lambda seed: hybrid(case, source).to(options.device)},
-        (training_data(case), test),
-        case.methods(),
-        metrics={"vorticity": CORRELATION},
-        summary=numbers,
-        extra=flow_numbers,
-        dt=DT,
-        **settings,
-    )
-    print(found.table(["mae", "mae_40", "nrmse", "vorticity", "time_to_0.8", "time_to_0.95", "blow_up"]))
-    print(found.table(["longer", "spectrum_error", "divergence", "updates", "seconds"]))
+    test = held_out_data(case, VALIDATION if options.validation or options.tune else TEST)
+    data = training_data(case), test
+    columns = [["mae", "mae_40", "nrmse", "vorticity", "time_to_0.8", "time_to_0.95", "blow_up"],
+               ["longer", "spectrum_error", "divergence", "updates", "seconds"]]  # fmt: skip
+    if options.tune:
+        settings["folder"] = options.out / "tuning"
+        print(study(case, data, case.candidates(), ph.Additive(), options.device, **settings).table(columns[0]))
+        return
+    found = study(case, data, case.methods(), ph.Additive(), options.device, **settings)
+    settings["folder"] = options.out / "network_alone"
+    alone = {"network_alone": case.methods()["unrolled_4"]}
+    replaced = study(case, data, alone, ph.coupling.Replacement(), options.device, **settings)
+    for result in (found, replaced):
+        print(*map(result.table, columns), sep="\n\n")
     lab.save_figures(options.out, figures(test, found, options))
 
 

@@ -19,7 +19,7 @@ def test_the_solver_takes_symmetric_copies_to_symmetric_copies(data: ph.Trajecto
     """The bare solver from the first states of all copies, against the copies of where it leads from the originals."""
     copies = with_symmetries(data)
     assert len(copies) == 8
-    own = ph.rollout(physics(32, DT), copies.initial_state, copies.steps)
+    own = ph.rollout(physics(Case(), 32, DT), copies.initial_state, copies.steps)
     for component in "xy":
         found, expected = (
             f.values[{"~vector": component}].numpy("trajectory,time,x,y") for f in (own, copies.trajectory)
