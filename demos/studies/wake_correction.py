@@ -4,10 +4,11 @@ Solver in the loop (Um et al. 2020): the reference has 256×128 cells and MacCor
 is small enough for the Reynolds number to matter; the coarse solver has 64×32 cells and semi-Lagrangian advection. Re is
 100·2^k (k = 0…5) in training, 100·2^(k + ¼) (k = 0…4) in the validation, by which the recipe was chosen, 150·2^k
 (k = 0…4) in the test, and an input of the network. After a shared one-step training, equal numbers of further updates are
-spent on one step, and on up to 4, 16 and 32 unrolled steps; `one_step_long` takes as long as the last. Trainings are kept in DIR/training and go on where they were.
+spent on one step, with and without noise, and on up to 4, 16 and 32 unrolled steps; `one_step_long` takes as long as the
+last, and `network_alone` learns to replace the solver. Trainings are kept in DIR and go on where they were.
 The long version trains on Re = 100·2^(k/2) (k = 0…10), by Muon, and looks at 1000 steps.
 
-    python demos/studies/wake_correction.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+    python demos/studies/wake_correction.py [--quick | --full] [--seed N] [--seeds N] [--tune] [--out DIR]
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path
+from typing import Any
 
 import lab
 import matplotlib.pyplot as plt
@@ -58,6 +60,8 @@ RATES = {1: 1e-3, 4: 1e-3, 16: 5e-4, 32: 3e-4}
 """Unrolled steps → learning rate at the start of a stage."""
 LONG = {1: (6000, 5e-3), 4: (1500, 2e-3), 16: (500, 1e-3), 32: (120, 5e-4)}
 """Unrolled steps → updates and rate of the long version, one after the other."""
+FACTORS, SIGMAS = (1 / 3, 1, 3), (1e-3, 1e-2, 3e-2)
+"""On the learning rates after the shared training, and noise, that are tried by --tune."""
 SHOWN = 2
 """Test trajectory in the figures, Re = 600."""
 
@@ -77,6 +81,7 @@ class Case:
     long: int = 10000  # of `one_step_long`, in the time of the longest unrolling
     batch: int = 6
     width: int = 48
+    sigma: float = 1e-2  # of the noise, in standard deviations of the data
     compiled: bool = True  # the physics in the training
     training_re: tuple[float, ...] = TRAINING_RE
 
@@ -91,7 +96,18 @@ class Case:
         found = {}
         for name, shares in STAGES.items():
             found[name] = [start, *(self.stage(n, round(share * self.updates)) for n, share in shares.items())]
+        found["noise"] = [start, noisy(self.stage(1, self.updates), self.sigma)]
         return {**found, "one_step_long": [start, self.stage(1, self.long)]}
+
+    def candidates(self) -> dict[str, list[Stage]]:
+        """One step and four at several rates, one step with several levels of noise."""
+        start, found = self.methods()["one_step"][0], {}
+        for steps in (1, 4):
+            stage = self.stage(steps, self.updates)
+            found |= {
+                f"{steps} steps, rate {f * stage.lr:.2g}": [start, replace(stage, lr=f * stage.lr)] for f in FACTORS
+            }
+        return {**found, **{f"noise {s:g}": [start, noisy(self.stage(1, self.updates), s)] for s in SIGMAS}}
 
     def stage(self, unrolled: int, updates: int) -> Stage:
         """Updates over so many steps, at the rate for these."""
@@ -115,6 +131,11 @@ class LongCase(Case):
 
     def by_muon(self, unrolled: int, updates: int, rate: float) -> Stage:
         return Stage(ph.Unrolled(unrolled), updates, lr=rate, batch_size=self.batch, optimizer=Muon)
+
+
+def noisy(stage: Stage, sigma: float) -> Stage:
+    """The same stage, its windows starting from perturbed states."""
+    return replace(stage, objective=replace(stage.objective, noise=ph.Noise(sigma)))
 
 
 class Correction(torch.nn.Module):
@@ -161,19 +182,51 @@ def places(cells: int) -> tuple[Tensor, Tensor, Tensor]:
     return solid, near, (centres - box.center) / box.half_size
 
 
-def trained(case: Case, data: Sets, seed: int, device: str, folder: Path) -> tuple[StudyResult, dict[str, Step]]:
-    """Trains all methods; the findings, and the solvers by method."""
-    source, compiled = (wake_physics(case.coarse, SOURCE, compile=c) for c in (False, case.compiled))
-    features = places(case.coarse)
+@dataclass(frozen=True)
+class Study:
+    """Trainings of the network with the solver, or in its place."""
 
-    def hybrid(seed: int) -> ph.HybridSolver:
-        network = Correction(7, case.width).to(memory_format=torch.channels_last)  # faster
-        return ph.HybridSolver(compiled, network, features=features).to(device)
+    case: Case
+    data: Sets
+    device: str
 
-    solvers = {"source": source, "hybrid": hybrid}
-    about = dict(folder=folder / "training", seeds=[seed], steps=case.horizon, summary=lambda e: e.summary((50,)))
-    found = ph.study(solvers, (data["training"], data["test"]), case.methods(), **about)
-    return found, {method: found.solver(method) for method in found.runs[seed].rows}
+    def run(
+        self,
+        methods: dict[str, list[Stage]],
+        coupling: ph.coupling.Coupling,
+        seed: int,
+        folder: Path,
+        test: str = "test",
+    ) -> StudyResult:
+        """All of one seed."""
+        case = self.case
+        source, compiled = (wake_physics(case.coarse, SOURCE, compile=c) for c in (False, case.compiled))
+        features = places(case.coarse)
+
+        def hybrid(seed: int) -> ph.HybridSolver:
+            network = Correction(7, case.width).to(memory_format=torch.channels_last)  # faster
+            return ph.HybridSolver(compiled, network, coupling, features=features).to(self.device)
+
+        about = dict(folder=folder, seeds=[seed], steps=case.horizon, summary=lambda e: e.summary((50,)))
+        return ph.study(
+            {"source": source, "hybrid": hybrid}, (self.data["training"], self.data[test]), methods, **about
+        )
+
+
+def trained(study: Study, seed: int, out: Path) -> tuple[dict[str, Step], lab.Rows, dict[str, Any]]:
+    """Solvers, rows and histories by method."""
+    methods = study.case.methods()
+    parts = {
+        "training": (methods, ph.Additive()),
+        "network_alone": ({"network_alone": methods["unrolled_4"]}, ph.coupling.Replacement()),
+    }
+    solvers, rows, histories = {}, {}, {}
+    for name, (own, coupling) in parts.items():
+        found = study.run(own, coupling, seed, out / name)
+        solvers |= {row: found.solver(row, seed) for row in found.runs[seed].rows}
+        rows |= found.runs[seed].rows
+        histories |= found.runs[seed].histories
+    return solvers, rows, histories
 
 
 def wake_measures(trajectory: Field, reference: Field) -> dict[str, float]:
@@ -218,20 +271,20 @@ def wake_spectrum(fluctuation: np.ndarray) -> np.ndarray:
     return (np.abs(np.fft.rfft(windowed)) ** 2).mean((1, 2))[:, 1:]
 
 
-def run(case: Case, data: Sets, seed: int, device: str, out: Path) -> tuple[lab.Rows, Callable]:
-    found, solvers = trained(case, data, seed, device, out)
-    evaluation, test = found.evaluation(seed), data["test"]
-    reference = test.trajectory.time[: case.horizon + 1]
-    validation = ph.evaluate(solvers, data["validation"], case.horizon)
-    rollouts, metrics = {"reference": reference}, {m: dict(row) for m, row in found.runs[seed].rows.items()}
+def run(study: Study, seed: int, out: Path) -> tuple[lab.Rows, Callable]:
+    """All methods on one seed: numbers, and figures to draw."""
+    (solvers, rows, histories), test, horizon = trained(study, seed, out), study.data["test"], study.case.horizon
+    reference = test.trajectory.time[: horizon + 1]
+    evaluation, validation = (ph.evaluate(solvers, study.data[name], horizon) for name in ("test", "validation"))
+    rollouts, metrics = {"reference": reference}, {m: dict(row) for m, row in rows.items()}
     for method, row in metrics.items():
         for name, errors in (("relative", evaluation.mae), ("relative_validation", validation.mae)):
             row[name] = float(errors[method].mean() / errors["source"].mean())
         row["mae_Re"] = {f"{re:.0f}": float(m) for re, m in zip(TEST_RE, evaluation.mae[method].mean(1))}
         if row["blow_up"] == 0:
-            rollouts[method] = ph.rollout(solvers[method], test.initial_state, case.horizon, *test.step_inputs)
+            rollouts[method] = ph.rollout(solvers[method], test.initial_state, horizon, *test.step_inputs)
             row.update(wake_measures(rollouts[method], reference))
-    return metrics, lambda: figures(evaluation, rollouts, found.runs[seed].histories, out)
+    return metrics, lambda: figures(evaluation, rollouts, histories, out)
 
 
 def describe_reference(case: Case, data: Sets) -> None:
@@ -279,9 +332,22 @@ def figures(evaluation: Evaluation, rollouts: dict[str, Field], histories: dict,
     }
 
 
+def sets(case: Case) -> Sets:
+    """Trajectories of all Reynolds numbers, which are generated together."""
+    numbers = [re for part in case.reynolds.values() for re in part]
+    everything = iter(wake_data(numbers, case.fine, case.coarse, case.spin_up, case.settle, case.steps))
+    return {name: ph.Trajectories.concat(*islice(everything, len(part))) for name, part in case.reynolds.items()}
+
+
 def main() -> None:
-    convergence = dict(action="store_true", help="Strouhal number on 128, 256, 512 cells, and no more")
-    options = lab.options(__doc__, "wake_correction", ["cpu", "cuda"], threads=2, convergence=convergence)
+    options = lab.options(
+        __doc__,
+        "wake_correction",
+        ["cpu", "cuda"],
+        threads=2,
+        convergence=dict(action="store_true", help="Strouhal number on 128, 256, 512 cells, and no more"),
+        tune=dict(action="store_true", help="rates and noise, compared on the validation, and no more"),
+    )
     if options.convergence:
         strouhal_by_resolution(300.0)
         return
@@ -289,12 +355,14 @@ def main() -> None:
     if options.quick:
         small = dict(fine=128, spin_up=250, settle=30, steps=80, horizon=80, pretraining=250, updates=30, long=60)
         case = replace(case, **small, compiled=False)
-    numbers = [re for part in case.reynolds.values() for re in part]
-    everything = iter(wake_data(numbers, case.fine, case.coarse, case.spin_up, case.settle, case.steps))
-    data = {name: ph.Trajectories.concat(*islice(everything, len(part))) for name, part in case.reynolds.items()}
-    describe_reference(case, data)
+    study = Study(case, sets(case), options.device)
+    if options.tune:
+        found = study.run(case.candidates(), ph.Additive(), options.seed, options.out / "tuning", "validation")
+        print(found.table(["mae", "mae_50", "nrmse", "blow_up", "seconds"]))
+        return
+    describe_reference(case, study.data)
     columns = ["relative", "relative_validation", "mae", "mae_50", "nrmse", "strouhal_error", "seconds", "blow_up"]
-    lab.study(options, lambda seed: run(case, data, seed, options.device, options.out), columns)
+    lab.study(options, lambda seed: run(study, seed, options.out), columns)
 
 
 if __name__ == "__main__":
