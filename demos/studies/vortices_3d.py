@@ -3,15 +3,15 @@
 Random vortices of a few waves per box decay in a periodic cube of length 2π. The reference has 32³ cells, the
 coarse solver 16³; both take the same steps and advect by MacCormack's scheme. Test trajectories start from other random
 states. All methods make the same number of updates from a network that is zero at first; `one_step_long` has six times
-as many, which take 1.2 times as long as `unrolled_4`.
+as many, which take 1.2 times as long as `unrolled_4`. `network_alone` learns to replace the solver.
 
-    python demos/studies/vortices_3d.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+    python demos/studies/vortices_3d.py [--quick | --full] [--seed N] [--seeds N] [--tune] [--out DIR]
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import lab
@@ -33,6 +33,8 @@ from phi_hybrid.studies import Stage, StudyResult
 VISCOSITY, DT, LENGTH = 0.02, 0.1, 2 * math.pi
 METHODS = {"one_step": (1, 1), "unrolled_4": (4, 1), "one_step_long": (1, 6)}
 """Method → unrolled steps, multiple of the updates."""
+FACTORS, SIGMAS = (1 / 3, 1, 3), (1e-3, 1e-2, 3e-2)
+"""On the learning rate, and noise, that are tried by --tune."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,23 @@ class Case:
     batch: int = 2
     rate: float = 5e-3
     filters: tuple[int, ...] = (16, 16)
+    sigma: float = 1e-2  # of the noise, in standard deviations of the data
+
+    def methods(self) -> dict[str, list[Stage]]:
+        """Stage of each method."""
+        found = {method: self.stages(*sizes) for method, sizes in METHODS.items()}
+        return {**found, "noise": self.stages(noise=ph.Noise(self.sigma))}
+
+    def candidates(self) -> dict[str, list[Stage]]:
+        """One step and four at several rates, one step with several levels of noise."""
+        rates = [(n, factor * self.rate) for n in (1, 4) for factor in FACTORS]
+        found = {f"{n} steps, rate {rate:.2g}": replace(self, rate=rate).stages(n) for n, rate in rates}
+        return {**found, **{f"noise {s:g}": self.stages(noise=ph.Noise(s)) for s in SIGMAS}}
+
+    def stages(self, steps: int = 1, times: int = 1, noise: ph.Noise | None = None) -> list[Stage]:
+        """So many times the updates, over so many steps."""
+        objective = ph.Unrolled(steps, noise=noise)
+        return [Stage(objective, times * self.updates, lr=self.rate, batch_size=self.batch)]
 
 
 def physics(cells: int) -> ph.PhysicsBlock:
@@ -97,23 +116,21 @@ def correction(case: Case) -> torch.nn.Module:
     return network
 
 
-def trained(case: Case, options: lab.Options) -> tuple[StudyResult, StudyResult]:
-    """The hybrid solver by all methods, and the network alone; the source beside both."""
+def study(
+    case: Case, methods: dict[str, list[Stage]], coupling: ph.coupling.Coupling, name: str, options: lab.Options
+) -> StudyResult:
+    """Trainings of the network with the solver, or in its place."""
     source, settings = physics(case.coarse), lab.study_settings(options, quick=0.05)
     settings |= dict(summary=lab.against_source, metrics={"spectrum": ph.metrics.SpectrumError()}, dt=DT)
+    settings["folder"] = options.out / name
+    solvers = {"source": source, "hybrid": lambda seed: ph.HybridSolver(source, correction(case), coupling)}
+    return ph.study(solvers, lambda seed: reference_data(case, seed), methods, **settings)
 
-    def stages(steps: int, times: int = 1) -> list[Stage]:
-        return [Stage(ph.Unrolled(steps), times * case.updates, lr=case.rate, batch_size=case.batch)]
 
-    def study(name: str, coupling: ph.coupling.Coupling, methods: dict[str, list[Stage]]) -> StudyResult:
-        def solver(seed: int) -> ph.HybridSolver:
-            return ph.HybridSolver(source, correction(case), coupling)
-
-        own = {**settings, "folder": settings["folder"] / name}
-        return ph.study({"source": source, "hybrid": solver}, lambda seed: reference_data(case, seed), methods, **own)
-
-    alone = study("network_alone", ph.coupling.Replacement(), {"network_alone": stages(1)})
-    return study("hybrid", ph.coupling.After(), {m: stages(*sizes) for m, sizes in METHODS.items()}), alone
+def trained(case: Case, options: lab.Options) -> tuple[StudyResult, StudyResult]:
+    """The hybrid solver by all methods, and the network alone; the source beside both."""
+    alone = study(case, {"network_alone": case.stages()}, ph.coupling.Replacement(), "network_alone", options)
+    return study(case, case.methods(), ph.coupling.After(), "hybrid", options), alone
 
 
 def vorticity_along_z(velocity: Field) -> Field:
@@ -141,11 +158,16 @@ def figures(case: Case, found: StudyResult, seed: int) -> dict[str, Figure]:
 
 
 def main() -> None:
-    options = lab.options(__doc__, "vortices_3d")
+    tune = dict(action="store_true", help="rates and noise of --seed, and no more")
+    options = lab.options(__doc__, "vortices_3d", tune=tune)
     case = Case(training=4, test=4, steps=16) if options.quick else Case()
+    columns = ["mae", "/ source", "worst time", "mae_10", "spectrum", "blow_up", "updates", "seconds"]
+    if options.tune:
+        print(study(case, case.candidates(), ph.coupling.After(), "tuning", options).table(columns))
+        return
     found, alone = trained(case, options)
     for result in (found, alone):
-        print(result.table(["mae", "/ source", "worst time", "mae_10", "spectrum", "blow_up", "updates", "seconds"]))
+        print(result.table(columns))
     lab.save_figures(options.out, figures(case, found, options.seed))
 
 
