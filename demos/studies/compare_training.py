@@ -4,7 +4,7 @@ Every method starts from the same weights, after a shared one-step training, and
 data of another seed. `noise` is the best of several noise levels, chosen on validation data of the same seed;
 `noise_unrolled` starts from a one-step training with that noise instead. `replacement` predicts without the solver.
 
-    python demos/studies/compare_training.py [--case burgers|ks|wake] [--seeds N] [--quick | --full] [--out DIR]
+    python demos/studies/compare_training.py [--case burgers|ks] [--seeds N] [--quick | --full] [--out DIR]
     python demos/studies/compare_training.py --vary scheme [--seeds N]     several discretisations of Burgers, corrected
     python demos/studies/compare_training.py --case ks --tune              validation errors over learning rates
 """

@@ -1,7 +1,7 @@
 """Experiments that `compare_training.py` compares methods on: data, uncorrected solver, network, budgets.
 
 Learning rates are those with the smallest validation error on seed 1000 (`--tune`), which is used for nothing else;
-pre-computed corrections and replacement take the rate of one step, and the wake's is not tuned.
+pre-computed corrections and replacement take the rate of one step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flows import LINE, SOURCE, TEST_RE, TRAINING_RE, wake_data, wake_physics
+from flows import LINE
 from phi.math import batch, wrap
 from phi.torch.flow import advect, diffuse, res_net
 
@@ -29,7 +29,7 @@ class Data:
     training: ph.Trajectories
     validation: ph.Trajectories
     test: ph.Trajectories
-    """Unseen initial states (and forces, or Reynolds numbers), longer than the comparison."""
+    """Unseen initial states (and forces, or lengths), longer than the comparison."""
     unseen: Mapping[str, ph.Trajectories] = field(default_factory=dict)
     """Name → parameters that do not occur in training."""
 
@@ -163,31 +163,4 @@ KS = Case(
     coupling=ph.coupling.Parallel(),
 )
 
-# --- wake of a cylinder, 256×128 → 64×32 cells ---
-
-
-def wake_parts(seed: int) -> Data:
-    """Six Reynolds numbers for training, 350 steps each and the next 150 for validation; five others for the test. The
-    data are the same for all seeds."""
-    data = wake_data(TRAINING_RE + TEST_RE, fine=256, coarse=64, spin_up=500, settle=100, steps=500)
-    training, test = data.split(len(TRAINING_RE))
-    return Data(training.between(0, 350), training.between(350, 500), test)
-
-
-WAKE = Case(
-    name="wake",
-    data=wake_parts,
-    source=partial(wake_physics, 64, SOURCE),
-    network=lambda: res_net(3, 2, [32, 32, 32]),
-    horizon=250,
-    early=50,
-    unrolled=(4, 16),
-    pretraining=1500,
-    updates=500,
-    batch=3,
-    sigmas=(1e-3, 1e-2, 3e-2),
-    rate=1e-3,
-    precomputing=20,
-)
-
-CASES = {case.name: case for case in (BURGERS, KS, WAKE)}
+CASES = {case.name: case for case in (BURGERS, KS)}
