@@ -5,9 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from turbulence_correction import DT, Case, Correction, LongCase, physics, trajectories, with_symmetries
+from cases.analytic import taylor_green
+from turbulence_correction import (
+    CASES,
+    DT,
+    VISCOSITY,
+    Case,
+    Correction,
+    LongCase,
+    physics,
+    trajectories,
+    with_symmetries,
+)
 
 import phi_hybrid as ph
+from phi_hybrid.bridge import flatten
+from phi_hybrid.pde import navier_stokes
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +53,25 @@ def test_all_methods_but_the_long_one_make_equally_many_updates() -> None:
     total = {name: sum(stage.updates for stage in stages) for name, stages in case.methods().items()}
     assert total.pop("one_step_long") == case.pretraining + case.long
     assert set(total.values()) == {case.pretraining + sum(case.updates)}
+
+
+def test_the_recipe_is_among_what_is_tuned() -> None:
+    for case in CASES.values():
+        methods, candidates = case.methods(), case.candidates()
+        for name in ("one_step", "unrolled_4"):
+            assert candidates[f"{name}, 1 × rates"] == methods[name]
+        assert methods["noise"] in candidates.values()
+
+
+def test_without_force_and_drag_vortices_decay_by_their_viscosity() -> None:
+    """The solution of Taylor and Green, which the force of the other case would change."""
+    start, steps = taylor_green(navier_stokes.periodic_square(32), 0.0, VISCOSITY), 4
+    errors = {}
+    for name, case in CASES.items():
+        found = ph.repeat(physics(case, 32, DT), start, steps)
+        exact = taylor_green(navier_stokes.periodic_square(32), steps * DT, VISCOSITY)
+        errors[name] = max(float(abs(a - b).max()) for a, b in zip(flatten(found)[0], flatten(exact)[0]))
+    assert errors["decaying"] < 0.01 and errors["kolmogorov"] > 0.1
 
 
 def test_in_the_long_version_methods_go_on_from_one_another() -> None:

@@ -65,10 +65,19 @@ def test_methods_make_equal_updates_and_are_measured_against_the_source(tmp_path
     options = Namespace(seed=0, seeds=1, out=tmp_path, quick=True, full=False)
     found, alone = vortices.trained(SMALL, options)
     rows = found.runs[0].rows
-    assert set(rows) == {"source", *vortices.METHODS} and set(alone.runs[0].rows) == {"source", "network_alone"}
+    assert set(rows) == {"source", *SMALL.methods()} and set(alone.runs[0].rows) == {"source", "network_alone"}
     assert {rows[m]["updates"] for m, (_, times) in vortices.METHODS.items() if times == 1} == {1}
     assert rows["source"]["/ source"] == rows["source"]["worst time"] == 1
     assert rows["unrolled_4"]["/ source"] == pytest.approx(rows["unrolled_4"]["mae"] / rows["source"]["mae"])
+
+
+def test_the_recipe_is_among_what_is_tuned() -> None:
+    case = vortices.Case()
+    methods, candidates = case.methods(), case.candidates()
+    assert {
+        m: candidates[c] for m, c in (("one_step", "1 steps, rate 0.005"), ("unrolled_4", "4 steps, rate 0.005"))
+    } == {m: methods[m] for m in ("one_step", "unrolled_4")}
+    assert methods["noise"] in candidates.values()
 
 
 def test_an_untrained_correction_is_the_source() -> None:

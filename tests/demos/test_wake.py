@@ -36,6 +36,12 @@ def test_methods_of_the_long_version_go_on_from_one_another() -> None:
     assert one_step_long[0] == chain[0][0] and {stage.objective.steps for stage in one_step_long} == {1}
 
 
+def test_the_recipe_is_among_what_is_tuned() -> None:
+    methods, candidates = Case().methods(), Case().candidates()
+    assert [candidates[f"{n} steps, rate 0.001"] for n in (1, 4)] == [methods["one_step"], methods["unrolled_4"]]
+    assert methods["noise"] in candidates.values()
+
+
 @pytest.mark.parametrize("training", [TRAINING_RE, DENSE_RE], ids=["default", "long"])
 def test_no_reynolds_number_is_in_two_sets(training: tuple[float, ...]) -> None:
     everything = training + VALIDATION_RE + TEST_RE
