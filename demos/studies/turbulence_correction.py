@@ -42,7 +42,7 @@ LONG = {1: (6000, 4e-3), 4: (2800, 3e-3), 16: (800, 1e-3)}
 """Unrolled steps → updates and rate of the long version, one after the other."""
 TRAINING, VALIDATION, TEST = 0, 1000, 2000
 """Seeds of the initial states, the same for all seeds of a study."""
-FACTORS, SIGMAS = (1 / 3, 1, 3), (1e-3, 1e-2, 3e-2)
+FACTORS, SIGMAS = (1 / 3, 1, 3), (1e-3, 1e-2, 3e-2, 1e-1)
 """On the learning rates of the second and third part, and noise, that are tried by --tune."""
 
 

@@ -33,7 +33,7 @@ from phi_hybrid.studies import Stage, StudyResult
 VISCOSITY, DT, LENGTH = 0.02, 0.1, 2 * math.pi
 METHODS = {"one_step": (1, 1), "unrolled_4": (4, 1), "one_step_long": (1, 6)}
 """Method → unrolled steps, multiple of the updates."""
-FACTORS, SIGMAS = (1 / 3, 1, 3), (1e-3, 1e-2, 3e-2)
+FACTORS, SIGMAS = (1 / 3, 1, 3), (1e-3, 1e-2, 3e-2, 1e-1)
 """On the learning rate, and noise, that are tried by --tune."""
 
 

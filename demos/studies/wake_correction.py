@@ -60,7 +60,7 @@ RATES = {1: 1e-3, 4: 1e-3, 16: 5e-4, 32: 3e-4}
 """Unrolled steps → learning rate at the start of a stage."""
 LONG = {1: (6000, 5e-3), 4: (1500, 2e-3), 16: (500, 1e-3), 32: (120, 5e-4)}
 """Unrolled steps → updates and rate of the long version, one after the other."""
-FACTORS, SIGMAS = (1 / 3, 1, 3), (1e-3, 1e-2, 3e-2)
+FACTORS, SIGMAS = (1 / 3, 1, 3), (1e-3, 1e-2, 3e-2, 1e-1)
 """On the learning rates after the shared training, and noise, that are tried by --tune."""
 SHOWN = 2
 """Test trajectory in the figures, Re = 600."""

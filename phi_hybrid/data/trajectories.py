@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any
@@ -51,11 +51,11 @@ class Trajectories:
     state_layout: Layout
     input_layout: TreeLayout
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    checked: bool = field(default=False, compare=False)
-    """Whether values are known to be finite, as in parts of checked data."""
+    checked: InitVar[bool] = False
+    """Whether values are known to be finite, as in parts of checked data; what replaces them is looked at again."""
 
-    def __post_init__(self) -> None:
-        if self.checked:
+    def __post_init__(self, checked: bool) -> None:
+        if checked:
             return
         for name, tensors in (("states", self.states), ("inputs", self.inputs)):
             native = isinstance(tensors, tuple) and all(isinstance(t, torch.Tensor) for t in tensors)
@@ -63,7 +63,6 @@ class Trajectories:
         for name, tensors in (("state", self.states), ("input", self.inputs)):
             for number, tensor in enumerate(tensors):
                 look_through(tensor, f"{name} tensor {number}")
-        object.__setattr__(self, "checked", True)
 
     @staticmethod
     def generate(
@@ -165,7 +164,7 @@ class Trajectories:
         require_alike(named)
         require_equal_lengths(named)
         states, metadata = in_a_row([data.states for data in sets]), common([data.metadata for data in sets])
-        return replace(sets[0], states=states, inputs=inputs_in_a_row(sets), metadata=metadata)
+        return replace(sets[0], states=states, inputs=inputs_in_a_row(sets), metadata=metadata, checked=True)
 
     def __len__(self) -> int:
         """Number of trajectories."""
@@ -203,7 +202,8 @@ class Trajectories:
             isinstance(selection, slice) and (selection.step or 1) > 0
         )  # a view, which leaves lazy data in their file
         where = selection if forward else torch.from_numpy(numbers.copy())
-        return replace(self, states=tuple(t[where] for t in self.states), inputs=tuple(t[where] for t in self.inputs))
+        states, inputs = (tuple(t[where] for t in tensors) for tensors in (self.states, self.inputs))
+        return replace(self, states=states, inputs=inputs, checked=True)
 
     def __iter__(self) -> Iterator[Trajectories]:
         """The trajectories one by one, as sets of one."""
@@ -236,7 +236,7 @@ class Trajectories:
                 f"between({start}, {stop}): the trajectories have steps 0 … {self.steps}; give start < stop"
             )
         part = self.cut(slice(None), start, stop - start)
-        return replace(self, states=part.states, inputs=part.inputs)
+        return replace(self, states=part.states, inputs=part.inputs, checked=True)
 
     def windows(self, steps: int) -> Windows:
         """All windows of `steps` steps, a torch `Dataset`; use its `collate` in a `DataLoader`."""

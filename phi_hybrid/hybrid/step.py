@@ -132,7 +132,7 @@ class HybridStep:
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
         compiled = self._program is not None and _compat.runs_as_it_is()
         state = self._compiled(tensors) if compiled else self.respond(tensors).state
-        return state if self._projection is None else self._projected(state)
+        return self.projected(state)
 
     def compile(self) -> None:
         """Makes calls one compiled program, physics and network included; records keep a program for each."""
@@ -161,7 +161,7 @@ class HybridStep:
             gate: applied to the state that the network sees, e.g. to stop its gradient.
         """
         record = self.respond(tensors, gate=gate)
-        return record if self._projection is None else record._replace(state=self._projected(record.state))
+        return record._replace(state=self.projected(record.state))
 
     def respond(self, tensors: Tensors, output: torch.Tensor | None = None, gate: Gate | None = None) -> StepRecord:
         """One step before it is projected, with `output`, `(batch, channel, *spatial)`, in place of the network's."""
@@ -235,7 +235,10 @@ class HybridStep:
         after = self._physics(*arguments)
         return after if self._result_is_wide else repeat(after, self._result_layout, self.output_layout)
 
-    def _projected(self, state: Tensors) -> Tensors:
+    def projected(self, state: Tensors) -> Tensors:
+        """What the projection makes of a state; without one, the state."""
+        if self._projection is None:
+            return state
         return self._projection.native_for(tuple_of(self.output_layout), state)(*state)
 
     def _make_maps(self, seen: tuple[int, ...], corrects: Sequence[str | int] | None) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +25,7 @@ from phi_hybrid.steps import Step
 from phi_hybrid.studies.result import Rows, Run, StudyResult
 from phi_hybrid.studies.stage import Stage, alike
 from phi_hybrid.training import parallel_map
+from phi_hybrid.training.checks import shared_trajectories
 
 Solvers = Mapping[str, Step | Callable[[int], Step]]
 Data = tuple[Trajectories, Trajectories] | Callable[[int], tuple[Trajectories, Trajectories]]
@@ -79,12 +81,14 @@ def study(
         are named `solver, method`.
 
     Raises:
-        StateError: for wrong arguments, before anything is trained.
+        StateError: for wrong arguments, before anything is trained; for what `summary` and `extra` return, after it, when all
+            trainings are kept.
         TaskError: if the work on some seeds failed, e.g. since the folder holds another study; the others are done.
     """
     solvers, methods = _named("solvers", solvers), _named("methods", methods)
-    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Trajectories) for part in data)
-    require(pair or callable(data), "data", data, "(training, test), or a function of the seed that returns them")
+    require(
+        _is_pair(data) or callable(data), "data", data, "(training, test), or a function of the seed that returns them"
+    )
     require_number("budget", budget, above=0)
     plan = Plan(solvers, data, {m: _scaled(m, stages, budget) for m, stages in methods.items()}, Path(folder), steps)
     plan.require_distinct()
@@ -102,8 +106,11 @@ def study(
     def measure(found: dict[str, Step | None], test: Trajectories) -> tuple[Evaluation, dict[str, dict[str, float]]]:
         evaluation = evaluate({m: _failing if s is None else s for m, s in found.items()}, test, steps, metrics=metrics)
         more = {} if extra is None else extra({m: s for m, s in found.items() if s is not None}, test)
+        _require_rows("extra", more, found)
         failed = {row: {key: math.inf for own in more.values() for key in own} for row, s in found.items() if s is None}
-        rows = {row: {**numbers, **{**failed, **more}.get(row, {})} for row, numbers in summary(evaluation).items()}
+        numbers = summary(evaluation)
+        _require_rows("summary", numbers, found, all_of_them=True)
+        rows = {row: {**own, **{**failed, **more}.get(row, {})} for row, own in numbers.items()}
         return evaluation, {row: {key: float(number) for key, number in own.items()} for row, own in rows.items()}
 
     def run(seed: int) -> Run:
@@ -127,6 +134,8 @@ class Plan:
     methods: Mapping[str, Sequence[Stage]]
     folder: Path
     steps: int | None
+    made: dict[int, weakref.ref] = field(default_factory=dict)
+    """Place in memory → parameters of the solvers so far, as long as they exist."""
 
     def require_distinct(self) -> None:
         """Raises StateError for rows of one name, trainings that share files but not functions, and nothing to train."""
@@ -136,6 +145,9 @@ class Plan:
             raise StateError(
                 f"{row!r} is a solver and a method: give them different names, which are the rows of the table"
             )
+        trained = len(self.solvers) - len(fixed)
+        if len(self.trainings) < trained * len(self.methods):
+            raise StateError(f"solvers and methods share rows of the table: {[*self.trainings]}; give them other names")
         known: dict[Path, tuple[str, Sequence[Stage]]] = {}
         for row, (name, stages) in self.trainings.items():
             for n in range(1, len(stages) + 1):
@@ -145,6 +157,22 @@ class Plan:
                         f"{other!r} and {row!r} differ in an object that has the same text in both, so that their checkpoints "
                         "would be one: give its class a __repr__ with its settings, e.g. make it a dataclass"
                     )
+
+    def checked_data(self, seed: int) -> tuple[Trajectories, Trajectories]:
+        """Training and held-out trajectories, with a warning if they share some.
+
+        Raises:
+            StateError: for a function that returns something else.
+        """
+        data = self.data(seed) if callable(self.data) else self.data
+        require(_is_pair(data), f"data({seed})", data, "a tuple of trajectories to train on and held-out ones")
+        if shared := shared_trajectories(*data):
+            warnings.warn(
+                f"seed {seed}: {shared} of the held-out trajectories are trained on, so that the table does not show whether "
+                "others are learned; hold some out, data.split(0.8)",
+                stacklevel=2,
+            )
+        return data
 
     def require_long(self, training: Trajectories, test: Trajectories) -> None:
         """Raises DataError for trajectories that are shorter than the windows of a stage, StateError than the evaluation."""
@@ -163,7 +191,7 @@ class Plan:
 
     def run(self, seed: int, measure: Callable[[dict[str, Step], Trajectories], tuple[Evaluation, Rows]]) -> Run:
         """Trains all that is to be trained, and evaluates it."""
-        training, test = self.data(seed) if callable(self.data) else self.data
+        training, test = self.checked_data(seed)
         self.require_long(training, test)
         found: dict[str, Step | None] = {n: solver for n, solver in self.solvers.items() if isinstance(solver, Step)}
         spent, histories, failures = {name: {"updates": 0, "seconds": 0.0} for name in found}, {}, {}
@@ -213,10 +241,30 @@ class Plan:
         """A solver with its first weights."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            solver = self.solvers[name](seed)
+            try:
+                solver = self.solvers[name](seed)
+            except Exception as error:
+                raise StateError(
+                    f"solvers[{name!r}]({seed}) failed: {error}. Give a function seed -> solver, or a step to evaluate as it "
+                    "is; PhiFlow code becomes one by ph.capture"
+                ) from error
         expected = "a step with parameters to train, e.g. seed -> HybridSolver(physics, network())"
         require_instance(f"solvers[{name!r}](seed)", solver, Step, expected)
+        self.require_new(name, solver)
         return solver
+
+    def require_new(self, name: str, solver: Step) -> None:
+        """Raises StateError for weights of an earlier solver, from which a training would go on."""
+        for key, parameter in solver.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            earlier = self.made.get(id(parameter))
+            if earlier is not None and earlier() is parameter:
+                raise StateError(
+                    f"solvers[{name!r}] returns {key} for a second training, which would go on from the first: make the "
+                    "network, and what else is trained, within the function"
+                )
+            self.made[id(parameter)] = weakref.ref(parameter)
 
     def file(self, name: str, stages: Sequence[Stage], seed: int) -> Path:
         """Checkpoint of the last one of these stages."""
@@ -224,10 +272,22 @@ class Plan:
         return self.folder / f"seed_{seed}" / f"{name}_{len(stages)}_{digest:08x}.pt"
 
 
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Trajectories) for part in data)
+
+
 def _failing(state: Any, *inputs: Any, **keywords: Any) -> Any:
     """What is evaluated in the place of a solver whose training has failed."""
     tensors, layout = flatten(state)
     return unflatten(layout, tuple(math.nan * tensor for tensor in tensors))
+
+
+def _require_rows(name: str, found: Any, expected: Iterable[str], all_of_them: bool = False) -> None:
+    """Raises StateError for results that are not named by the rows of the table."""
+    rows = set(expected)
+    fits = isinstance(found, Mapping) and all(isinstance(own, Mapping) for own in found.values()) and {*found} <= rows
+    fits = fits and (not all_of_them or {*found} == rows)
+    require(fits, f"{name}(…)", found, f"row → metric → number, with rows {sorted(rows)}; the trainings are kept")
 
 
 def _named(name: str, value: Any) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 
 from phi_hybrid.bridge.checks import require, require_count, require_instance, require_number
@@ -172,4 +173,6 @@ def alike(a: Any, b: Any, assumed: frozenset[tuple[int, int]] = frozenset()) -> 
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, Mapping):
         return list(a) == list(b) and same(list(a.values()), list(b.values()))
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)

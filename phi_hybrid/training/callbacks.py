@@ -116,8 +116,9 @@ class EarlyStop(Callback):
 
 
 class AveragedWeights(Callback):
-    """Exponential moving average of the weights, θ̄ ← d·θ̄ + (1 − d)·θ, which is validated and shipped in their place.
+    """Exponential moving average of the weights, θ̄ ← d·θ̄ + (1 − d)·θ, which is validated in their place.
 
+    `with trainer.evaluation_weights() as solver: solver.save(…)` ships it; without, the solver has the trained weights.
     d grows to its final value as (1 + n)/(10 + n) in the first updates. Buffers are those of the trained weights.
 
     Args:

@@ -75,7 +75,7 @@ def check_trainer(
                 f"the validation data has {held} inputs of a step and the training data {own}: give both those that the "
                 "solver's step takes, e.g. with data.with_inputs(…)"
             )
-        if shared := _shared(data, validation):
+        if shared := shared_trajectories(data, validation):
             warnings.warn(
                 f"validation = {validation}: {shared} of its trajectories are trained on, so that its error does not show "
                 "whether others are learned; hold some out, data.split(0.8)",
@@ -98,7 +98,7 @@ def check_validation_inputs(
         ) from error
 
 
-def _shared(data: Trajectories | Mixture | Stream, validation: Trajectories | Mixture) -> int:
+def shared_trajectories(data: Trajectories | Mixture | Stream, validation: Trajectories | Mixture) -> int:
     """Number of validation trajectories that are trained on; of a stream, those of its first update are known."""
     if not isinstance(data, Stream):
         return len(_places(data) & _places(validation))

@@ -36,14 +36,34 @@ def functions(value: Any, known: set[int] | None = None) -> Iterator[FunctionTyp
 
 
 def remembered(function: FunctionType) -> list[Any]:
-    """Values that a function has from its definition: of names outside of it, other than global ones, and defaults."""
+    """Values that a function has from around it: of names outside of it, and defaults.
+
+    Of global ones, numbers, texts and functions of the same module: what is imported is of another version at most.
+    """
     cells = []
     for cell in function.__closure__ or ():
         try:
             cells.append(cell.cell_contents)
         except ValueError:  # a name that has no value yet
             cells.append(None)
-    return [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*cells, *defaults, *_global_values(function)]
+
+
+def _global_values(function: FunctionType) -> list[Any]:
+    around = function.__globals__
+    found = [around[name] for name in sorted(_names(function.__code__)) if name in around]
+    return [
+        value
+        for value in found
+        if isinstance(value, _PLAIN) or (isinstance(value, FunctionType) and value.__module__ == function.__module__)
+    ]
+
+
+def _names(code: CodeType) -> set[str]:
+    """Names outside of a function, attributes among them; also those in functions that it defines."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return {*code.co_names}.union(*map(_names, inner))
 
 
 def instructions(function: FunctionType) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from phi_hybrid.errors import SolveError
 from phi_hybrid.hybrid import HybridSolver
 from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.steps import Step
+from phi_hybrid.steps.bound import Tensors
+from phi_hybrid.training.functions import description, text
 from phi_hybrid.training.optimizers import Optimizers
 
 BLOCKS, VALUES = 64, 2**14
@@ -34,11 +36,17 @@ def identity_of_data(data: Trajectories | Mixture | Stream) -> str:
         parts = [f"{name}: {identity_of_data(part)}" for name, part in data.sets.items()]
         return "; ".join(parts if data.weights is None else [*parts, f"weights {data.weights}"])
     checksum = zlib.crc32(repr((data.state_layout, data.input_layout)).encode())
-    for tensor in (*data.states, *data.inputs):
+    checksum = _checksum((*data.states, *data.inputs), checksum)
+    return f"{len(data)} trajectories of {data.steps} steps, checksum {checksum:08x}"
+
+
+def _checksum(tensors: Sequence[torch.Tensor], checksum: int = 0) -> int:
+    """Of values spread over all tensors."""
+    for tensor in tensors:
         flat = tensor.detach().reshape(-1)
         for start in torch.linspace(0, max(0, len(flat) - VALUES), BLOCKS).long().unique().tolist():
             checksum = zlib.crc32(flat[start : start + VALUES].contiguous().cpu().numpy().tobytes(), checksum)
-    return f"{len(data)} trajectories of {data.steps} steps, checksum {checksum:08x}"
+    return checksum
 
 
 def identity_of_solver(solver: Step, batch: Batch) -> dict[str, Any]:
@@ -51,23 +59,39 @@ def identity_of_solver(solver: Step, batch: Batch) -> dict[str, Any]:
     if not isinstance(solver, HybridSolver):
         return {}
     parts = {
-        "coupling": f"{solver.coupling}, sees {solver.sees}, corrects {solver.corrects}",
-        "layers": _layers(solver.network),
+        "coupling": f"{text(solver.coupling)}, sees {solver.sees}, corrects {solver.corrects}",
+        "what functions of the coupling do": f"{zlib.crc32(description(solver.coupling).encode()):08x}",
+        "features": f"checksum {_checksum(solver.feature_tensors(torch.float64)):08x}",
+        **_layers(solver.network),
     }
     try:
         with torch.no_grad(), checked_solves():
             bound = batch.bind(solver)
             after = bound.step.respond((*bound.state, *batch.step_inputs.at(0)), bound.step.no_output()).state
+            projected = bound.step.projected(perturbed := tuple(map(_perturbed, after)))
     except SolveError:  # which must not keep a checkpoint from being written
         return parts
-    changes = [a[0].double() - b[0].double() for a, b in zip(after, bound.state) if a.shape == b.shape]
-    return {**parts, "physics": [[float(c.mean()), float(c.square().mean().sqrt())] for c in changes]}
+    return {**parts, "physics": _changes(bound.state, after), "projection": _changes(perturbed, projected)}
 
 
-def _layers(network: torch.nn.Module) -> str:
-    """Number of layers of each class, e.g. `3 Conv2d, 2 ReLU`: weights fit another activation, too."""
-    counts = Counter(type(part).__name__ for part in network.modules() if next(part.children(), None) is None)
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+def _changes(before: Tensors, after: Tensors) -> list[list[float]]:
+    """Mean and root mean square of the change in the first window, tensor by tensor."""
+    changes = [a[0].double() - b[0].double() for a, b in zip(after, before) if a.shape == b.shape]
+    return [[float(c.mean()), float(c.square().mean().sqrt())] for c in changes]
+
+
+def _perturbed(tensor: torch.Tensor) -> torch.Tensor:
+    """With noise of a tenth of its size, so that it is no longer what a projection leaves alone."""
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
+    return tensor + 0.1 * tensor.square().mean().sqrt() * noise
+
+
+def _layers(network: torch.nn.Module) -> dict[str, str]:
+    """Number of layers of each class, e.g. `3 Conv2d, 2 ReLU`, and the settings of each: weights fit others, too."""
+    layers = {name: part for name, part in network.named_modules() if next(part.children(), None) is None}
+    counts = Counter(type(part).__name__ for part in layers.values())
+    settings = {f"layer {name}": text(part) for name, part in layers.items()}
+    return {"layers": ", ".join(f"{count} {name}" for name, count in sorted(counts.items())), **settings}
 
 
 def identity_of_rates(optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def precompute_corrections(
     found = tuple(shifted())
     if not all_finite(found):
         raise NonFiniteError("the pre-computed states became NaN or infinite; use a smaller weight", iterations)
-    return replace(data, states=found)
+    return replace(data, states=found, checked=True)
 
 
 PIECE = 512

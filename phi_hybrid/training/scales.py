@@ -11,6 +11,7 @@ from phi_hybrid.data import Mixture, Stream, Trajectories, require_sets, sets_of
 from phi_hybrid.errors import NonFiniteError
 from phi_hybrid.hybrid import HybridSolver, HybridStep
 from phi_hybrid.linear_solve import checked_solves
+from phi_hybrid.steps import all_finite
 
 CONSTANT = 1e-6
 """Deviation, relative to the root mean square, up to which a channel counts as constant; roundings are below it."""
@@ -72,7 +73,12 @@ def _means(solver: HybridSolver, data: Trajectories, samples: int, name: str) ->
         # channels first, difference then: faces fixed by a boundary show its value in both
         target = step.to_channels(tuple(t[:, 0] for t in batch.targets))
         error = [t - u for t, u in zip(target, step.to_channels(uncorrected))]
-        if not all(torch.isfinite(e).all() for e in error):
+        if not all_finite((*arguments, *batch.targets)):
+            raise NonFiniteError(
+                f"{name} holds NaN or infinite values at step {start} or {start + 1}, so no scales can be estimated",
+                start,
+            )
+        if not all_finite(error):
             raise NonFiniteError(
                 f"one step of the physics from step {start} of {name} is NaN or infinite, so no scales can be estimated: "
                 "the physics is the cause, not the network. Reduce its time step, or look at its inputs",

@@ -252,6 +252,9 @@ def test_data_of_every_seed_and_numbers_of_ones_own(block: ph.PhysicsBlock, data
         (dict(solvers={"source": ph.capture(forced_step)}), "at least one function"),
         (dict(methods={"short": [START], "long": [Stage(ph.Unrolled(7), 4)]}), "7 steps"),
         (dict(solvers={"hybrid": lambda seed: 3}), r"solvers\['hybrid'\]"),
+        (dict(solvers={"hybrid": "x"}), r"solvers\['hybrid'\]"),
+        (dict(solvers={"hybrid": forced_step}), r"solvers\['hybrid'\]\(0\) failed: .* ph.capture"),
+        (dict(data=lambda seed: 3), r"data\(0\) = 3"),
     ],
 )
 def test_wrong_arguments(block: ph.PhysicsBlock, data: tuple, tmp_path: Path, change: dict, message: str) -> None:
@@ -260,6 +263,45 @@ def test_wrong_arguments(block: ph.PhysicsBlock, data: tuple, tmp_path: Path, ch
     with pytest.raises((ph.StateError, TaskError), match=message):
         ph.study(**arguments)
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_names_that_make_one_row_of_two_trainings(block: ph.PhysicsBlock, data: tuple, tmp_path: Path) -> None:
+    several = {name: lambda seed: ph.HybridSolver(block, network(seed)) for name in ("a", "a, b")}
+    with pytest.raises(ph.StateError, match="share rows of the table: .*'a, b, c'"):
+        ph.study(several, data, {"b, c": [START], "c": [START]}, folder=tmp_path)
+
+
+def test_a_network_that_is_made_once_cannot_be_trained_twice(
+    block: ph.PhysicsBlock, data: tuple, tmp_path: Path
+) -> None:
+    net = network(0)
+    once = {"source": block, "hybrid": lambda seed: ph.HybridSolver(block, net)}
+    with pytest.raises(TaskError, match="returns network.* for a second training, which would go on from the first"):
+        ph.study(once, data, METHODS, folder=tmp_path)
+    frozen = network(0).requires_grad_(False)
+    shared = {"hybrid": lambda seed: ph.HybridSolver(block, torch.nn.Sequential(network(seed), frozen, network(1)))}
+    wide = [Stage(ph.Unrolled(1), 2, batch_size=4)]
+    with pytest.raises(TaskError, match="channels"):  # a frozen part may be shared; this one does not fit
+        ph.study(shared, data, {"a": wide, "b": wide}, folder=tmp_path / "frozen")
+
+
+def test_held_out_trajectories_that_are_trained_on(block: ph.PhysicsBlock, data: tuple, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="seed 0: 4 of the held-out trajectories are trained on"):
+        ph.study(solvers(block), (data[0], data[0]), {"a": [START]}, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(summary=lambda e: {"source": {"mae": 1.0}}), r"summary\(…\)"),
+        (dict(summary=lambda e: 3), r"summary\(…\) = 3"),
+        (dict(extra=lambda found, test: {"mass": {"a": 1.0}}), r"extra\(…\) = .*rows \['a', 'source'\]"),
+    ],
+)
+def test_numbers_of_other_rows(block: ph.PhysicsBlock, data: tuple, tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        ph.study(solvers(block), data, {"a": [START]}, folder=tmp_path, **change)
+    assert list(tmp_path.rglob("*.pt"))
 
 
 def by_sgd(rate: float) -> list[Stage]:

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from phi_hybrid.training.functions import description
 
 FUNCTIONS = """
@@ -44,6 +46,23 @@ def test_what_calls_change_is_left_out() -> None:
     given = own_functions(0.5)
     before = description(given)
     assert given[0]("z") == 0.5 and description(given) == before
+
+
+WEIGHT = 1.0
+
+
+def weighted(x: float) -> float:
+    return WEIGHT * x
+
+
+def test_global_numbers_and_functions_beside_it_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settings() -> list[str]:
+        return [description(f) for f in (weighted, lambda x: weighted(x), lambda x: [WEIGHT for _ in range(3)])]
+
+    before = settings()
+    assert settings() == before
+    monkeypatch.setattr(sys.modules[__name__], "WEIGHT", 2.0)
+    assert all(now != then for now, then in zip(settings(), before))
 
 
 def test_constants_and_defaults_within_functions_count() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from cases.full_disk import FullDisk
-from cases.small import SmallNet, equal, forced_step, step
+from cases.small import SmallNet, equal, forced_step, line, step
 from phi.torch.flow import Field, math
 
 import phi_hybrid as ph
@@ -371,18 +371,39 @@ def test_resume_is_all_or_nothing(block: ph.PhysicsBlock, data: ph.Trajectories,
     assert equal(tensors(trainer), before) and trainer.update == 0
 
 
-@pytest.mark.parametrize("what", ["data", "physics", "coupling", "layers", "what functions of the objective do"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "data",
+        "physics",
+        "coupling",
+        "what functions of the coupling do",
+        "features",
+        "projection",
+        "layers",
+        "layer 0.first",
+        "what functions of the objective do",
+    ],
+)
 def test_checkpoints_of_other_data_solvers_and_functions_are_refused(
     what: str, block: ph.PhysicsBlock, data: ph.Trajectories, tmp_path: Path
 ) -> None:
     def make(other: bool) -> ph.Trainer:
-        physics = ph.capture(lambda u, f: forced_step(u, 1.02 * f)) if other and what == "physics" else block
-        coupling = ph.coupling.Multiplicative() if other and what == "coupling" else ph.Additive()
-        activation = torch.nn.ReLU() if other and what == "layers" else torch.nn.Tanh()
-        solver = ph.HybridSolver(physics, torch.nn.Sequential(SmallNet(2, 1, 1), activation), coupling)
-        used = data[[1, 0, 2, 3]] if other and what == "data" else data
+        changed = what if other else None
+        physics = ph.capture(lambda u, f: forced_step(u, 1.02 * f)) if changed == "physics" else block
+        factor = 2.0 if changed == "what functions of the coupling do" else 1.0
+        own = ph.coupling.After(lambda u, p, c: tuple(a + factor * b for a, b in zip(p, c)))
+        coupling = ph.coupling.Multiplicative() if changed == "coupling" else own
+        activation = torch.nn.ReLU() if changed == "layers" else torch.nn.Tanh()
+        network = torch.nn.Sequential(SmallNet(3, 1, 1), activation)
+        if changed == "layer 0.first":
+            network[0].first.padding_mode = "circular"
+        seen = line(2).values if changed == "features" else line(1).values
+        project = (lambda u: 0.5 * u) if changed == "projection" else (lambda u: u)
+        solver = ph.HybridSolver(physics, network, coupling, features=(seen,), project=project)
+        used = data[[1, 0, 2, 3]] if changed == "data" else data
         optimizer = torch.optim.Adam(solver.parameters())
-        weight = 2.0 if other and what.startswith("what") else 1.0
+        weight = 2.0 if changed == "what functions of the objective do" else 1.0
         objective = ph.Unrolled(2, ph.losses.Losses({"size": lambda states, batch: weight * states[0].square().mean()}))
         return ph.Trainer(solver, used, objective, optimizer=optimizer, progress=False)
 
