@@ -6,7 +6,7 @@ data of another seed. `noise` is the best of several noise levels, chosen on val
 
     python demos/studies/compare_training.py [--case burgers|ks] [--seeds N] [--quick | --full] [--out DIR]
     python demos/studies/compare_training.py --vary scheme [--seeds N]     several discretisations of Burgers, corrected
-    python demos/studies/compare_training.py --case ks --tune              validation errors over learning rates
+    python demos/studies/compare_training.py --case ks --tune --seed 1000  validation errors over learning rates
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class Comparison:
         calm = ph.training.precompute_corrections(self.source, self.data.training, iterations=case.precomputing)
         self.runs["pre"] = self.train("pre", ph.Unrolled(1), data=calm)
         alone = ph.HybridSolver(self.source, copy.deepcopy(self.untrained.network), ph.coupling.Replacement())
+        alone = alone.to(next(alone.parameters()).device)  # its scales, too
         self.runs["replacement"] = self.train("replacement", ph.Unrolled(1), self.pretrained(alone, ph.Unrolled(1)))
         return self.runs
 
@@ -265,6 +266,8 @@ def main() -> None:
     if options.vary and options.case != "burgers":
         raise SystemExit(f"--vary scheme is about Burgers' equation, not about --case {options.case}; leave it out")
     case = shortened(CASES[options.case]) if options.quick else CASES[options.case]
+    if options.case == "ks":
+        options.out /= options.case
     if options.tune:
         tune(case, options.seed)
     elif options.vary:

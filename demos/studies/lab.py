@@ -6,6 +6,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def options(
         extra: further options, name → settings of `add_argument`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small version, under a minute")
-    parser.add_argument("--full", action="store_true", help="long version, three times the training")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="small version, a minute or two")
+    size.add_argument("--full", action="store_true", help="long version: more training, and what the text above says")
     parser.add_argument("--seed", type=int, default=0, help="of data, initial weights and training")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from --seed on: median and spread")
     parser.add_argument("--device", choices=devices, default="cpu")
@@ -87,6 +89,11 @@ def study(
         print("\nmedian [smallest, largest]\n" + "\n\n".join(str(table(per_seed, names)) for names in columns))
     write_metrics(options.out, per_seed, (time.perf_counter() - began) / options.seeds)
     return per_seed
+
+
+def noisy(stage: ph.studies.Stage, sigma: float) -> ph.studies.Stage:
+    """The same stage, its windows starting from perturbed states; σ in standard deviations of the data."""
+    return replace(stage, objective=replace(stage.objective, noise=ph.Noise(sigma)))
 
 
 def against_source(evaluation: ph.evaluation.Evaluation) -> Rows:

@@ -71,7 +71,7 @@ class Case:
         """Stages of each method. Those that begin alike are trained together."""
         start = self.stage(1, self.pretraining, 4e-3)
         found = {m: [start, *map(self.stage, steps, self.updates, RATES)] for m, steps in METHODS.items()}
-        found["noise"] = [start, *(noisy(stage, self.sigma) for stage in found["one_step"][1:])]
+        found["noise"] = [start, *(lab.noisy(stage, self.sigma) for stage in found["one_step"][1:])]
         return {**found, "one_step_long": [start, self.stage(1, self.long, RATES[0])]}
 
     def candidates(self) -> dict[str, list[Stage]]:
@@ -83,7 +83,7 @@ class Case:
                 rates = [replace(stage, lr=factor * stage.lr) for stage in others]
                 found[f"{name}, {factor:.2g} × rates"] = [start, *rates]
         start, *others = methods["one_step"]
-        return {**found, **{f"noise {s:g}": [start, *(noisy(stage, s) for stage in others)] for s in SIGMAS}}
+        return {**found, **{f"noise {s:g}": [start, *(lab.noisy(stage, s) for stage in others)] for s in SIGMAS}}
 
     def stage(self, unrolled: int, updates: int, rate: float) -> Stage:
         """So many updates over so many steps."""
@@ -112,11 +112,6 @@ CASES = {
     "kolmogorov": Case(),
     "decaying": Case(force=0.0, drag=0.0, spin_up=30, pretraining=1500, updates=(700, 200), long=4500),
 }
-
-
-def noisy(stage: Stage, sigma: float) -> Stage:
-    """The same stage, its windows starting from perturbed states."""
-    return replace(stage, objective=replace(stage.objective, noise=ph.Noise(sigma)))
 
 
 class Correction(torch.nn.Module):
@@ -249,7 +244,7 @@ def flow_numbers(solvers: Mapping[str, Step], test: ph.Trajectories) -> dict[str
     found = {}
     for method, solver in solvers.items():
         try:
-            trajectory = ph.rollout(solver, test.initial_state, test.steps)
+            trajectory = ph.rollout(solver.to("cpu"), test.initial_state, test.steps)
         except (ph.NonFiniteError, ph.SolveError):
             found[method] = {"spectrum_error": np.inf, "divergence": np.inf}
             continue
@@ -278,7 +273,8 @@ def figures(test: ph.Trajectories, found: StudyResult, options: lab.Options) -> 
     rollouts = {"reference": test.trajectory}
     for name, row in found.runs[options.seed].rows.items():
         if row["blow_up"] == 0:
-            rollouts[name] = ph.rollout(found.solver(name, options.seed), test.initial_state, test.steps)
+            solver = found.solver(name, options.seed).to("cpu")
+            rollouts[name] = ph.rollout(solver, test.initial_state, test.steps)
     shown = {k: rollouts[k] for k in ("reference", "source", "unrolled_16") if k in rollouts}
     show = dict(reference="reference", dt=DT, quantity="vorticity")
     correlation = found.curves("vorticity", start=1.0)
@@ -293,8 +289,8 @@ def figures(test: ph.Trajectories, found: StudyResult, options: lab.Options) -> 
 
 def chosen_case(options: lab.Options) -> Case:
     """Sizes by the options."""
-    if options.full and options.case == "decaying":
-        raise SystemExit("--full is about Kolmogorov flow, not about --case decaying; leave it out")
+    if options.full and (options.tune or options.case == "decaying"):
+        raise SystemExit("--full is one recipe, of Kolmogorov flow: leave out --tune and --case decaying")
     case = LongCase() if options.full else CASES[options.case]
     small = dict(fine=64, trajectories=3, held_out=3, spin_up=60, steps=80, horizon=80)
     return replace(case, **small) if options.quick else case
@@ -310,7 +306,10 @@ def main() -> None:
         validation=dict(action="store_true", help="held-out trajectories are those that the recipe was chosen on"),
         tune=dict(action="store_true", help="rates and noise, compared on the validation, and no more"),
     )
-    case, settings = chosen_case(options), lab.study_settings(options, quick=0.06)
+    case = chosen_case(options)
+    if options.case == "decaying":
+        options.out /= options.case
+    settings = lab.study_settings(options, quick=0.06)
     if options.full:
         settings["budget"] = 1  # is in the case
     test = held_out_data(case, VALIDATION if options.validation or options.tune else TEST)

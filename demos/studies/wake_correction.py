@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
 
 import lab
 import matplotlib.pyplot as plt
@@ -45,7 +44,6 @@ from phi.math import Tensor, batch, spatial, wrap
 import phi_hybrid as ph
 from phi_hybrid.evaluation import Evaluation, quantities
 from phi_hybrid.pde.navier_stokes import numerical_viscosity
-from phi_hybrid.steps import Step
 from phi_hybrid.studies import Stage, StudyResult
 
 Sets = dict[str, ph.Trajectories]
@@ -96,7 +94,7 @@ class Case:
         found = {}
         for name, shares in STAGES.items():
             found[name] = [start, *(self.stage(n, round(share * self.updates)) for n, share in shares.items())]
-        found["noise"] = [start, noisy(self.stage(1, self.updates), self.sigma)]
+        found["noise"] = [start, lab.noisy(self.stage(1, self.updates), self.sigma)]
         return {**found, "one_step_long": [start, self.stage(1, self.long)]}
 
     def candidates(self) -> dict[str, list[Stage]]:
@@ -107,7 +105,7 @@ class Case:
             found |= {
                 f"{steps} steps, rate {f * stage.lr:.2g}": [start, replace(stage, lr=f * stage.lr)] for f in FACTORS
             }
-        return {**found, **{f"noise {s:g}": [start, noisy(self.stage(1, self.updates), s)] for s in SIGMAS}}
+        return {**found, **{f"noise {s:g}": [start, lab.noisy(self.stage(1, self.updates), s)] for s in SIGMAS}}
 
     def stage(self, unrolled: int, updates: int) -> Stage:
         """Updates over so many steps, at the rate for these."""
@@ -131,11 +129,6 @@ class LongCase(Case):
 
     def by_muon(self, unrolled: int, updates: int, rate: float) -> Stage:
         return Stage(ph.Unrolled(unrolled), updates, lr=rate, batch_size=self.batch, optimizer=Muon)
-
-
-def noisy(stage: Stage, sigma: float) -> Stage:
-    """The same stage, its windows starting from perturbed states."""
-    return replace(stage, objective=replace(stage.objective, noise=ph.Noise(sigma)))
 
 
 class Correction(torch.nn.Module):
@@ -188,45 +181,33 @@ class Study:
 
     case: Case
     data: Sets
-    device: str
+    options: lab.Options
 
     def run(
-        self,
-        methods: dict[str, list[Stage]],
-        coupling: ph.coupling.Coupling,
-        seed: int,
-        folder: Path,
-        test: str = "test",
+        self, methods: dict[str, list[Stage]], coupling: ph.coupling.Coupling, folder: str, test: str = "test"
     ) -> StudyResult:
-        """All of one seed."""
+        """All methods and seeds."""
         case = self.case
         source, compiled = (wake_physics(case.coarse, SOURCE, compile=c) for c in (False, case.compiled))
         features = places(case.coarse)
 
         def hybrid(seed: int) -> ph.HybridSolver:
             network = Correction(7, case.width).to(memory_format=torch.channels_last)  # faster
-            return ph.HybridSolver(compiled, network, coupling, features=features).to(self.device)
+            return ph.HybridSolver(compiled, network, coupling, features=features).to(self.options.device)
 
-        about = dict(folder=folder, seeds=[seed], steps=case.horizon, summary=lambda e: e.summary((50,)))
-        return ph.study(
-            {"source": source, "hybrid": hybrid}, (self.data["training"], self.data[test]), methods, **about
-        )
+        data = self.data["training"], self.data[test]
+        settings = {**lab.study_settings(self.options, quick=1), "folder": self.options.out / folder, "budget": 1}
+        settings |= dict(steps=case.horizon, summary=lambda e: e.summary((50,)))
+        return ph.study({"source": source, "hybrid": hybrid}, data, methods, **settings)
 
-
-def trained(study: Study, seed: int, out: Path) -> tuple[dict[str, Step], lab.Rows, dict[str, Any]]:
-    """Solvers, rows and histories by method."""
-    methods = study.case.methods()
-    parts = {
-        "training": (methods, ph.Additive()),
-        "network_alone": ({"network_alone": methods["unrolled_4"]}, ph.coupling.Replacement()),
-    }
-    solvers, rows, histories = {}, {}, {}
-    for name, (own, coupling) in parts.items():
-        found = study.run(own, coupling, seed, out / name)
-        solvers |= {row: found.solver(row, seed) for row in found.runs[seed].rows}
-        rows |= found.runs[seed].rows
-        histories |= found.runs[seed].histories
-    return solvers, rows, histories
+    def trained(self) -> list[StudyResult]:
+        """With the solver, by all methods, and in its place."""
+        methods = self.case.methods()
+        alone = {"network_alone": methods["unrolled_4"]}
+        return [
+            self.run(methods, ph.Additive(), "training"),
+            self.run(alone, ph.coupling.Replacement(), "network_alone"),
+        ]
 
 
 def wake_measures(trajectory: Field, reference: Field) -> dict[str, float]:
@@ -271,9 +252,13 @@ def wake_spectrum(fluctuation: np.ndarray) -> np.ndarray:
     return (np.abs(np.fft.rfft(windowed)) ** 2).mean((1, 2))[:, 1:]
 
 
-def run(study: Study, seed: int, out: Path) -> tuple[lab.Rows, Callable]:
+def measured(study: Study, found: list[StudyResult], seed: int) -> tuple[lab.Rows, Callable]:
     """All methods on one seed: numbers, and figures to draw."""
-    (solvers, rows, histories), test, horizon = trained(study, seed, out), study.data["test"], study.case.horizon
+    solvers, rows, histories, test, horizon = {}, {}, {}, study.data["test"], study.case.horizon
+    for result in found:
+        solvers |= {row: result.solver(row, seed) for row in result.runs[seed].rows}
+        rows |= result.runs[seed].rows
+        histories |= result.runs[seed].histories
     reference = test.trajectory.time[: horizon + 1]
     evaluation, validation = (ph.evaluate(solvers, study.data[name], horizon) for name in ("test", "validation"))
     rollouts, metrics = {"reference": reference}, {m: dict(row) for m, row in rows.items()}
@@ -282,9 +267,10 @@ def run(study: Study, seed: int, out: Path) -> tuple[lab.Rows, Callable]:
             row[name] = float(errors[method].mean() / errors["source"].mean())
         row["mae_Re"] = {f"{re:.0f}": float(m) for re, m in zip(TEST_RE, evaluation.mae[method].mean(1))}
         if row["blow_up"] == 0:
-            rollouts[method] = ph.rollout(solvers[method], test.initial_state, horizon, *test.step_inputs)
+            solver = solvers[method].to("cpu")
+            rollouts[method] = ph.rollout(solver, test.initial_state, horizon, *test.step_inputs)
             row.update(wake_measures(rollouts[method], reference))
-    return metrics, lambda: figures(evaluation, rollouts, histories, out)
+    return metrics, lambda: figures(evaluation, rollouts, histories, study.options.out)
 
 
 def describe_reference(case: Case, data: Sets) -> None:
@@ -351,18 +337,21 @@ def main() -> None:
     if options.convergence:
         strouhal_by_resolution(300.0)
         return
+    if options.full and options.tune:
+        raise SystemExit("--full is one recipe, chosen by hand on the validation: leave out --tune")
     case = LongCase() if options.full else Case()
     if options.quick:
         small = dict(fine=128, spin_up=250, settle=30, steps=80, horizon=80, pretraining=250, updates=30, long=60)
         case = replace(case, **small, compiled=False)
-    study = Study(case, sets(case), options.device)
+    study = Study(case, sets(case), options)
     if options.tune:
-        found = study.run(case.candidates(), ph.Additive(), options.seed, options.out / "tuning", "validation")
-        print(found.table(["mae", "mae_50", "nrmse", "blow_up", "seconds"]))
+        tried = study.run(case.candidates(), ph.Additive(), "tuning", "validation")
+        print(tried.table(["mae", "mae_50", "nrmse", "blow_up", "seconds"]))
         return
     describe_reference(case, study.data)
     columns = ["relative", "relative_validation", "mae", "mae_50", "nrmse", "strouhal_error", "seconds", "blow_up"]
-    lab.study(options, lambda seed: run(study, seed, options.out), columns)
+    found = study.trained()
+    lab.study(options, lambda seed: measured(study, found, seed), columns)
 
 
 if __name__ == "__main__":
