@@ -162,3 +162,13 @@ def test_a_guess_in_place_of_an_unknown_coefficient() -> None:
     with pytest.raises(ph.DataError, match="NaN"):
         data.with_inputs(guess * float("nan"))
     assert ph.evaluate({"true": decay}, data).mae["true"].max() < 1e-6 < ph.evaluate({"g": decay}, other).mae["g"].max()
+
+
+def test_replaced_values_are_looked_at_again(data: ph.Trajectories) -> None:
+    broken = data.states[0].clone()
+    broken[2, 3, 1] = np.nan
+    with pytest.raises(ph.DataError, match="state tensor 0 holds NaN"):
+        replace(data, states=(broken,))
+    with pytest.raises(ph.DataError, match="state tensor 0 holds NaN"):
+        replace(data[1:], states=(broken[1:],))
+    assert replace(data, metadata={}).states[0] is data.states[0]

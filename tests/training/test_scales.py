@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -295,6 +296,13 @@ def test_means_that_do_not_fit(bad: object) -> None:
     with pytest.raises(ph.StateError, match="input_mean = .*2 channels"):
         solver.set_scales(torch.ones(2), torch.ones(1), input_mean=bad)
     assert not solver.scaled
+
+
+def test_data_that_became_nan_are_the_cause_not_the_physics(temperatures: ph.Trajectories) -> None:
+    broken = replace(temperatures, states=tuple(t.clone() for t in temperatures.states))
+    broken.states[0][:, 1] = float("nan")
+    with pytest.raises(ph.NonFiniteError, match="the data holds NaN or infinite values at step 0 or 1"):
+        estimate_scales(ph.HybridSolver(cool, SmallNet(2, 1, 1)), broken)
 
 
 def test_centred_is_yes_or_no(temperatures: ph.Trajectories) -> None:
