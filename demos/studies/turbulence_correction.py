@@ -110,7 +110,7 @@ class LongCase(Case):
 
 CASES = {
     "kolmogorov": Case(),
-    "decaying": Case(force=0.0, drag=0.0, spin_up=30, pretraining=1500, updates=(700, 200), long=4500),
+    "decaying": Case(force=0.0, drag=0.0, spin_up=30, pretraining=1500, updates=(700, 200), long=4500, sigma=3e-2),
 }
 
 
