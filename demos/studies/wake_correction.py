@@ -79,7 +79,7 @@ class Case:
     long: int = 10000  # of `one_step_long`, in the time of the longest unrolling
     batch: int = 6
     width: int = 48
-    sigma: float = 1e-2  # of the noise, in standard deviations of the data
+    sigma: float = 1e-3  # of the noise, in standard deviations of the data
     compiled: bool = True  # the physics in the training
     training_re: tuple[float, ...] = TRAINING_RE
 
