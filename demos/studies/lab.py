@@ -24,7 +24,12 @@ Rows = dict[str, dict[str, Any]]
 
 
 def options(
-    description: str, name: str, devices: Sequence[str] = ("cpu",), threads: int = 1, **extra: dict[str, Any]
+    description: str,
+    name: str,
+    devices: Sequence[str] = ("cpu",),
+    threads: int = 1,
+    long: bool = True,
+    **extra: dict[str, Any],
 ) -> argparse.Namespace:
     """Options of the command line; sets the number of threads.
 
@@ -33,12 +38,17 @@ def options(
         name: of the folder below out/.
         devices: on which the study runs.
         threads: of torch; a grid of 64 cells is too small to share.
+        long: whether there is a long version.
         extra: further options, name → settings of `add_argument`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="small version, a minute or two")
-    size.add_argument("--full", action="store_true", help="long version: more training, and what the text above says")
+    parser.set_defaults(full=False)
+    if long:
+        size.add_argument(
+            "--full", action="store_true", help="long version: more training, and what the text above says"
+        )
     parser.add_argument("--seed", type=int, default=0, help="of data, initial weights and training")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from --seed on: median and spread")
     parser.add_argument("--device", choices=devices, default="cpu")

@@ -5,7 +5,7 @@
 lost yet, and after 16, as in the book; the search begins with fluid at rest. Reported is the mean square of what is left of the
 observation, and ‖x − x*‖/‖x*‖, which the search does not see.
 
-    python demos/studies/reconstruct_burgers.py [--quick | --full] [--seed N] [--out DIR]
+    python demos/studies/reconstruct_burgers.py [--quick] [--out DIR]
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def figures(observed: Field, by_steps: dict[int, dict[str, Found]]) -> dict[str,
 
 
 def main() -> None:
-    options = lab.options(__doc__, "reconstruct_burgers")
+    options = lab.options(__doc__, "reconstruct_burgers", long=False)
     lab.study(
         options, lambda seed: run(options.quick), ["loss", "x"], ["loss_10", "x_10", "loss_40", "x_40", "iterations"]
     )

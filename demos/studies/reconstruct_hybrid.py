@@ -5,7 +5,7 @@ that was trained through it. Observed is the reference after 16, 32 and 50 steps
 force is known. The initial state is searched by L-BFGS from fluid at rest, through the coarse solver and through the
 corrected one, for trajectories not seen in training.
 
-    python demos/studies/reconstruct_hybrid.py [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+    python demos/studies/reconstruct_hybrid.py [--quick] [--seed N] [--seeds N] [--out DIR]
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def figure(errors: Errors) -> Figure:
 
 
 def main() -> None:
-    options = lab.options(__doc__, "reconstruct_hybrid")
+    options = lab.options(__doc__, "reconstruct_hybrid", long=False)
     steps = (32,) if options.quick else STEPS
     columns = [[f"{kind}_{n}_{level:g}" for kind in ("x", "gain") for level in NOISE] for n in steps]
     lab.study(options, lambda seed: run(seed, options.quick), *columns)

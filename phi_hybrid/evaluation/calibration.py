@@ -215,6 +215,10 @@ def _leaves(members: Any, truth: Any, least: int = 2) -> list[Leaf]:
 
 
 def _require_real(tensors: Sequence[torch.Tensor]) -> None:
+    if kinds := sorted({str(t.dtype) for t in tensors if not (t.is_floating_point() or t.is_complex())}):
+        raise StateError(
+            f"members or truth hold {', '.join(kinds)}, whose scores would be rounded: convert them to floating point"
+        )
     if kinds := sorted({str(t.dtype) for t in tensors if t.is_complex()}):
         raise StateError(
             f"members or truth hold {', '.join(kinds)}, but scores compare real numbers: score real and imaginary part one at "

@@ -9,7 +9,7 @@ from phi.field import Field, StaggeredGrid
 from phi.math import Tensor, batch, channel, dual, rename_dims, spatial, wrap
 from phi.math.extrapolation import PERIODIC
 
-from phi_hybrid.bridge.checks import require_count, require_number
+from phi_hybrid.bridge.checks import require, require_count, require_number
 from phi_hybrid.errors import StateError
 
 __all__ = ["estimate_flow", "estimate_motion", "solenoidal_waves"]
@@ -40,7 +40,7 @@ def estimate_motion(before: Field, after: Field, time: float) -> tuple[Tensor, T
     """
     _check(before, after)
     if not isinstance(time, Tensor):
-        require_number("time", time)
+        _require_time(time)
     with math.precision(before.values.dtype.precision):  # PhiML would convert the values to the global precision
         (start, axes), (end, turned) = _centre_and_axes(before), _centre_and_axes(after)
         velocity = _nearest_image(end - start, before.bounds.size) / time
@@ -71,6 +71,7 @@ def estimate_flow(before: Field, after: Field, time: float, waves: int = 4, smoo
     Raises:
         StateError: as `estimate_motion`.
     """
+    _require_time(time)
     require_number("smoothness", smoothness, least=0)
     displacement, _ = estimate_motion(before, after, 1.0)
     with math.precision(before.values.dtype.precision):
@@ -155,6 +156,12 @@ def _nearest_image(distance: Tensor, size: Tensor) -> Tensor:
 
 def _angle(z: Tensor) -> Tensor:
     return math.arctan(math.imag(z), divide_by=math.real(z))
+
+
+def _require_time(time: float) -> None:
+    """Raises StateError for a time in which nothing can move; negative ones lead back."""
+    require_number("time", time)
+    require(time != 0, "time", time, "another number than 0: what passes between the two markers")
 
 
 def _check(before: Field, after: Field) -> None:

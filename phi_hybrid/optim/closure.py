@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from phi_hybrid.bridge.checks import require
 from phi_hybrid.errors import StateError
 from phi_hybrid.optim.vectors import Tensors, as_tuple, pack
 
@@ -45,6 +46,8 @@ class Closure:
     parameters: Iterable[torch.Tensor] = ()
 
     def __post_init__(self) -> None:
+        one = isinstance(self.parameters, torch.Tensor)
+        require(not one, "parameters", "a tensor", "tensors in a list, e.g. parameters=list(net.parameters())")
         object.__setattr__(self, "parameters", tuple(self.parameters))  # generators can be read only once
 
     def __call__(self) -> torch.Tensor:
@@ -56,7 +59,11 @@ class Closure:
             )
         with torch.enable_grad():
             loss = self.loss(self.outputs())
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None]
+        if all(gradient is None for gradient in gradients):
+            raise StateError(
+                "the loss does not depend on the parameters: are they those of another network, such as a copy?"
+            )
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = None if gradient is None else _laid_out_like(parameter, gradient)
         return loss.detach()
@@ -81,7 +88,11 @@ def loss_gradient(loss: Callable, outputs: torch.Tensor | Tensors) -> tuple[torc
     """L and ∂L/∂y by real and imaginary parts, `(m,)`."""
     leaves = tuple(t.detach().requires_grad_() for t in as_tuple(outputs))
     value = loss(leaves[0] if isinstance(outputs, torch.Tensor) else leaves)
-    back = torch.autograd.grad(value, leaves, allow_unused=True)
+    back = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else [None]
+    if all(g is None for g in back):
+        raise StateError(
+            "the loss does not depend on its argument, the outputs: write Closure(lambda: net(x), lambda y: ((y - target) ** 2).sum())"
+        )
     # torch's gradient of a real function by a complex z is ∂L/∂Re z + i·∂L/∂Im z
     return value.detach(), flattened([torch.zeros_like(t) if g is None else g for g, t in zip(back, leaves)])
 

@@ -45,8 +45,8 @@ class HIG(torch.optim.Optimizer):
 
     Args:
         module: network or hybrid solver to train; frozen parameters are left alone.
-        lr: learning rate η, 1 by default, which suits losses Σ|y − y*|² of each sample. Of a loss that is a mean over d_y entries, a whole Gauss–Newton
-            step is d_y/2 times as long; under `Unrolled`, d_y·σ²/2 with the scale σ of the data. Near a minimum of the
+        lr: learning rate η. 1, the default, is a whole Gauss–Newton step for ½·Σ|y − y*|² of each sample; take 0.5 for Σ|y − y*|², d_y/2 for a
+            mean over d_y entries, and under `Unrolled` d_y·σ²/2 with the scale σ of the data. Near a minimum of the
             mean of ½·c·|y − y*|² rates are stable while η·c·σ_max^(1−κ) < 2, σ_max = `last.singular_values[0]`.
         kappa: exponent κ, −1 … 1; ½ by default.
         rcond: number, singular values up to rcond·σ_max are dropped, or a filter, `Cutoff(rcond, damping)` or
@@ -132,8 +132,8 @@ class HIG(torch.optim.Optimizer):
                 outputs = closure.outputs()
             flat = flattened(outputs)
             loss, cotangent = loss_gradient(closure.loss, outputs)
-        if not flat.requires_grad:
-            raise StateError("the outputs do not depend on the trained parameters: were they detached, or all frozen?")
+        if self.last is None:
+            _require_dependence(flat, parameters)
         self._processes.require_equal(flat.numel())
         samples = (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).shape[0]
         jacobian = Jacobian(flat, parameters, samples, layers, self._processes)
@@ -198,6 +198,21 @@ def _trained(module: torch.nn.Module) -> list[torch.nn.Parameter]:
         if parameter.is_complex():
             raise StateError(f"{name} is complex; keep it as real and imaginary part, e.g. torch.view_as_real(…)")
     return list(trained.values())
+
+
+def _require_dependence(outputs: torch.Tensor, parameters: list[torch.nn.Parameter]) -> None:
+    """Raises StateError for outputs of another network, which leave the trained one as it is."""
+    depends = outputs.requires_grad and any(
+        g is not None
+        for g in torch.autograd.grad(
+            outputs, parameters, torch.ones_like(outputs), retain_graph=True, allow_unused=True
+        )
+    )
+    if not depends:
+        raise StateError(
+            "the outputs do not depend on the trained parameters: were they detached, all frozen, or are they those of "
+            "another network, such as a copy?"
+        )
 
 
 def _require_same(parameters: list[torch.nn.Parameter], then: torch.optim.Optimizer) -> None:

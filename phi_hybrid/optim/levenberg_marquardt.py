@@ -25,7 +25,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
     Args:
         module: network or hybrid solver to train.
-        lr: learning rate η; 1 by default.
+        lr: learning rate η; 1 by default, for ½·Σ|y − y*|² of each sample. Take 0.5 for Σ|y − y*|²: twice the length leads to where the loss is
+            the same, see `HIG`.
         damping: initial λ, in units of the singular values of J (per sample, see `HIG`); 0.1 by default.
         factor: number that λ is divided by after a success, and multiplied with after a failure; 2 by default.
         engine: engine, as for `HIG`.

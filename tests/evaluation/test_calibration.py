@@ -191,3 +191,10 @@ def test_errors() -> None:
             score(u * 1j)
     with pytest.raises(ph.StateError, match="hold NaN or infinity, to which no score applies"):
         calibration.rank_histogram(u * float("nan"), truth)
+
+
+def test_whole_numbers_are_refused() -> None:
+    """Where the truth of 0.9 was rounded to the members' 0."""
+    members = wrap(torch.zeros(2, 3, dtype=torch.int64), batch("member"), spatial("x"))
+    with pytest.raises(ph.StateError, match="int64.*convert them to floating point"):
+        calibration.crps(members, 0.9 * math.ones(spatial(x=3)))

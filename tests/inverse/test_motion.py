@@ -235,6 +235,14 @@ def test_wrong_markers(marker: Any, message: str) -> None:
         estimate_motion(marker, heat.square(4), 1.0)
 
 
+@pytest.mark.parametrize("time", [0, float("nan"), None, "1"])
+@pytest.mark.parametrize("estimate", [estimate_motion, estimate_flow])
+def test_times_in_which_nothing_moves(estimate: Any, time: Any) -> None:
+    m = blob(1.0, 1.0)
+    with pytest.raises(ph.StateError, match="time = "):
+        estimate(m, m, time)
+
+
 def test_different_grids() -> None:
     with pytest.raises(ph.StateError, match="before .*=8.*after .*=4"):
         estimate_motion(heat.square(8), heat.square(4), 1.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 import phi_hybrid as ph
-from phi_hybrid.optim import Closure
+from phi_hybrid.optim import HIG, Closure, LevenbergMarquardt
 
 
 @pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
@@ -48,3 +50,33 @@ def test_a_closure_without_parameters_gives_no_gradient() -> None:
     net = torch.nn.Linear(3, 2)
     with pytest.raises(ph.StateError, match="parameters"):
         torch.optim.Adam(net.parameters()).step(Closure(lambda: net(torch.rand(4, 3)), lambda y: y.sum()))
+
+
+def test_networks_and_losses_that_have_nothing_to_do_with_one_another() -> None:
+    """The three ways to train nothing."""
+    net, copied, x = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2), torch.ones(4, 3)
+    of_copy = Closure(lambda: copied(x), lambda y: y.square().mean(), list(net.parameters()))
+    with pytest.raises(ph.StateError, match="does not depend on the parameters"):
+        torch.optim.SGD(net.parameters(), 0.1).step(of_copy)
+    with pytest.raises(ph.StateError, match="do not depend on the trained parameters: .* such as a copy"):
+        HIG(net, progress=False).step(of_copy)
+    deaf = Closure(lambda: net(x), lambda y: net(x).square().mean())
+    with pytest.raises(ph.StateError, match="does not depend on its argument"):
+        HIG(net, progress=False).step(deaf)
+    with pytest.raises(ph.StateError, match="parameters = .*tensors in a list"):
+        Closure(lambda: net(x), lambda y: y.square().mean(), net.weight)
+
+
+@pytest.mark.parametrize("make", [lambda net, lr: HIG(net, lr, 1.0, progress=False),
+                                  lambda net, lr: LevenbergMarquardt(net, lr, 1e-6, progress=False)])  # fmt: skip
+def test_a_whole_gauss_newton_step(make: Callable) -> None:
+    """Of ½·Σ|y − y*|² at the default rate, of Σ|y − y*|² at half of it: the linear least-squares solution."""
+    generator = torch.Generator().manual_seed(0)
+    x, target = (torch.randn(8, n, generator=generator).double() for n in (3, 2))
+    ones = torch.cat([x, torch.ones(8, 1, dtype=x.dtype)], 1)
+    least = (ones @ torch.linalg.lstsq(ones, target).solution - target).square().sum(1).mean()
+    for factor, lr in ((0.5, 1.0), (1.0, 0.5)):
+        net = torch.nn.Linear(3, 2).double()
+        closure = Closure(lambda net=net: net(x), lambda y, f=factor: f * (y - target).square().sum(1).mean())
+        make(net, lr).step(closure)
+        assert float(closure.loss(closure.outputs())) == pytest.approx(factor * float(least), rel=1e-9)
