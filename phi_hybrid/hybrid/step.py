@@ -236,7 +236,7 @@ class HybridStep:
         return after if self._result_is_wide else repeat(after, self._result_layout, self.output_layout)
 
     def projected(self, state: Tensors) -> Tensors:
-        """What the projection makes of a state; without one, the state."""
+        """State after the projection; the same state where there is none."""
         if self._projection is None:
             return state
         return self._projection.native_for(tuple_of(self.output_layout), state)(*state)
