@@ -36,7 +36,7 @@ def estimate_motion(before: Field, after: Field, time: float) -> tuple[Tensor, T
         anticlockwise.
 
     Raises:
-        StateError: for markers that are no centred periodic scalars in 2D, or on different grids.
+        StateError: for markers that are no centred periodic scalars in 2D, or on different grids; for a time of 0.
     """
     _check(before, after)
     if not isinstance(time, Tensor):

@@ -39,6 +39,9 @@ class Closure:
         outputs: function `() -> y`, a tensor or a tuple of them, `(sample, …)` each, real or complex.
         loss: function `y -> scalar`, a mean over the samples.
         parameters: tensors whose `grad` a call sets; none by default, which is enough for HIG.
+
+    Raises:
+        StateError: for a single tensor as parameters; when called, for a loss that does not depend on any of them.
     """
 
     outputs: Callable[[], torch.Tensor | Tensors]

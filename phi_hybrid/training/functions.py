@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -61,9 +62,10 @@ def _global_values(function: FunctionType) -> list[Any]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """Names outside of a function, attributes among them; also those in functions that it defines."""
+    """Global names that a function reads; also those that functions within it do."""
+    own = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return {*code.co_names}.union(*map(_names, inner))
+    return own.union(*map(_names, inner))
 
 
 def instructions(function: FunctionType) -> tuple[Any, ...]:

@@ -65,6 +65,12 @@ def test_global_numbers_and_functions_beside_it_count(monkeypatch: pytest.Monkey
     assert all(now != then for now, then in zip(settings(), before))
 
 
+def test_attributes_that_are_named_like_global_numbers_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = description(lambda x: x.WEIGHT)
+    monkeypatch.setattr(sys.modules[__name__], "WEIGHT", 2.0)
+    assert description(lambda x: x.WEIGHT) == before
+
+
 def test_constants_and_defaults_within_functions_count() -> None:
     texts = [description(f) for f in (lambda x: 2 * x, lambda x: 3 * x, lambda x, y=3: y * x, lambda x, y=4: y * x)]
     nested = [description(lambda x: [n * x for n in range(3)]), description(lambda x: [n + x for n in range(3)])]
