@@ -11,7 +11,6 @@ corrected one, for trajectories not seen in training.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import lab
 import matplotlib.pyplot as plt
@@ -21,11 +20,11 @@ from flows import LINE
 from matplotlib.figure import Figure
 from phi.field import Field
 from phi.torch.flow import res_net
+from reconstruct_burgers import LBFGS
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import flatten, unflatten
 
-LBFGS = partial(torch.optim.LBFGS, max_iter=1, max_eval=26, line_search_fn="strong_wolfe")
 STEPS, NOISE, ITERATIONS = (16, 32, 50), (0.0, 0.1), 20
 
 Errors = dict[tuple[int, float, str], np.ndarray]

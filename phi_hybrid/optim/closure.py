@@ -41,7 +41,8 @@ class Closure:
         parameters: tensors whose `grad` a call sets; none by default, which is enough for HIG.
 
     Raises:
-        StateError: for a single tensor as parameters; when called, for a loss that does not depend on any of them.
+        StateError: for a single tensor as parameters; when called, for a loss that is no single number or does not depend on
+            any of them.
     """
 
     outputs: Callable[[], torch.Tensor | Tensors]
@@ -61,7 +62,7 @@ class Closure:
                 "this optimizer wants a gradient: pass Closure(outputs, loss, parameters=list(net.parameters()))"
             )
         with torch.enable_grad():
-            loss = self.loss(self.outputs())
+            loss = _scalar(self.loss(self.outputs()))
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None]
         if all(gradient is None for gradient in gradients):
             raise StateError(
@@ -83,14 +84,25 @@ def require_outputs(closure: Any) -> OutputsAndLoss:
 
 
 def flattened(outputs: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-    """Real numbers `(m,)`, sample by sample: real and imaginary parts of complex outputs."""
-    return pack(as_tuple(outputs)).reshape(-1)
+    """Real numbers `(m,)`, sample by sample: real and imaginary parts of complex outputs.
+
+    Raises:
+        StateError: for what has no samples, or different numbers of them.
+    """
+    tensors = as_tuple(outputs)
+    sizes = {t.shape[0] if t.ndim else None for t in tensors}
+    if len(sizes) != 1 or None in sizes:
+        raise StateError(
+            f"outputs of shapes {[tuple(t.shape) for t in tensors]}: the first axis of all is that of the samples, "
+            "`tensor[None]` makes one"
+        )
+    return pack(tensors).reshape(-1)
 
 
 def loss_gradient(loss: Callable, outputs: torch.Tensor | Tensors) -> tuple[torch.Tensor, torch.Tensor]:
     """L and ∂L/∂y by real and imaginary parts, `(m,)`."""
     leaves = tuple(t.detach().requires_grad_() for t in as_tuple(outputs))
-    value = loss(leaves[0] if isinstance(outputs, torch.Tensor) else leaves)
+    value = _scalar(loss(leaves[0] if isinstance(outputs, torch.Tensor) else leaves))
     back = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else [None]
     if all(g is None for g in back):
         raise StateError(
@@ -98,6 +110,14 @@ def loss_gradient(loss: Callable, outputs: torch.Tensor | Tensors) -> tuple[torc
         )
     # torch's gradient of a real function by a complex z is ∂L/∂Re z + i·∂L/∂Im z
     return value.detach(), flattened([torch.zeros_like(t) if g is None else g for g, t in zip(back, leaves)])
+
+
+def _scalar(loss: Any) -> torch.Tensor:
+    """The loss, or a StateError for several numbers or none."""
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.is_complex():
+        given = f"of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"of type {type(loss).__name__}"
+        raise StateError(f"the loss is {given}, expected one real number in a tensor: take the mean over the samples")
+    return loss.reshape(())
 
 
 def _laid_out_like(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,20 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 def as_tuple(tensors: torch.Tensor | Sequence[torch.Tensor]) -> Tensors:
-    """A tuple, also of a single tensor."""
-    return (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
+    """A tuple, also of a single tensor.
+
+    Raises:
+        StateError: for anything else, such as None or a dict.
+    """
+    if isinstance(tensors, torch.Tensor):
+        return (tensors,)
+    if not isinstance(tensors, Sequence) or not all(isinstance(t, torch.Tensor) for t in tensors):
+        given = [type(t).__name__ for t in tensors] if isinstance(tensors, (tuple, list)) else type(tensors).__name__
+        raise StateError(
+            f"{given} where torch tensors are expected: inputs and outputs of a network, a link or a closure are a tensor or a "
+            "tuple of them; return e.g. y['velocity'] or tuple(y.values()) of a dict, and block.native(…) of physics"
+        )
+    return tuple(tensors)
 
 
 def pack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -90,7 +90,8 @@ def study(
         _is_pair(data) or callable(data), "data", data, "(training, test), or a function of the seed that returns them"
     )
     require_number("budget", budget, above=0)
-    plan = Plan(solvers, data, {m: _scaled(m, stages, budget) for m, stages in methods.items()}, Path(folder), steps)
+    scaled = {m: _scaled(m, stages, budget) for m, stages in methods.items()}
+    plan = Plan(solvers, data, scaled, Path(folder), steps, metrics)
     plan.require_distinct()
     require_writable("folder", plan.folder / "metrics.json")
     if steps is not None:
@@ -134,6 +135,7 @@ class Plan:
     methods: Mapping[str, Sequence[Stage]]
     folder: Path
     steps: int | None
+    metrics: Mapping[str, Metric]
     made: dict[int, weakref.ref] = field(default_factory=dict)
     """Place in memory → parameters of the solvers so far, as long as they exist."""
 
@@ -194,6 +196,8 @@ class Plan:
         training, test = self.checked_data(seed)
         self.require_long(training, test)
         found: dict[str, Step | None] = {n: solver for n, solver in self.solvers.items() if isinstance(solver, Step)}
+        if found:  # metrics that fail do so before hours of training
+            evaluate(found, test, 1, metrics=self.metrics)
         spent, histories, failures = {name: {"updates": 0, "seconds": 0.0} for name in found}, {}, {}
         for row in self.trainings:
             own: dict[Path, dict[str, Any]] = {}

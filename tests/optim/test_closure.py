@@ -67,6 +67,39 @@ def test_networks_and_losses_that_have_nothing_to_do_with_one_another() -> None:
         Closure(lambda: net(x), lambda y: y.square().mean(), net.weight)
 
 
+@pytest.mark.parametrize(
+    "outputs, expected",
+    [
+        (lambda y: None, "NoneType where torch tensors"),
+        (lambda y: {"velocity": y}, r"dict where torch tensors .* tuple\(y.values\(\)\)"),
+        (lambda y: (y, "velocity"), r"\['Tensor', 'str'\] where torch tensors"),
+        (lambda y: (y, y[:2]), r"shapes \[\(4, 2\), \(2, 2\)\]: the first axis"),
+        (lambda y: y.sum(), r"shapes \[\(\)\]: the first axis"),
+    ],
+)
+def test_outputs_that_are_no_samples(outputs: Callable, expected: str) -> None:
+    net, x = torch.nn.Linear(3, 2), torch.ones(4, 3)
+    with pytest.raises(ph.StateError, match=expected):
+        HIG(net, progress=False).step(Closure(lambda: outputs(net(x)), lambda y: y.sum()))
+
+
+@pytest.mark.parametrize(
+    "loss, expected",
+    [
+        (lambda y: y.square().mean(1), r"of shape \(4,\), expected one real number .* mean over the samples"),
+        (lambda y: 0.0, "of type float"),
+        (lambda y: y.sum() * 1j, "expected one real number"),
+    ],
+)
+@pytest.mark.parametrize(
+    "make", [lambda net: HIG(net, progress=False), lambda net: torch.optim.SGD(net.parameters(), 0.1)]
+)
+def test_losses_that_are_no_number(make: Callable, loss: Callable, expected: str) -> None:
+    net, x = torch.nn.Linear(3, 2), torch.ones(4, 3)
+    with pytest.raises(ph.StateError, match=expected):
+        make(net).step(Closure(lambda: net(x), loss, list(net.parameters())))
+
+
 @pytest.mark.parametrize("make", [lambda net, lr: HIG(net, lr, 1.0, progress=False),
                                   lambda net, lr: LevenbergMarquardt(net, lr, 1e-6, progress=False)])  # fmt: skip
 def test_a_whole_gauss_newton_step(make: Callable) -> None:

@@ -248,6 +248,8 @@ def test_data_of_every_seed_and_numbers_of_ones_own(block: ph.PhysicsBlock, data
         (dict(dt="a"), "dt"),
         (dict(steps=7), "steps = 7"),
         (dict(metrics={"x": 3}), r"metrics\['x'\]"),
+        (dict(metrics={"mae": ph.metrics.MAE()}), r"metrics \['mae'\] are measured anyway"),
+        (dict(metrics={"x": ph.metrics.Part("smoke", ph.metrics.MAE())}), "smoke"),
         (dict(methods={"source": [START]}), "'source' is a solver and a method"),
         (dict(solvers={"source": ph.capture(forced_step)}), "at least one function"),
         (dict(methods={"short": [START], "long": [Stage(ph.Unrolled(7), 4)]}), "7 steps"),
