@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from phi_hybrid.bridge.layout import (
     unflatten,
     with_batch,
 )
+from phi_hybrid.bridge.parts import vectors_of
 from phi_hybrid.errors import StateError
 
 
@@ -178,6 +180,12 @@ class ChannelMap:
     def batch_sizes(self, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
         """Sizes of the batch dims, found on whichever tensors carry them."""
         return dict.fromkeys(self.batch, 1) | batch_sizes(tensors, self.layout)
+
+    @property
+    def vectors(self) -> list[slice]:
+        """Channels of each vector field."""
+        ends = [0, *accumulate(leaf.channels for leaf in self._leaves)]
+        return [slice(ends[place.start], ends[place.stop]) for place in vectors_of(self.layout)]
 
     def describe(self) -> str:
         """Channels of every part, e.g. `velocity 2, smoke 1`."""

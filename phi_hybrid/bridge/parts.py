@@ -1,8 +1,10 @@
-"""Parts of a state that is a dict, tuple or list, such as velocity and smoke: named by key or index."""
+"""Parts of a state that is a dict, tuple or list, such as velocity and smoke: named by key or index; its vector fields."""
 
 from __future__ import annotations
 
-from phi_hybrid.bridge.layout import Layout, TreeLayout
+from collections.abc import Iterator
+
+from phi_hybrid.bridge.layout import FieldLayout, Layout, Parent, TreeLayout
 from phi_hybrid.errors import StateError
 
 
@@ -31,3 +33,20 @@ def part_of(state: Layout, name: str | int) -> tuple[slice, Layout]:
     before = [len(part.leaves) for part in state.children[: names.index(name)]]
     layout = state.children[names.index(name)]
     return slice(sum(before), sum(before) + len(layout.leaves)), layout
+
+
+def vectors_of(layout: Layout, start: int = 0) -> Iterator[slice]:
+    """Places of each vector field among the tensors of a layout; its components have one unit."""
+    if isinstance(layout, Parent):
+        for child in layout.children:
+            yield from vectors_of(child, start)
+            start += len(child.leaves)
+    elif isinstance(layout, FieldLayout) and _is_vector(layout):
+        yield slice(start, start + len(layout.leaves))
+
+
+def _is_vector(layout: FieldLayout) -> bool:
+    """Whether a field is staggered, or has a component for every dim."""
+    space = {*layout.geometry.resolution.names}
+    components = (axis.labels or () for axis in layout.leaves[0] if axis.kind == "channel")
+    return len(layout.leaves) > 1 or any({*labels} == space for labels in components)

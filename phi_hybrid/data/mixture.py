@@ -71,7 +71,7 @@ class Mixture:
     @cached_property
     def scale(self) -> tuple[float, ...]:
         """Standard deviation of each state tensor over all trajectories, times and points of all sets."""
-        return scale_of([data.states for data in self.sets.values()])
+        return scale_of([data.states for data in self.sets.values()], self.state_layout)
 
     def shares(self, steps: int) -> dict[str, float]:
         """Share of each set in the windows of `steps` steps that are drawn, 1 in all."""

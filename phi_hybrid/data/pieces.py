@@ -93,9 +93,14 @@ def _is_finite(piece: torch.Tensor) -> bool:
     return bool(torch.isfinite(piece.sum())) or bool(torch.isfinite(piece).all())
 
 
-def standard_deviation(*tensors: torch.Tensor) -> float:
-    """√(Σ |u − ⟨u⟩|² / (N − 1)) over all values of all tensors, in float64; NaN for a single one."""
+def mean_and_deviation(*tensors: torch.Tensor) -> tuple[float, float]:
+    """|⟨u⟩| and √(Σ |u − ⟨u⟩|² / (N − 1)) over all values of all tensors, in float64; NaN for the deviation of a single one."""
     count = sum(tensor.numel() for tensor in tensors)
     mean = sum(in_double(piece).sum() for tensor in tensors for _, piece in pieces(tensor)) / count
     squares = sum(square(in_double(piece) - mean).sum() for tensor in tensors for _, piece in pieces(tensor))
-    return float((squares / (count - 1)).sqrt())
+    return float(abs(mean)), float((squares / (count - 1)).sqrt())
+
+
+def rounding(tensor: torch.Tensor) -> float:
+    """Largest variation, relative to the root mean square of a vector field, that is taken for rounding."""
+    return 16 * torch.finfo(tensor.dtype).eps

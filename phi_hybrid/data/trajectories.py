@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
@@ -21,6 +22,7 @@ from phi_hybrid.bridge.layout import (
     unflatten,
     with_batch,
 )
+from phi_hybrid.bridge.parts import vectors_of
 from phi_hybrid.data import store
 from phi_hybrid.data.batch import Batch, DataLayout
 from phi_hybrid.data.conversion import inputs_beside, leading_inputs, states_from_fields, states_from_tensors
@@ -28,7 +30,7 @@ from phi_hybrid.data.files import require_writable
 from phi_hybrid.data.generation import generate
 from phi_hybrid.data.header import require_json
 from phi_hybrid.data.joining import common, in_a_row, inputs_in_a_row, require_alike, require_equal_lengths
-from phi_hybrid.data.pieces import look_through, standard_deviation
+from phi_hybrid.data.pieces import look_through, mean_and_deviation, rounding
 from phi_hybrid.data.windows import Windows
 from phi_hybrid.errors import DataError
 
@@ -182,8 +184,11 @@ class Trajectories:
 
     @cached_property
     def scale(self) -> tuple[float, ...]:
-        """Standard deviation of each state tensor over all trajectories, times and points (1 where nothing varies)."""
-        return scale_of([self.states])
+        """Standard deviation of each state tensor over all trajectories, times and points.
+
+        1 where nothing varies; of a vector field's component that varies by rounding only, that of its largest component.
+        """
+        return scale_of([self.states], self.state_layout)
 
     def __getitem__(self, selection: slice | list[int]) -> Trajectories:
         """Some of the trajectories."""
@@ -332,10 +337,20 @@ def _assembled(states: tuple[torch.Tensor, ...], layout: Layout, inputs: Any, me
     return Trajectories(states, tensors, layout, input_layout, dict(metadata or {}))
 
 
-def scale_of(sets: Sequence[tuple[torch.Tensor, ...]]) -> tuple[float, ...]:
-    """Standard deviation of each state tensor over several sets together (1 where nothing varies)."""
-    deviations = [standard_deviation(*t) if t[0].is_floating_point() or t[0].is_complex() else 1.0 for t in zip(*sets)]
-    return tuple(d if d > 0 else 1.0 for d in deviations)
+def scale_of(sets: Sequence[tuple[torch.Tensor, ...]], layout: Layout) -> tuple[float, ...]:
+    """Standard deviation of each state tensor over several sets together.
+
+    Components of a vector field that vary by rounding only, such as the velocity across a laminar channel, have that of the
+    component that varies most: divided by their own, rounding would rule a loss. 1 where nothing varies.
+    """
+    is_real = [t.is_floating_point() or t.is_complex() for t in sets[0]]
+    found = [mean_and_deviation(*t) if real else (0.0, 1.0) for t, real in zip(zip(*sets), is_real)]
+    scale = [deviation if deviation > 0 else 0.0 for _, deviation in found]
+    for place in vectors_of(layout):
+        size = max(math.hypot(*moments) for moments in found[place])
+        least = rounding(sets[0][place][0]) * size
+        scale[place] = [own if own > least else max(scale[place]) for own in scale[place]]
+    return tuple(own or 1.0 for own in scale)
 
 
 def require_data(name: str, data: Any) -> None:

@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 
 from phi_hybrid.bridge.checks import require, require_number
 from phi_hybrid.bridge.dims import MEMBER
-from phi_hybrid.bridge.layout import Layout, flatten, position_of, unflatten, without
+from phi_hybrid.bridge.layout import Layout, batch_sizes, flatten, position_of, unflatten, without
 from phi_hybrid.errors import StateError
 from phi_hybrid.steps.time_loop import all_finite
 
@@ -77,7 +77,8 @@ def covering_scale(members: Any, truth: Any, level: float = 0.9) -> float:
         error = (true - u.mean(0)).abs().double()
         ratios.append(torch.where(error > 0, error / _reach(u, level), 0).flatten())
     pooled = torch.cat(ratios)
-    scale = float(pooled.kthvalue(math.ceil(level * len(pooled))).values)
+    enough = math.ceil(level * len(pooled) * (1 - 1e-12))  # 0.55 · 100 is more than 55 in floating point
+    scale = float(pooled.kthvalue(enough).values)
     if not math.isfinite(scale):
         raise StateError(
             f"no scale covers {level:.0%} of the truth, because the spread is zero at too many values: leave the "
@@ -171,8 +172,12 @@ def rank_histogram(members: Any, truth: Any) -> Tensor:
     count = len(leaves[0][0])
     counts = torch.zeros(count + 1, dtype=torch.float64)
     for own, true, _ in leaves:
-        ranks = (own < true).sum(0) + (own == true).sum(0) // 2
-        counts += torch.bincount(ranks.flatten().cpu(), minlength=count + 1)
+        below, tied = (own < true).sum(0), (own == true).sum(0)
+        for half in (
+            tied // 2,
+            (tied + 1) // 2,
+        ):  # of an odd number of ties, the one in the middle counts in both ranks
+            counts += torch.bincount((below + half).flatten().cpu(), minlength=count + 1)
     return wrap(counts / counts.sum(), spatial("rank"))
 
 
@@ -205,6 +210,12 @@ def _leaves(members: Any, truth: Any, least: int = 2) -> list[Leaf]:
             f"members and truth differ in kind: {without(layout, MEMBER).difference(true_layout)}. They take the same "
             f"dims but for '{MEMBER}'"
         )
+    sizes, true_sizes = (batch_sizes(*state) for state in ((own, layout), (true, true_layout)))
+    if {**sizes, **true_sizes} != sizes:
+        raise StateError(
+            f"members of batch sizes {sizes} and truth of {true_sizes} do not fit: compare the same times and trajectories, e.g. "
+            "truth.time[1:] if the members lack the initial state"
+        )
     _require_real((*own, *true))
     if not all_finite((*own, *true)):
         raise StateError(
@@ -233,6 +244,7 @@ def _leaf(members: torch.Tensor, truth: torch.Tensor, axes: tuple) -> Leaf:
 def _mean(leaves: Sequence[Leaf], score: Callable, along: Dims) -> Tensor:
     """Mean of a score over all values that differ in other dims than those kept."""
     along = (along,) if isinstance(along, str) else tuple(along)
+    require(len({*along}) == len(along), "along", along, "each dim once, e.g. ('time', 'trajectory')")
     total, count = 0.0, 0
     for members, truth, names in leaves:
         unknown = [name for name in along if name not in names]
@@ -241,6 +253,11 @@ def _mean(leaves: Sequence[Leaf], score: Callable, along: Dims) -> Tensor:
         values = score(members.double(), truth.double())
         others = [i for i, name in enumerate(names) if name not in along]
         values = values.sum(others) if others else values
+        if count and values.shape != total.shape:
+            raise StateError(
+                f"along = {along}: components differ in size there, {tuple(total.shape)} and {tuple(values.shape)}, as faces of a "
+                "closed box do; score one component, or members.at_centers()"
+            )
         total, count = total + values, count + members[0].numel() // values.numel()
     kept = [name for name in leaves[0][2] if name in along]
     result = (total / count).permute([kept.index(name) for name in along])

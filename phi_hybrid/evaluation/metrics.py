@@ -88,7 +88,7 @@ class Frame:
             raise StateError(
                 f"{name_of(quantity)} of a state with the batch dim '{TRAJECTORY}' returned "
                 f"{describe_leaves(result.layout)}: keep '{TRAJECTORY}' and no other batch dim, e.g. "
-                "math.sum(u.values, 'x,y') and not math.sum(u.values)"
+                "math.sum(u.values, 'x,y') and not math.sum(u.values, u.values.shape)"
             )
         return result
 
@@ -208,6 +208,10 @@ class SpectrumError(_OfQuantity):
     of: Quantity | None = None
     floor: float = 1e-12
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("floor", self.floor, least=0)
+
     def __call__(self, own: Frame, reference: Frame) -> torch.Tensor:
         frames = [frame.of(self.of) for frame in (own, reference)]
         energy, true = (energy_spectrum(f.tensors, _grid(f, "SpectrumError")) for f in frames)
@@ -322,4 +326,4 @@ def _deviation(tensor: torch.Tensor, axes: tuple[Axis, ...]) -> torch.Tensor:
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
     """Keeps denominators away from zero."""
-    return x.clamp_min(torch.finfo(torch.float32).tiny)
+    return x.clamp_min(torch.finfo(x.dtype).tiny)

@@ -18,7 +18,7 @@ from phi.field import CenteredGrid, Field
 from phi.geom import Geometry
 from phi.math.extrapolation import PERIODIC
 
-from phi_hybrid.bridge.checks import require, require_instance
+from phi_hybrid.bridge.checks import require, require_instance, require_number
 from phi_hybrid.bridge.layout import FieldLayout, flatten
 from phi_hybrid.bridge.numbers import in_double
 from phi_hybrid.errors import StateError
@@ -58,22 +58,22 @@ def _cell_volume(state: Field) -> float:
 
 
 def energy_spectrum(tensors: Tensors, layout: FieldLayout, complete: bool = True) -> torch.Tensor:
-    """Energy spectrum E(kₙ) = ½ Σ |û(κ)|² over |κ|/Δk ≈ n, û = FFT(u)/N, Δk = 2π / longest edge: `(trajectory, n)`.
+    """Energy spectrum E(kₙ) = ½ Σ |û(κ)|² over |κ|/Δk ≈ n, û = FFT(u)/N, Δk = 2π / longest edge: `(batch, n)`.
 
     Faces enter as they are: a shift does not change |û|.
 
     Args:
-        tensors: values of a periodic field, `(trajectory, x[, y[, z]][, vector])`, one tensor per component if it is
-            staggered: what `bridge.flatten` returns.
+        tensors: values of a periodic field, `(…, x[, y[, z]][, vector])`, one tensor per component if it is staggered: what
+            `bridge.flatten` returns. All batch dims become one, of one entry if there is none.
         layout: layout of the field.
         complete: whether to leave out shells that are not complete, beyond the Nyquist wavenumber of the coarsest dim.
 
     Raises:
         StateError: for fields that are not periodic.
     """
-    if not isinstance(layout, FieldLayout) and not layout.boundary_kinds:
+    if not isinstance(layout, FieldLayout):
         raise StateError(
-            f"the energy spectrum is that of a field on a grid, not of {layout}: resample it to a grid first"
+            f"the energy spectrum is that of one field on a grid, not of {layout}: pick a part, or resample it to a grid first"
         )
     open_sides = [f"{side} {kind}" for side, kind in layout.boundary_kinds if kind != "periodic"]
     if open_sides:
@@ -86,7 +86,8 @@ def energy_spectrum(tensors: Tensors, layout: FieldLayout, complete: bool = True
         space = [i for i, a in enumerate(axes) if a.kind == "spatial"]
         rest = [i for i, a in enumerate(axes) if a.kind not in ("spatial", "batch")]
         modes = torch.fft.fftn(in_double(tensor), dim=space, norm="forward").abs().square()
-        power = power + 0.5 * (modes.sum(rest) if rest else modes).flatten(1)
+        count = math.prod(size for size, a in zip(modes.shape, axes) if a.kind == "batch")
+        power = power + 0.5 * (modes.sum(rest) if rest else modes).reshape(count, -1)
     shell, count = _shells(layout)
     found = power.new_zeros(len(power), int(shell.max()) + 1).index_add_(1, shell.to(power.device), power)
     return found[:, :count] if complete else found
@@ -111,12 +112,14 @@ def vorticity(velocity: Field) -> Field:
     """Vorticity ω = ∂v/∂x − ∂u/∂y of a periodic velocity in the plane, a centred scalar `(trajectory, x, y)`.
 
     By differences of neighbouring faces, at the lower corner of each cell, where the velocity is staggered; by central
-    differences where it is centred. PhiFlow's `field.curl` has periodic corners twice.
+    differences where it is centred. PhiFlow's `field.curl` has periodic corners twice. Dims count in alphabetical order,
+    however the grid declares them.
 
     Raises:
-        StateError: for velocities that are not periodic or have not two dims.
+        StateError: for what is no velocity, is not periodic or has not two dims.
     """
-    names, staggered = velocity.resolution.names, velocity.is_staggered
+    _require_velocity(velocity)
+    names, staggered = sorted(velocity.resolution.names), velocity.is_staggered
     if len(names) != 2 or velocity.boundary != PERIODIC:
         raise StateError(
             f"vorticity takes a periodic velocity in the plane, got one along {', '.join(names)} with boundary "
@@ -134,12 +137,30 @@ def vorticity(velocity: Field) -> Field:
 
 
 def divergence(velocity: Field, obstacle: Geometry | None = None) -> Field:
-    """Divergence ∇·u in every cell, zero in those that touch an obstacle, a centred scalar `(trajectory, x, y)`."""
+    """Divergence ∇·u in every cell, zero in those that touch an obstacle, a centred scalar `(trajectory, x, y)`.
+
+    Raises:
+        StateError: for what is no velocity.
+    """
+    _require_velocity(velocity)
     found = field.divergence(velocity)
     if obstacle is None:
         return found
     distance = obstacle.approximate_signed_distance(found.geometry.center)
     return found.with_values(phi_math.where(distance > phi_math.max(found.dx), found.values, 0))
+
+
+def _require_velocity(velocity: Any) -> None:
+    """Raises StateError for what is no field with a component along each dim."""
+    way_out = "a velocity field; of a dict or a tuple pick one, lambda s: s['velocity']"
+    require_instance("velocity", velocity, Field, way_out)
+    shape = velocity.values.shape
+    components = {name for labels in (*shape.channel.labels, *shape.dual.labels) for name in labels or ()}
+    if velocity.is_grid and components != {*velocity.resolution.names}:
+        raise StateError(
+            f"a field of shape {velocity.shape} over {', '.join(velocity.resolution.names)} is no velocity, which has a component "
+            "along each of these, e.g. channel(vector='x,y')"
+        )
 
 
 def largest_divergence(velocity: Field, obstacle: Geometry | None = None) -> float:
@@ -168,8 +189,10 @@ def strouhal_number(signal: np.ndarray, dt: float, length: float, speed: float) 
         One number per signal, `(…)`; NaN for a signal that does not oscillate, or is NaN or infinite at some time.
 
     Raises:
-        StateError: for complex signals, and for a signal of fewer than three values.
+        StateError: for complex signals, for a signal of fewer than three values, and units that are not positive.
     """
+    for name, unit in {"dt": dt, "length": length, "speed": speed}.items():
+        require_number(name, unit, above=0)
     signal = np.asarray(signal)
     require(not np.iscomplexobj(signal), "signal", str(signal.dtype), "real values, e.g. signal.real")
     steps = signal.shape[-1] if signal.ndim else 1

@@ -17,7 +17,10 @@ from phi_hybrid.errors import StateError
 
 @dataclass(frozen=True)
 class Spread:
-    """One number measured several times, e.g. once per seed. NaN counts as +∞: a failure, not a missing value."""
+    """One number measured several times, e.g. once per seed. NaN counts as +∞: a failure, not a missing value.
+
+    That suits errors; where larger is better, a failure is −∞, as in `evaluate`.
+    """
 
     values: tuple[float, ...]
 

@@ -201,6 +201,11 @@ class HybridStep:
         """Numbers of input and of output channels of the network."""
         return self._input_map.channels, self._output_map.channels
 
+    @property
+    def vectors(self) -> list[slice]:
+        """Input channels of each vector field."""
+        return self._input_map.vectors
+
     def no_output(self) -> torch.Tensor:
         """Zeros of the shape that the network returns, `(batch, channel, *spatial)`."""
         _, dtype, device = self.signature.tensors[0]

@@ -13,7 +13,7 @@ from phi.field import Field
 from phi.math import Tensor
 from phi.physics import advect, fluid
 
-from phi_hybrid.bridge.checks import require_callable, require_count, require_number
+from phi_hybrid.bridge.checks import require, require_callable, require_count, require_number
 from phi_hybrid.pde.heat import Sharpening
 
 __all__ = ["advect_back", "burgers_back", "carried", "carried_back", "local_inverse", "navier_stokes_back"]
@@ -164,6 +164,13 @@ def navier_stokes_back(
         `linear_solves()`.
     """
     _require_scheme(dt, advection=advection)
+    require_number("drag", drag)
+    require(
+        drag * dt < 1,
+        "drag",
+        drag,
+        f"less than 1/dt = {1 / dt:g}: a step of {dt} takes off all velocity; take a smaller dt",
+    )
 
     def back(velocity: Field) -> Field:
         values = velocity.values if force is None else velocity.values - dt * force.values

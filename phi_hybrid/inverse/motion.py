@@ -9,6 +9,7 @@ from phi.field import Field, StaggeredGrid
 from phi.math import Tensor, batch, channel, dual, rename_dims, spatial, wrap
 from phi.math.extrapolation import PERIODIC
 
+from phi_hybrid import _compat
 from phi_hybrid.bridge.checks import require, require_count, require_number
 from phi_hybrid.errors import StateError
 
@@ -69,7 +70,7 @@ def estimate_flow(before: Field, after: Field, time: float, waves: int = 4, smoo
         Staggered velocity `(batch, x, y)` without divergence.
 
     Raises:
-        StateError: as `estimate_motion`.
+        StateError: as `estimate_motion`, and for a marker that is uniform.
     """
     _require_time(time)
     require_number("smoothness", smoothness, least=0)
@@ -132,6 +133,11 @@ def _least_squares(images: Tensor, target: Tensor, penalty: np.ndarray) -> Tenso
     b = math.reshaped_native(target, [dims, "x,y", channel(column=1)])
     matrix = a @ a.mT
     scale = matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    seen = images.available and not _compat.functorch_active()  # not while captured or under vmap
+    if seen and not (scale > 0).all():
+        raise StateError(
+            "a marker that is the same everywhere shows no motion: give one that varies, in every batch entry"
+        )
     ridge = torch.diag(torch.as_tensor(penalty, dtype=a.dtype, device=a.device))
     weights = torch.linalg.solve(matrix + scale * ridge, a @ b)
     return math.reshaped_tensor(weights[..., 0], [dims, batch("wave")])

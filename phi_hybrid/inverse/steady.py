@@ -58,9 +58,9 @@ def fixed_point(
         x = value
         if len(values) > 1:
             change = torch.stack([residual - r for r in residuals[:-1]], 1)
-            gram = change.T @ change
+            gram = change.mH @ change
             gram = gram + 1e-12 * gram.trace() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-            weights, singular = torch.linalg.solve_ex(gram, change.T @ residual)
+            weights, singular = torch.linalg.solve_ex(gram, change.mH @ residual)
             if singular:  # nothing but rounding is left of the differences
                 values, residuals = [value], [residual]
             else:

@@ -17,6 +17,7 @@ from phi.math import Extrapolation, Shape, Tensor, batch, channel, dual, spatial
 from phi.math.extrapolation import PERIODIC
 
 from phi_hybrid.errors import StateError
+from phi_hybrid.pde.checks import require_number
 
 __all__ = [
     "as_tensor",
@@ -177,7 +178,7 @@ def divergence_free_noise(grid: Field, trajectories: int, wavenumber: float, spe
     size = {d: grid.resolution.get_size(d) for d in "xy"}
     dx = {d: float(grid.dx.vector[d]) for d in "xy"}
     rng, reach = np.random.default_rng(seed), pymath.ceil(2 * wavenumber)
-    if 2 * reach >= min(size.values()):
+    if 2 * reach > min(size.values()):
         raise StateError(
             f"wavenumber = {wavenumber}: a grid of {size} cells resolves at most {min(size.values()) // 4}; "
             "take a smaller one or a finer grid"
@@ -205,5 +206,9 @@ def diffusion_substeps(viscosity: float, dt: float, dx: float, dims: int) -> int
         dt: time step, all substeps together.
         dx: size of a cell.
         dims: number of space dims.
+
+    Raises:
+        StateError: for a cell that has no size.
     """
+    require_number("dx", dx, positive=True)
     return max(1, pymath.ceil(2 * dims * viscosity * dt / dx**2))

@@ -119,6 +119,10 @@ def kuramoto_sivashinsky_step(
 
     def step(u: Field, stretch: float | Tensor = 1.0) -> Field:
         _check_state(u)
+        with math.precision(u.values.dtype.precision):
+            return advanced(u, stretch)
+
+    def advanced(u: Field, stretch: float | Tensor) -> Field:
         cells = u.resolution.volume
         points = -(-3 * cells // 2) if dealias else cells
         k = 2 * pymath.pi * math.fftfreq(u.resolution, u.dx).vector[0] / _checked_stretch(stretch)

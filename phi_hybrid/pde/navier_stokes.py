@@ -19,7 +19,7 @@ from phi.math import Tensor, batch, channel, dual, spatial, wrap
 from phi.math.extrapolation import PERIODIC, ZERO_GRADIENT
 from phi.physics import advect, diffuse, fluid
 
-from phi_hybrid.pde.checks import require_count, require_number
+from phi_hybrid.pde.checks import require, require_count, require_number
 from phi_hybrid.pde.grids import as_tensor, diffusion_substeps, divergence_free_noise, face_values, staggered_square
 
 __all__ = [
@@ -163,7 +163,8 @@ class Wake:
 
     def substeps(self, dt: float, cells: int, reynolds: float) -> int:
         """Diffusion substeps that are stable for this and every larger Reynolds number."""
-        return diffusion_substeps(self.viscosity(reynolds), dt, self.length / cells, 2)
+        edge = float(math.min(self.grid(cells).dx))  # a number of cells that is odd makes them longer than wide
+        return diffusion_substeps(self.viscosity(reynolds), dt, edge, 2)
 
 
 # --- what a scheme adds ---
@@ -180,7 +181,13 @@ def numerical_viscosity(advection: Callable[..., Any], dx: float, dt: float, spe
         dt: time step.
         speed: of the flow that carries the wave.
         wavelength: of the wave, several cells.
+
+    Raises:
+        StateError: for numbers that are not positive, and a wave of fewer than four cells.
     """
+    for name, value in {"dx": dx, "dt": dt, "speed": speed, "wavelength": wavelength}.items():
+        require_number(name, value, positive=True)
+    require(wavelength >= 4 * dx, f"wavelength = {wavelength}: expected at least four cells, {4 * dx:g}")
     cells = round(wavelength / dx)
     grid = CenteredGrid(0, PERIODIC, x=cells, bounds=Box(x=cells * dx))
     wind = CenteredGrid(math.zeros(channel(vector="x")) + speed, PERIODIC, x=cells, bounds=grid.bounds)

@@ -164,7 +164,8 @@ def polar_radius(
 ) -> torch.Tensor:
     """r(φ) of a body that is symmetric about φ = 0, of given area, nowhere thinner than the smallest radius.
 
-    r² = r_min² + (A − π r_min²)·q/∫½q dφ·½ with q = exp(2 Σ_k a_k cos kφ): ∫½r² dφ = A for all coefficients a_k, k = 1, 2, ….
+    r² = r_min² + (A/π − r_min²)·q/⟨q⟩ with q = exp(2 Σ_k a_k cos kφ) and its mean ⟨q⟩ over all φ: ∫½r² dφ = A for all
+    coefficients a_k, k = 1, 2, ….
 
     Args:
         coefficients: a_k, `(k,)`; 0 for a disc.
@@ -190,6 +191,8 @@ def polar_radius(
 
 def signed_distance(coefficients: torch.Tensor, x: torch.Tensor, y: torch.Tensor, **bounds: float) -> torch.Tensor:
     """Distance to the curve r(φ) of `polar_radius` to first order, d = (ρ − r)/√(1 + (r'/r)²), negative inside."""
+    central = torch.maximum(x.abs(), y.abs()) < 1e-6  # φ has no derivative in the centre
+    x, y = torch.where(central, 1e-6, x), torch.where(central, 0.0, y)
     angle = torch.atan2(y, x)
     radius = polar_radius(coefficients, angle, **bounds)
     h = 1e-4

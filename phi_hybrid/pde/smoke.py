@@ -14,7 +14,7 @@ from phi.math import Tensor
 from phi.math.extrapolation import ZERO_GRADIENT
 from phi.physics import advect, fluid
 
-from phi_hybrid.pde.checks import require_number
+from phi_hybrid.pde.checks import require, require_number
 
 __all__ = ["inflow_at", "smoke_step", "still_air"]
 
@@ -66,16 +66,22 @@ def still_air(x: int, y: int, dx: float = 1.0) -> dict[str, Field]:
 
 
 def inflow_at(place: Tensor, radius: float, rate: float, like: Field) -> Field:
-    """q = rate × the share of a cell that lies in a circle, to within 0.15 of the rate.
+    """q = rate × the share of a cell that lies in a circle, to within 0.18 of the rate.
 
     So q changes smoothly with the place. With whole cells, one more or less at the edge can decide how a plume rises, since
     nothing here smooths it.
 
     Args:
         place: centre of the circle, `(batch, vector)`.
-        radius: of the circle.
+        radius: of the circle, at least one cell. All smoke together is right to 14 % with one, to 2 % with three cells.
         rate: smoke per time.
         like: centred field that gives the grid and the boundary, `(x, y)`.
+
+    Raises:
+        StateError: for a circle that the grid does not resolve.
     """
+    require_number("radius", radius, positive=True)
+    cell = float(math.max(like.dx))
+    require(radius >= cell, f"radius = {radius}: expected at least {cell:g}, the edge of a cell; take a finer grid")
     share = resample(Sphere(place, radius=radius), like, soft=True).values
     return like.with_values(math.cast(share, like.values.dtype) * rate)

@@ -20,7 +20,8 @@ class GradientNormAverage:
         self.seen = 0
 
     def exceeded_by(self, norm: float) -> bool:
-        return self.skip is not None and self.seen >= self.first and norm > self.skip * self.average
+        judged = self.skip is not None and self.seen >= self.first and self.average > 0  # all norms exceed 0
+        return judged and norm > self.skip * self.average
 
     def see(self, norm: float) -> None:
         """Takes a norm into the average; excessive ones by the limit only, so that a lasting change is followed in the end."""

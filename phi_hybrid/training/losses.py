@@ -19,13 +19,13 @@ import torch
 
 from phi_hybrid.bridge.checks import require, require_arguments, require_callable, require_instance, require_number
 from phi_hybrid.bridge.dims import TIME, TRAJECTORY
-from phi_hybrid.bridge.layout import repeat, tuple_of, with_batch
+from phi_hybrid.bridge.layout import describe_leaves, repeat, tuple_of, with_batch
 from phi_hybrid.bridge.numbers import square
 from phi_hybrid.bridge.parts import part_of
 from phi_hybrid.data import Batch
 from phi_hybrid.data.batch import DataLayout
 from phi_hybrid.errors import StateError
-from phi_hybrid.steps.plain import known_step, require_step
+from phi_hybrid.steps.plain import known_step, name_of, require_step
 from phi_hybrid.training.step_weights import At, EveryStep, Geometric, LastStep, Steps
 
 __all__ = [
@@ -384,5 +384,12 @@ def _quantities(quantity: Callable, states: Tensors, batch: Batch) -> tuple[torc
     layout = with_batch(batch.state_layout, TIME, TRAJECTORY)
     tensors = [s.transpose(0, 1).contiguous() for s in states]  # canonical: 'time' stands before 'trajectory'
     step = known_step(quantity).native_for(tuple_of(layout), tensors)
+    for axes in step.output_layout.leaves:
+        if not {TIME, TRAJECTORY} <= {a.name for a in axes}:
+            raise StateError(
+                f"{name_of(quantity)} of states with the batch dims '{TIME}' and '{TRAJECTORY}' returned "
+                f"{describe_leaves(step.output_layout)}: keep both, e.g. math.sum(u.values, 'x,y') and not "
+                "math.sum(u.values, u.values.shape)"
+            )
     result = repeat(step(*tensors), step.output_layout, with_batch(step.output_layout, TIME, TRAJECTORY))
     return tuple(r.transpose(0, 1) for r in result)

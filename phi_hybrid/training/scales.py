@@ -14,7 +14,8 @@ from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.steps import all_finite
 
 CONSTANT = 1e-6
-"""Deviation, relative to the root mean square, up to which a channel counts as constant; roundings are below it."""
+"""Deviation, relative to the root mean square, up to which a channel counts as constant, and root mean square, relative to
+that of the largest component, up to which a component counts as zero; roundings are below it."""
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def estimate_scales(
     """Sets σ_in and σ_out per channel, so that the network sees and returns numbers of order one.
 
     Every component of a state or input is a channel, with scales of its own. σ_in is the root mean square of what the
-    network sees. σ_out is such that an output of ±1 at random changes the state as much as it is wrong: with additive
+    network sees; components of a vector field that are zero up to rounding have the σ_in of the largest one. σ_out is such that an output of ±1 at random changes the state as much as it is wrong: with additive
     coupling σ_out² = ⟨(u*ₙ₊₁ − P(u*ₙ))²⟩, the error of one uncorrected step; with others this is divided by the response
     of the step to its output.
 
@@ -52,12 +53,21 @@ def estimate_scales(
     ]
     seen, needed, mean, variation = (sum(parts[1:], parts[0]) for parts in zip(*means))
     scale, boundaries = seen.sqrt(), data.state_layout.boundary_kinds
+    for vector in _vectors(solver, data):
+        largest = scale[vector].max()
+        scale[vector] = torch.where(scale[vector] > CONSTANT * largest, scale[vector], largest)
     if not centred:
         solver.set_scales(scale, needed.sqrt(), boundaries)
         return
     deviation = (variation - mean**2).clamp_min(0).sqrt()
     varies = deviation > CONSTANT * scale
     solver.set_scales(torch.where(varies, deviation.to(scale), scale), needed.sqrt(), boundaries, mean)
+
+
+def _vectors(solver: HybridSolver, data: Trajectories | Mixture | Stream) -> list[slice]:
+    """Channels of each vector field that the network sees."""
+    first = next(iter(sets_of(data).values()))
+    return first.cut(slice(None), 0, 1).to(solver.output_scale.device).bind(solver).step.vectors
 
 
 @checked_solves()

@@ -198,3 +198,30 @@ def test_whole_numbers_are_refused() -> None:
     members = wrap(torch.zeros(2, 3, dtype=torch.int64), batch("member"), spatial("x"))
     with pytest.raises(ph.StateError, match="int64.*convert them to floating point"):
         calibration.crps(members, 0.9 * math.ones(spatial(x=3)))
+
+
+def test_states_of_other_sizes() -> None:
+    """Where shares above 1 came out, or values were repeated."""
+    u = line(0, time=2, member=3, trajectory=1)
+    for truth in (line(1, time=2, trajectory=3), line(1, time=3, trajectory=1)):
+        with pytest.raises(ph.StateError, match="members of batch sizes .* do not fit: compare the same times"):
+            calibration.coverage(u, truth, 0.9)
+    with pytest.raises(ph.StateError, match="along = .*each dim once"):
+        calibration.crps(u, line(1, time=2, trajectory=1), ("time", "time"))
+    closed = faces("closed", 0, torch.float64, member=3)
+    with pytest.raises(ph.StateError, match="components differ in size there"):
+        calibration.crps(closed, faces("closed", 1, torch.float64), "x")
+
+
+def test_ties_count_half_below() -> None:
+    """An odd number of them, too."""
+    u = wrap(torch.zeros(3, 4), batch("member"), spatial("x"))
+    ranks = values(calibration.rank_histogram(u, 0 * u.member[0]), "rank")
+    assert ranks.tolist() == [0, 0.5, 0.5, 0]
+
+
+def test_covering_scale_at_levels_that_round_up() -> None:
+    """0.55·100 is 55.000000000000007 in floating point."""
+    u, truth = drawn(5, 100)
+    scaled = calibration.rescale(u, calibration.covering_scale(u, truth, 0.55) * (1 + 1e-9))
+    assert float(calibration.coverage(scaled, truth, 0.55)) == pytest.approx(0.55, abs=1e-6)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cases.small import component_values, faces, line, scalar
-from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, Sphere, StaggeredGrid, batch, dual, math, spatial
+from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, Sphere, StaggeredGrid, batch, dual, math, spatial, vec
 
 import phi_hybrid as ph
+from phi_hybrid.bridge import flatten
 from phi_hybrid.evaluation import quantities
 
 CELLS = 16
@@ -136,8 +138,38 @@ def test_vorticity_of_centred_velocities() -> None:
 
 @pytest.mark.parametrize("u", [line(0), faces("closed"), scalar()])
 def test_vorticity_of_what_has_none(u: Field) -> None:
-    with pytest.raises(ph.StateError, match="vorticity takes a periodic velocity in the plane, got one along x"):
+    expected = "vorticity takes a periodic velocity in the plane, got one along x|over x, y is no velocity"
+    with pytest.raises(ph.StateError, match=expected):
         quantities.vorticity(u)
+
+
+def test_vorticity_does_not_depend_on_the_order_of_dims() -> None:
+    def of(order: str) -> np.ndarray:
+        grid = dict(bounds=Box(**{d: 2 * np.pi for d in order}), **{d: 16 for d in order})
+        u = CenteredGrid(lambda x: vec(x=math.cos(x.vector["y"]), y=math.sin(x.vector["x"])), PERIODIC, **grid)
+        return quantities.vorticity(u).values.numpy("x,y")
+
+    np.testing.assert_allclose(of("yx"), of("xy"), atol=1e-6)
+    assert of("yx")[0, 0] > 0.8  # cos x + sin y
+
+
+@pytest.mark.parametrize("quantity", [quantities.vorticity, quantities.divergence, quantities.largest_divergence])
+def test_what_is_no_velocity(quantity: Callable) -> None:
+    grid = dict(x=8, y=8)
+    with pytest.raises(ph.StateError, match="over x, y is no velocity, which has a component along each"):
+        quantity(CenteredGrid(1.0, PERIODIC, **grid))
+    with pytest.raises(ph.StateError, match="of a dict or a tuple pick one"):
+        quantity({"velocity": StaggeredGrid(1.0, PERIODIC, **grid)})
+
+
+def test_spectra_of_several_batch_dims_and_of_none() -> None:
+    u = faces("periodic", 0, torch.float64, time=2, trajectory=3)
+    several = quantities.energy_spectrum(*flatten(u))
+    assert several.shape[0] == 6
+    alone = quantities.energy_spectrum(*flatten(u.time[1].trajectory[2]))
+    torch.testing.assert_close(alone[0], several[5], rtol=1e-12, atol=0)
+    with pytest.raises(ph.StateError, match="that of one field on a grid"):
+        quantities.energy_spectrum(*flatten({"u": u}))
 
 
 def test_divergence() -> None:

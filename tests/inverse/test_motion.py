@@ -246,3 +246,9 @@ def test_times_in_which_nothing_moves(estimate: Any, time: Any) -> None:
 def test_different_grids() -> None:
     with pytest.raises(ph.StateError, match="before .*=8.*after .*=4"):
         estimate_motion(heat.square(8), heat.square(4), 1.0)
+
+
+def test_a_uniform_marker_shows_no_motion() -> None:
+    marker = CenteredGrid(1.0, PERIODIC, x=16, y=16)
+    with pytest.raises(ph.StateError, match="the same everywhere shows no motion"):
+        estimate_flow(marker, marker, 1.0)

@@ -134,3 +134,11 @@ def test_tensors_have_the_current_precision() -> None:
         with math.precision(bits):
             for values in (np.ones(3), np.ones(3, np.float32), 1j * np.ones(3), [1, 2, 3]):
                 assert grids.as_tensor(values, spatial("x")).dtype.precision == bits
+
+
+def test_noise_at_the_largest_wavenumber_that_is_allowed() -> None:
+    grid = grids.staggered_square(16, 1.0)
+    noise = grids.divergence_free_noise(grid, 2, 4, 1.0, 0)
+    assert ph.quantities.largest_divergence(noise) < 1e-5
+    with pytest.raises(ph.StateError, match="resolves at most 4"):
+        grids.divergence_free_noise(grid, 2, 4.1, 1.0, 0)

@@ -121,3 +121,17 @@ def test_undisturbed_wake_stays_symmetric() -> None:
     block = ph.capture(wake.step(1.0), wake.grid(32), wrap(300.0))
     across, along = faces(ph.rollout(block, wake.grid(32), 10, wrap(300.0)).time[-1])
     assert np.abs(along - along[::-1]).max() < 1e-4 and np.abs(across + across[::-1]).max() < 1e-4
+
+
+@pytest.mark.parametrize("cells", [7, 35, 36])
+def test_substeps_are_stable_on_cells_that_are_not_square(cells: int) -> None:
+    """An odd number of them."""
+    wake = ns.Wake()
+    dx = wake.grid(cells).dx.numpy("vector").astype(float)
+    for dt in (0.1, 1.0, 30.0):
+        assert wake.viscosity(10.0) * dt / wake.substeps(dt, cells, 10.0) * sum(1 / dx**2) <= 0.5 * (1 + 1e-6)
+
+
+def test_waves_that_a_grid_does_not_carry() -> None:
+    with pytest.raises(ph.StateError, match="wavelength = 0.3: expected at least four cells"):
+        ns.numerical_viscosity(advect.semi_lagrangian, 1.0, 0.1, 1.0, 0.3)

@@ -12,6 +12,7 @@ from phi.torch.flow import math
 from scipy.integrate import solve_ivp
 
 import phi_hybrid as ph
+from phi_hybrid.bridge import flatten
 from phi_hybrid.pde.penalized_flow import Channel, polar_radius
 
 torch.set_num_threads(1)
@@ -73,3 +74,14 @@ def test_drag_of_a_disc() -> None:
     """5.58 by Schäfer & Turek (1996), their disc 0.05 D off the centre line."""
     with torch.no_grad():
         assert float(solved(Channel(32))(0 * SHAPE)[0]) == pytest.approx(5.58, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_face_at_the_centre_of_the_body(dtype: torch.dtype) -> None:
+    """Where the angle has no derivative; the shape does not depend on it there."""
+    channel = Channel(39, height=5.0, centre=2.0)
+    points = [flatten(p)[0][0].to(dtype) for p in channel.points()]
+    assert torch.hypot(*points).min() == 0
+    a = torch.tensor([0.1, 0.2], dtype=dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(channel.body(a, points).square().sum(), a)
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 0

@@ -96,3 +96,11 @@ def test_cells_have_the_edge_that_is_asked_for() -> None:
     state = smoke.still_air(4, 6, 0.5)
     assert state["smoke"].bounds == state["velocity"].bounds == Box(x=2.0, y=3.0)
     assert state["smoke"].resolution.sizes == (4, 6)
+
+
+def test_circles_that_the_grid_does_not_resolve() -> None:
+    """The smoke of all cells together would be none, or three times too much."""
+    with pytest.raises(ph.StateError, match="radius = 0.3: expected at least 1, the edge of a cell"):
+        smoke.inflow_at(vec(x=8.0, y=8.0), 0.3, 1.0, smoke.still_air(16, 16)["smoke"])
+    total = float(smoke.inflow_at(vec(x=8.3, y=8.1), 3.0, 1.0, smoke.still_air(16, 16)["smoke"]).values.sum)
+    assert total == pytest.approx(np.pi * 9, rel=0.03)

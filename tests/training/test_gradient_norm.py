@@ -14,6 +14,16 @@ def seen(norms: list[float], **settings: float) -> GradientNormAverage:
     return usual
 
 
+def test_norms_of_zero_are_no_measure() -> None:
+    """All that come after them would be skipped, for ever."""
+    average = GradientNormAverage(3.0)
+    for _ in range(30):
+        average.see(0.0)
+    assert not average.exceeded_by(1.0)
+    average.see(1.0)
+    assert average.average > 0
+
+
 def test_average_of_the_first_norms_is_plain_then_it_forgets() -> None:
     assert seen([2.0]).average == 2.0
     assert seen([2.0, 4.0], memory=0.9).average == 3.0

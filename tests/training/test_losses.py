@@ -412,3 +412,15 @@ def test_parts_that_are_not_there(make: Any, message: str) -> None:
 def test_steps_beyond_the_horizon(states: Tensors, b: Batch) -> None:
     with pytest.raises(ph.StateError, match=r"Steps\(2, 6\).*1 … 5"):
         L2(Steps(2, 6))(states, b)
+
+
+@pytest.mark.parametrize("term", [Vanishing, Conserved])
+@pytest.mark.parametrize("dims", ["everything", "time"])
+def test_quantities_that_mix_trajectories_or_times(term: Any, dims: str, states: Tensors, b: Batch) -> None:
+    """Errors of different trajectories would cancel, and a loss would depend on the size of the batch."""
+
+    def mixed(u: Field) -> math.Tensor:
+        return math.sum(u.values, u.values.shape if dims == "everything" else ["time", *u.values.shape.spatial])
+
+    with pytest.raises(ph.StateError, match="mixed of states with the batch dims 'time' and 'trajectory' .* keep both"):
+        term(mixed)(states, b)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from cases.small import DT, SmallNet, component_values, faces, forced_step, line, scalar, step
-from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Field, StaggeredGrid, batch, math, vec
+from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, StaggeredGrid, batch, math, vec
 
 import phi_hybrid as ph
 from phi_hybrid.training.scales import estimate_scales
@@ -308,3 +309,35 @@ def test_data_that_became_nan_are_the_cause_not_the_physics(temperatures: ph.Tra
 def test_centred_is_yes_or_no(temperatures: ph.Trajectories) -> None:
     with pytest.raises(ph.StateError, match="centred = 1"):
         estimate_scales(ph.HybridSolver(cool, SmallNet(2, 1, 1)), temperatures, centred=1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 3e-9])
+@pytest.mark.parametrize("staggered", [True, False])
+def test_a_component_that_is_only_rounding(staggered: bool, offset: float) -> None:
+    """A laminar shear flow, whose velocity across is zero up to rounding: that is no signal to learn."""
+    grid = StaggeredGrid if staggered else CenteredGrid
+    amplitudes = math.tensor([0.5, 0.7], batch("trajectory"))
+
+    def shear(scale: float) -> Field:
+        return grid(
+            lambda x: vec(
+                x=scale * amplitudes * math.sin(x.vector["y"]), y=offset * amplitudes * math.cos(7 * x.vector["x"])
+            ),
+            PERIODIC,
+            x=16,
+            y=16,
+            bounds=Box(x=2 * math.PI, y=2 * math.PI),
+        )
+
+    trajectory = math.stack([shear(0.9**n) for n in range(5)], batch("time"))
+    data = ph.Trajectories.from_fields(trajectory)
+    values = [t.double().numpy() for t in data.states]
+    assert data.scale == pytest.approx([np.std(values[0], ddof=1)] * len(values), rel=1e-5)
+    solver = ph.HybridSolver(ph.capture(lambda u: 0.9 * u), torch.nn.Conv2d(2, 2, 3, padding=1))
+    estimate_scales(solver, data)
+    first, second = solver.input_scale.tolist()
+    assert first == second > 0.1
+    trainer = ph.Trainer(
+        solver, data, ph.Unrolled(2), optimizer=torch.optim.SGD(solver.parameters(), 0.0), batch_size=2
+    )
+    assert trainer.fit(1)["loss"][0] < 1
