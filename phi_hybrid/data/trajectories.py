@@ -224,7 +224,8 @@ class Trajectories:
         count = first if isinstance(first, Integral) else round(first * len(self))
         if not 0 < count < len(self):
             raise DataError(
-                f"split({first}) leaves one part of {len(self)} trajectories empty; use 1 … {len(self) - 1}"
+                f"split({first}) leaves one part of {len(self)} trajectories empty; "
+                + (f"use 1 … {len(self) - 1}" if len(self) > 1 else "generate several, from states with a batch dim")
             )
         return self[:count], self[count:]
 

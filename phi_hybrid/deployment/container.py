@@ -104,6 +104,8 @@ def read_container(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, t
 
 def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if len(content) < 8:
+        if content.startswith(b"\x89HDF"):
+            raise DataError("is an HDF5 file: read data with ph.Trajectories.load")
         raise DataError(f"is no saved solver, or truncated: it has {len(content)} bytes")
     (length,) = struct.unpack("<Q", content[:8])
     if length > len(content) - 8:

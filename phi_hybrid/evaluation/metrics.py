@@ -109,7 +109,13 @@ class _Function(Metric):
     function: Callable[[Frame, Frame], Any]
 
     def __call__(self, own: Frame, reference: Frame) -> Any:
-        return self.function(own, reference)
+        try:
+            return self.function(own, reference)
+        except (TypeError, AttributeError) as error:
+            raise StateError(
+                f"metric {name_of(self.function)} failed: {error}. It takes two frames: `frame.state` is the PhiFlow state, "
+                "`frame.tensors` its torch tensors, `frame.rows` all values, (trajectory, value)"
+            ) from error
 
 
 def as_metric(metric: Any, name: str) -> Metric:

@@ -6,10 +6,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from typing import Any
 
 import torch
+from phi import math
 
 from phi_hybrid import _compat
 from phi_hybrid.bridge.channels import require_tensors
@@ -137,14 +139,18 @@ class HybridSolver(Step):
         precisions = {p.dtype for p in self.network.parameters() if p.is_floating_point()}
         if len(precisions) == 1:  # several are the business of the network
             inputs = inputs.to(*precisions)
-        outputs = self.network(inputs)
+        with _precision_like(inputs):
+            outputs = self.network(inputs)
         require_instance("output of the network", outputs, torch.Tensor, "one torch tensor (batch, channel, *spatial)")
         if not outputs.is_floating_point():
             raise StateError(
                 f"the network returns {outputs.dtype}, but a correction is made of real numbers; let it return floats, e.g. "
                 "the real part of what it computes"
             )
-        return outputs.to(dtype) * self.output_scale.to(dtype).view(shape)
+        outputs = outputs.to(dtype)
+        if outputs.ndim < 2 or self.output_scale.numel() not in (1, outputs.shape[1]):
+            return outputs  # of a number of channels that `from_channels` refuses, and explains
+        return outputs * self.output_scale.to(dtype).view(shape)
 
     def feature_tensors(self, dtype: torch.dtype) -> list[torch.Tensor]:
         """Native tensors of the features in the precision of the state."""
@@ -190,8 +196,9 @@ class HybridSolver(Step):
     def check_boundaries(self, state: Layout) -> None:
         """Raises StateError if the boundaries are of another kind than those of the training data."""
         if self.boundaries and state.boundary_kinds != self.boundaries:
+            known, given = (", ".join(map(" ".join, kinds)) for kinds in (self.boundaries, state.boundary_kinds))
             raise StateError(
-                f"this solver was trained on states with boundaries {dict(self.boundaries)} but this one has {dict(state.boundary_kinds)}. Give the "
+                f"this solver was trained on states with the boundaries {known} but this one, {describe_leaves(state)}, has {given or 'none'}. Give the "
                 "state the boundary of the data, train on such states, or wrap the network anew, "
                 "HybridSolver(physics, solver.network), to try it all the same"
             )
@@ -277,3 +284,9 @@ def _choice(name: str, chosen: Any, kinds: tuple[type, ...], expected: str) -> t
     entries = tuple(chosen) if several else (chosen,)
     require(all(isinstance(e, kinds) and not isinstance(e, bool) for e in entries), name, chosen, expected)
     return entries
+
+
+def _precision_like(tensor: torch.Tensor) -> AbstractContextManager:
+    """PhiFlow's precision that of a tensor: phiml's networks convert what they see to it."""
+    bits = torch.finfo(tensor.dtype).bits
+    return nullcontext() if bits < 32 or bits == math.get_precision() else math.precision(bits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -134,6 +135,12 @@ def reconstruct(
     if not math.isfinite(losses[-1]):
         so_far = problem.result(frames, losses, keep_path)
         raise NonFiniteError(f"the loss is {losses[-1]} in the end; take a smaller lr", iterations, so_far)
+    if losses[-1] > losses[0]:
+        warnings.warn(
+            f"the loss rose from {losses[0]:.3g} to {losses[-1]:.3g}: the search diverges; take a smaller lr, or a rule with damping",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return problem.result(frames, losses, keep_path)
 
 

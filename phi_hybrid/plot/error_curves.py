@@ -53,7 +53,9 @@ def errors(
     if not 0 <= band[0] <= band[1] <= 100:
         raise StateError(f"band={band}: expected two increasing percentiles between 0 and 100, e.g. (10, 90)")
     if not isinstance(curves, Mapping) or not curves:
-        raise StateError(f"curves = {curves!r:.60}: expected a mapping name -> errors (samples, time)")
+        raise StateError(
+            f"curves = {curves!r:.60}: expected a mapping name -> errors (samples, time), e.g. evaluation.curves('mae')"
+        )
     require_numbers(dt=dt)
     samples = {str(name): as_samples(str(name), curve) for name, curve in curves.items()}
     figure, ax = line_figure(ax)

@@ -104,5 +104,6 @@ def bind(step: Step, state: Tensors, layout: Layout, inputs: Inputs) -> Repeatab
     raise StateError(
         "the step cannot be repeated, since what it takes and what it returns differ: "
         f"{layout.difference(native.output_layout)}. Return a state like the one given, e.g. with u.with_values(…) or "
-        "u.with_boundary(…), or start from a state as the step returns it: step(state)"
+        "u.with_boundary(…), or start from a state as the step returns it: step(state). A step that moves several fields takes them "
+        "as one state, def step(state): u, v = state; …; return u, v"
     )

@@ -71,7 +71,14 @@ class _Function(Term):
     function: Callable[[Tensors, Batch], torch.Tensor]
 
     def __call__(self, states: Tensors, batch: Batch) -> torch.Tensor:
-        return self.function(states, batch)
+        try:
+            return self.function(states, batch)
+        except (TypeError, AttributeError) as error:
+            raise StateError(
+                f"loss {name_of(self.function)} failed: {error}. `states` is a tuple of torch tensors, (trajectory, time, *spatial, …), "
+                "one for each component or part of the state, `batch.targets` the same of the reference; PhiFlow functions of a "
+                "state become losses by Vanishing(f) and Conserved(f)"
+            ) from error
 
 
 def _as_term(term: Any, name: str, expected: str) -> Term:

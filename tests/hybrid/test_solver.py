@@ -25,7 +25,7 @@ from cases.small import (
     step,
     zero_net,
 )
-from phi.torch.flow import Field, advect, batch, channel, field, math, spatial
+from phi.torch.flow import Field, advect, batch, channel, field, math, res_net, spatial
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import from_channels, to_channels
@@ -466,3 +466,23 @@ def test_settings_of_a_network_stay_out_of_the_state_dict() -> None:
     both = torch.nn.ModuleDict({"a": solver, "b": torch.nn.Linear(1, 1)})
     assert "_metadata" not in both.state_dict() and "b.weight" in both.state_dict()
     both.load_state_dict(both.state_dict())
+
+
+def test_networks_of_other_channels_than_the_state() -> None:
+    """Where one output corrected both components alike, once there were scales."""
+    state = faces("periodic", 0, trajectory=2)
+    for outputs in (1, 3):
+        solver = ph.HybridSolver(ph.capture(lambda u: 0.9 * u), torch.nn.Conv2d(2, outputs, 3, padding=1))
+        solver.set_scales(torch.ones(2), torch.tensor([1.0, 2.0]))
+        with pytest.raises(ph.StateError, match=rf"the network returned \(2, {outputs}.*; give it 2 output channels"):
+            solver(state)
+
+
+@pytest.mark.parametrize("network, state", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_networks_of_phiml_in_another_precision(network: torch.dtype, state: torch.dtype) -> None:
+    """They convert what they see to PhiFlow's current precision."""
+    solver = ph.HybridSolver(ph.capture(lambda u: 0.9 * u), res_net(2, 2, [4]).to(network))
+    u = faces("periodic", 0, state, trajectory=2)
+    for precision in (32, 64):
+        with math.precision(precision):
+            assert {t.dtype for t in ph.bridge.flatten(solver(u))[0]} == {state}

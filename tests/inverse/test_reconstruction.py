@@ -335,3 +335,9 @@ def test_arguments_that_do_not_fit_each_other() -> None:
         reconstruct(block, line(2), line(0, b=2).b[2:], force)
     with pytest.raises(ph.StateError, match="x0.*torch.int64"):
         reconstruct(lambda u: 2 * u, wrap([1.0, 2.0], spatial("x")), wrap([1, 2], spatial("x")))
+
+
+def test_a_search_that_diverges_says_so() -> None:
+    u = line(0, trajectory=2)
+    with pytest.warns(RuntimeWarning, match="the loss rose from .* to .*: the search diverges; take a smaller lr"):
+        ph.reconstruct(ph.capture(lambda v: 0.9 * v), 0.9 * u, 0 * u, lr=5.0, iterations=4)
