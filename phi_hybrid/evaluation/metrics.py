@@ -318,7 +318,7 @@ def defaults(state: Layout) -> dict[str, Metric]:
 def _grid(frame: Frame, metric: str) -> FieldLayout:
     if not isinstance(frame.layout, FieldLayout):
         raise StateError(
-            f"{metric} takes one field on a grid, got {type(frame.layout).__name__} of "
+            f"{metric} takes one field on a grid, got "
             f"{describe_leaves(frame.layout)}: measure one part of the state, e.g. Part('velocity', {metric}())"
         )
     return frame.layout

@@ -24,7 +24,7 @@ from phi_hybrid.evaluation.metrics import Metric, as_metric
 from phi_hybrid.steps import Step
 from phi_hybrid.studies.result import Rows, Run, StudyResult
 from phi_hybrid.studies.stage import Stage, alike
-from phi_hybrid.training import parallel_map
+from phi_hybrid.training import TaskError, parallel_map
 from phi_hybrid.training.checks import shared_trajectories
 
 Solvers = Mapping[str, Step | Callable[[int], Step]]
@@ -117,7 +117,14 @@ def study(
     def run(seed: int) -> Run:
         return plan.run(seed, measure)
 
-    result = StudyResult(dict(zip(seeds, parallel_map(run, seeds))), plan.solver)
+    try:
+        runs = parallel_map(run, seeds)
+    except TaskError as error:
+        first, text = next(iter(error.failed.items()))
+        count = f" ({len(error.failed)} of {len(seeds)} seeds did)" if len(seeds) > 1 else ""
+        message = f"seed {seeds[first]} failed{count}: {text}"
+        raise TaskError(message, error.results, error.failed) from None
+    result = StudyResult(dict(zip(seeds, runs)), plan.solver)
     if int(os.environ.get("RANK", 0)) == 0:  # the first process, under torchrun
         result.save(plan.folder, dt)
     return result
