@@ -225,7 +225,7 @@ def wake_measures(trajectory: Field, reference: Field) -> dict[str, float]:
         "strouhal_error": float(np.abs(strouhal[0] / strouhal[1] - 1).mean()),
         "profile_error": float(np.abs(profile[0] - profile[1]).mean()),
         "spectrum_error": float(np.abs(np.log10(spectra[0] / spectra[1])).mean()),
-        "divergence": quantities.largest_divergence(trajectory.time[-1], WAKE.obstacle.geometry),
+        "divergence": quantities.largest_divergence(trajectory.time[-1], WAKE.obstacle),
     }
 
 

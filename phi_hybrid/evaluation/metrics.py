@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from phi import math as phi_math
 from phi.geom import Geometry
+from phi.physics.fluid import Obstacle
 
 from phi_hybrid.bridge.checks import require_arguments, require_callable, require_number
 from phi_hybrid.bridge.dims import TRAJECTORY
@@ -232,11 +233,11 @@ class Divergence(_OfQuantity):
 
     Args:
         of: velocity of the state, the state itself by default.
-        obstacle: geometry; cells that touch it do not count.
+        obstacle: obstacle or geometry; cells that touch it do not count.
     """
 
     of: Quantity | None = None
-    obstacle: Geometry | None = None
+    obstacle: Obstacle | Geometry | None = None
 
     @cached_property
     def _divergence(self) -> Quantity:

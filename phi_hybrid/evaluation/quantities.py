@@ -17,6 +17,7 @@ from phi import math as phi_math
 from phi.field import CenteredGrid, Field
 from phi.geom import Geometry
 from phi.math.extrapolation import PERIODIC
+from phi.physics.fluid import Obstacle
 
 from phi_hybrid.bridge.checks import require, require_instance, require_number
 from phi_hybrid.bridge.layout import FieldLayout, flatten
@@ -136,7 +137,7 @@ def vorticity(velocity: Field) -> Field:
     return CenteredGrid(slope(second, first) - slope(first, second), PERIODIC, velocity.bounds.shifted(shift))
 
 
-def divergence(velocity: Field, obstacle: Geometry | None = None) -> Field:
+def divergence(velocity: Field, obstacle: Obstacle | Geometry | None = None) -> Field:
     """Divergence ∇·u in every cell, zero in those that touch an obstacle, a centred scalar `(trajectory, x, y)`.
 
     Raises:
@@ -146,7 +147,9 @@ def divergence(velocity: Field, obstacle: Geometry | None = None) -> Field:
     found = field.divergence(velocity)
     if obstacle is None:
         return found
-    distance = obstacle.approximate_signed_distance(found.geometry.center)
+    body = obstacle.geometry if isinstance(obstacle, Obstacle) else obstacle
+    require_instance("obstacle", body, Geometry, "an obstacle or its geometry, e.g. Sphere(x=1, y=1, radius=0.5)")
+    distance = body.approximate_signed_distance(found.geometry.center)
     return found.with_values(phi_math.where(distance > phi_math.max(found.dx), found.values, 0))
 
 
@@ -163,12 +166,12 @@ def _require_velocity(velocity: Any) -> None:
         )
 
 
-def largest_divergence(velocity: Field, obstacle: Geometry | None = None) -> float:
+def largest_divergence(velocity: Field, obstacle: Obstacle | Geometry | None = None) -> float:
     """Largest divergence, max |∇·u|·dx / max |u|: about 1 for random faces, 1e-6 for projected float32 ones.
 
     Args:
         velocity: centred or staggered, `(trajectory, x, y)`; the maxima are over all of it.
-        obstacle: geometry; cells that touch it do not count.
+        obstacle: obstacle or geometry; cells that touch it do not count.
     """
     change, speed = (
         max(float(t.abs().max()) for t in flatten(u)[0]) for u in (divergence(velocity, obstacle), velocity)

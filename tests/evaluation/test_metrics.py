@@ -145,7 +145,9 @@ def test_spectrum_of_what_is_not_one_periodic_field() -> None:
     closed, both = frame(faces("closed", trajectory=2)), frame((wave, wave))
     with pytest.raises(ph.StateError, match=r"periodic fields, but .* boundaries x- .*SpectrumError\(of=…"):
         SpectrumError()(closed, closed)
-    with pytest.raises(ph.StateError, match=r"SpectrumError takes one field on a grid, got \(trajectory=any, x=16\), .*Part\('vel"):
+    with pytest.raises(
+        ph.StateError, match=r"SpectrumError takes one field on a grid, got \(trajectory=any, x=16\), .*Part\('vel"
+    ):
         SpectrumError()(both, both)
     assert SpectrumError(of=lambda s: s[1])(both, both).tolist() == [0, 0]
 

@@ -9,7 +9,20 @@ import numpy as np
 import pytest
 import torch
 from cases.small import component_values, faces, line, scalar
-from phi.torch.flow import PERIODIC, Box, CenteredGrid, Field, Sphere, StaggeredGrid, batch, dual, math, spatial, vec
+from phi.torch.flow import (
+    PERIODIC,
+    Box,
+    CenteredGrid,
+    Field,
+    Obstacle,
+    Sphere,
+    StaggeredGrid,
+    batch,
+    dual,
+    math,
+    spatial,
+    vec,
+)
 
 import phi_hybrid as ph
 from phi_hybrid.bridge import flatten
@@ -178,7 +191,9 @@ def test_divergence() -> None:
     ramp[3, 4] = 2.0
     u, obstacle = velocity(ramp, np.ones((8, 8)), size=2.0), Sphere(x=0.75, y=1.1, radius=0.3)
     assert quantities.largest_divergence(u) == pytest.approx(1.0)
-    assert quantities.largest_divergence(u, obstacle) == 0
+    assert quantities.largest_divergence(u, obstacle) == quantities.largest_divergence(u, Obstacle(obstacle)) == 0
+    with pytest.raises(ph.StateError, match="obstacle = 3: expected an obstacle or its geometry"):
+        quantities.divergence(u, 3)
     assert quantities.largest_divergence(u, Sphere(x=1.35, y=1.1, radius=0.1)) == pytest.approx(1.0)  # 1.5 cells away
     expected = np.zeros((8, 8))
     expected[2, 4], expected[3, 4] = 8, -8
