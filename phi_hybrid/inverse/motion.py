@@ -134,7 +134,7 @@ def _least_squares(images: Tensor, target: Tensor, penalty: np.ndarray) -> Tenso
     matrix = a @ a.mT
     scale = matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     seen = images.available and not _compat.functorch_active()  # not while captured or under vmap
-    if seen and not (scale > 0).all():
+    if seen and (scale == 0).any():
         raise StateError(
             "a marker that is the same everywhere shows no motion: give one that varies, in every batch entry"
         )

@@ -59,7 +59,9 @@ def test_pieces_are_the_whole(size: int, monkeypatch: pytest.MonkeyPatch) -> Non
             seen[place] += 1
         assert torch.equal(seen, torch.ones(shape))
         expected = np.std(tensor.double().numpy(), ddof=1) if tensor.numel() > 1 else np.nan
-        assert pieces.standard_deviation(tensor) == pytest.approx(expected, rel=1e-12, nan_ok=True)
+        mean, deviation = pieces.mean_and_deviation(tensor)
+        assert deviation == pytest.approx(expected, rel=1e-12, nan_ok=True)
+        assert mean == pytest.approx(abs(tensor.double().numpy().mean()), rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])

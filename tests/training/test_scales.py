@@ -125,7 +125,7 @@ def test_states_of_unseen_boundaries_are_refused() -> None:
     for solver in (trained(), copy.deepcopy(trained()), loaded):
         solver(faces("periodic", 3, b=5))
         for kind in ("closed", "open", "inflow"):
-            with pytest.raises(ph.StateError, match=r"\{'x-': 'periodic'"):
+            with pytest.raises(ph.StateError, match="boundaries x- periodic, .* but this one"):
                 solver(faces(kind, 0))
     anew = ph.HybridSolver(step, loaded.network)
     anew(faces("closed", 0))
@@ -333,6 +333,7 @@ def test_a_component_that_is_only_rounding(staggered: bool, offset: float) -> No
     data = ph.Trajectories.from_fields(trajectory)
     values = [t.double().numpy() for t in data.states]
     assert data.scale == pytest.approx([np.std(values[0], ddof=1)] * len(values), rel=1e-5)
+    torch.manual_seed(0)
     solver = ph.HybridSolver(ph.capture(lambda u: 0.9 * u), torch.nn.Conv2d(2, 2, 3, padding=1))
     estimate_scales(solver, data)
     first, second = solver.input_scale.tolist()
@@ -340,4 +341,4 @@ def test_a_component_that_is_only_rounding(staggered: bool, offset: float) -> No
     trainer = ph.Trainer(
         solver, data, ph.Unrolled(2), optimizer=torch.optim.SGD(solver.parameters(), 0.0), batch_size=2
     )
-    assert trainer.fit(1)["loss"][0] < 1
+    assert trainer.fit(1)["loss"][0] < 10  # of an untrained network; 1e8 with rounding for a unit
