@@ -101,7 +101,7 @@ def by_hand(velocity: Field, inflow: Field, steps: int) -> Field:
     return density
 
 
-@pytest.mark.parametrize("steps", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.ci), pytest.param(20, marks=pytest.mark.slow)])
 def test_first_ten_iterations_are_those_of_plain_phiflow(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each iteration from the state that the search had reached: over 20 steps an iteration multiplies differences by 30.
 

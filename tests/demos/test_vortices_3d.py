@@ -32,6 +32,7 @@ def abc_flow(cells: int) -> Field:
     return vortices.random_flow(cells, 1, 0).trajectory[0].with_values(stack(components, dual("vector")))
 
 
+@pytest.mark.ci
 def test_a_flow_whose_vorticity_is_its_velocity_decays_as_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     """Arnold, Beltrami and Childress's solution of the Navier–Stokes equations; errors are of first order in the time step."""
     errors, start = [], abc_flow(16)

@@ -73,6 +73,7 @@ def check(count: int) -> None:
     assert kinds["refused"] <= FEW * len(found), summary
 
 
+@pytest.mark.ci
 def test_twenty_programs() -> None:
     check(20)
 
