@@ -119,7 +119,7 @@ class LoadedStep(Step):
     Attributes:
         program: what it computes.
         description: coupling, choices and features of the solver that was saved.
-        parameters: names of state and inputs, where they are known.
+        parameter_names: names of state and inputs, where they are known.
         versions: of the packages that it was saved with.
     """
 

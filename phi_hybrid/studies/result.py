@@ -127,7 +127,7 @@ class StudyResult:
         content = {"methods": cells, "seeds": seeds, "failures": failures}
         with new_file(folder / "metrics.json") as file:
             file.write(strict_json(content).encode())
-        (folder / "table.md").write_text(table.markdown() + "\n")
+        (folder / "table.md").write_text(table.markdown() + "\n", encoding="utf-8")
         for name, figure in self.figures(dt).items():
             figure.savefig(folder / f"{name}.png", dpi=90)
 
