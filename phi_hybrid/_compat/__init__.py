@@ -8,7 +8,7 @@ from phi_hybrid._compat import tensor_defects as tensor_defects
 from phi_hybrid._compat.decorators import functions_under, undecorated
 from phi_hybrid._compat.defects import distinct_boundary_values
 from phi_hybrid._compat.faces import faces_laid_out_once
-from phi_hybrid._compat.matrices import MatrixEntries, matrix_dims, matrix_to_scipy, matrix_values
+from phi_hybrid._compat.matrices import MatrixEntries, matrix_dims, matrix_to_scipy
 from phi_hybrid._compat.objects import (
     assemble_object,
     attributes_of,
@@ -79,7 +79,6 @@ __all__ = [
     "is_tracing",
     "matrix_dims",
     "matrix_to_scipy",
-    "matrix_values",
     "natives_of",
     "outside_transformations",
     "parts_of_boundary",

@@ -19,14 +19,6 @@ from phiml.math._sparse import (
 )
 from phiml.math._tensors import Tensor as PhiTensor
 
-from phi_hybrid._compat.values import is_sparse
-
-
-def matrix_values(matrix: PhiTensor) -> tuple[torch.Tensor, ...]:
-    """The native tensors that hold the values of a sparse or dense matrix."""
-    values = matrix._values if is_sparse(matrix) else matrix
-    return tuple(t for t in values._natives() if isinstance(t, torch.Tensor))
-
 
 def varies(matrix: PhiTensor) -> bool:
     """Tells if a matrix depends on what is traced, carries gradients, or differs along a batch dim.

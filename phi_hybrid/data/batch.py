@@ -104,8 +104,7 @@ class Batch:
             StateError: if the step takes other inputs than the data has, returns another kind of state than it takes, or
                 more batch dims than the reference has, against which its results would be broadcast.
         """
-        layout, inputs = self.layouts.initial, self.step_inputs
-        state = tuple([s[:, 0].contiguous() for s in self.states])
+        layout, inputs, state = self.layouts.initial, self.step_inputs, self.initial
         native = step.native_for(self.layouts.call, (*state, *inputs.at(0)))
         if native.output_layout == layout:
             return Repeatable(native, state, layout)

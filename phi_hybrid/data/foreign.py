@@ -67,8 +67,7 @@ def assembled(
     """
     names = list(arrays)
     like = examples[names[0]] if len(names) == 1 else {n: examples[n] for n in names}
-    tensors = [arrays[n] for n in (names if len(names) == 1 else like)]
-    return Trajectories.from_tensors(tensors, like, inputs, metadata=metadata)
+    return Trajectories.from_tensors(list(arrays.values()), like, inputs, metadata=metadata)
 
 
 def chosen(fields: Sequence[str] | None, available: Sequence[str], where: str) -> list[str]:

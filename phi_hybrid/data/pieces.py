@@ -102,5 +102,6 @@ def mean_and_deviation(*tensors: torch.Tensor) -> tuple[float, float]:
 
 
 def rounding(tensor: torch.Tensor) -> float:
-    """Largest variation, relative to the root mean square of a vector field, that is taken for rounding."""
-    return 16 * torch.finfo(tensor.dtype).eps
+    """Largest variation, relative to the root mean square of a vector field, that is taken for rounding; 0 of whole numbers."""
+    exact = not (tensor.is_floating_point() or tensor.is_complex())
+    return 0.0 if exact else 16 * torch.finfo(tensor.dtype).eps

@@ -173,10 +173,8 @@ def rank_histogram(members: Any, truth: Any) -> Tensor:
     counts = torch.zeros(count + 1, dtype=torch.float64)
     for own, true, _ in leaves:
         below, tied = (own < true).sum(0), (own == true).sum(0)
-        for half in (
-            tied // 2,
-            (tied + 1) // 2,
-        ):  # of an odd number of ties, the one in the middle counts in both ranks
+        # of an odd number of ties, the one in the middle counts in both ranks
+        for half in (tied // 2, (tied + 1) // 2):
             counts += torch.bincount((below + half).flatten().cpu(), minlength=count + 1)
     return wrap(counts / counts.sum(), spatial("rank"))
 

@@ -162,14 +162,14 @@ def navier_stokes_back(
     Returns:
         `back(velocity) -> velocity`: staggered, periodic, `(batch, x, y)`. To be captured, or used within
         `linear_solves()`.
+
+    Raises:
+        StateError: for a time step that is not positive, and a drag that takes off all velocity in one step.
     """
     _require_scheme(dt, advection=advection)
     require_number("drag", drag)
     require(
-        drag * dt < 1,
-        "drag",
-        drag,
-        f"less than 1/dt = {1 / dt:g}: a step of {dt} takes off all velocity; take a smaller dt",
+        drag * dt < 1, "drag", drag, f"less than 1/dt = {1 / dt:g}, which takes off all velocity; take a smaller dt"
     )
 
     def back(velocity: Field) -> Field:

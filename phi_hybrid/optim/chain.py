@@ -163,7 +163,7 @@ class Chain:
         return ChainStep(loss, tuple(inputs), tuple(updates), update, self.distance)
 
     def proxy(self, x: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-        """Proxy loss ½‖x − stop_gradient(x + Δx)‖², mean over samples, for whatever made x.
+        """Proxy loss d(x − stop_gradient(x + Δx)), mean over samples, for whatever made x; d = ½‖·‖² by default.
 
         See `ChainStep.proxy`, and `update` for the errors; a line search over one target is `step = chain.update(x)`,
         then `step.proxy`.

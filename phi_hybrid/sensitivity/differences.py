@@ -85,7 +85,7 @@ class Agreement:
     reverse: float
     """|⟨w, f'd⟩ − ⟨f'ᵀw, d⟩| / ‖w·f'd‖ for a random w that is zero at kinks."""
     forward: float
-    """‖f'd − f'd‖ / ‖f'd‖ over the entries without kinks; NaN where torch has no forward mode."""
+    """‖f'd − D‖ / ‖D‖, f'd by forward mode and D by differences, over the entries without kinks; NaN where torch has no forward mode."""
     wrong_reverse: bool
     """Tells if the difference is more than the differences' own error allows."""
     wrong_forward: bool

@@ -17,7 +17,6 @@ from phi_hybrid.tracing import Line, line_of
 
 Graph = torch.fx.GraphModule
 
-_DETACHED = {"detach"}
 _STEPS = {
     "round",
     "floor",

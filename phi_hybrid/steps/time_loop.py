@@ -21,9 +21,9 @@ LONG = 8
 """Times that a program of several steps must be used in a rollout to be worth compiling."""
 
 
-def unroll(bound: Repeatable, inputs: Inputs, steps: int, start: int = 0) -> list[Tensors]:
+def unroll(bound: Repeatable, inputs: Inputs, steps: int) -> list[Tensors]:
     """`steps` states after the first, differentiable: uₙ₊₁ = S(uₙ, inputs(n))."""
-    states = advance(bound.step, bound.state, [inputs.at(n) for n in range(start, start + steps)])
+    states = advance(bound.step, bound.state, [inputs.at(n) for n in range(steps)])
     if states:
         _require_same_numbers(bound.state, states[0])
     return states

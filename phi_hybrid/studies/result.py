@@ -105,9 +105,10 @@ class StudyResult:
         return found
 
     def save(self, folder: Path, dt: float = 1.0) -> None:
-        """Writes metrics.json (method → metric → median, and the rows of each seed), table.md and the figures.
+        """Writes metrics.json, table.md and the figures.
 
-        In metrics.json, infinities and NaN are `null`: JSON has no word for them.
+        metrics.json has `methods` (method → metric → median), `seeds` (the rows of each) and `failures` (method and seed →
+        message). Infinities, and NaN of single seeds, are `null`: JSON has no word for them.
 
         Args:
             folder: made if it is missing.

@@ -75,7 +75,10 @@ class Optimizers(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         states = state_dict["optimizers"]
         if len(states) != len(self.optimizers):
-            raise ValueError(f"states of {len(states)} optimizers for {len(self.optimizers)}")
+            raise StateError(
+                f"the saved state is of {len(states)} optimizers, this one has {len(self.optimizers)}: make Optimizers(…) of as "
+                "many as when it was saved"
+            )
         for optimizer, state in zip(self.optimizers, states):
             optimizer.load_state_dict(state)
         self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]

@@ -8,14 +8,14 @@ import torch
 
 from phi_hybrid.bridge.checks import require_count, require_instance
 from phi_hybrid.data import Mixture, Stream, Trajectories, require_sets, sets_of
+from phi_hybrid.data.pieces import rounding
 from phi_hybrid.errors import NonFiniteError
 from phi_hybrid.hybrid import HybridSolver, HybridStep
 from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.steps import all_finite
 
 CONSTANT = 1e-6
-"""Deviation, relative to the root mean square, up to which a channel counts as constant, and root mean square, relative to
-that of the largest component, up to which a component counts as zero; roundings are below it."""
+"""Deviation, relative to the root mean square, up to which a channel counts as constant; roundings are below it."""
 
 
 @torch.no_grad()
@@ -25,9 +25,10 @@ def estimate_scales(
     """Sets σ_in and σ_out per channel, so that the network sees and returns numbers of order one.
 
     Every component of a state or input is a channel, with scales of its own. σ_in is the root mean square of what the
-    network sees; components of a vector field that are zero up to rounding have the σ_in of the largest one. σ_out is such that an output of ±1 at random changes the state as much as it is wrong: with additive
-    coupling σ_out² = ⟨(u*ₙ₊₁ − P(u*ₙ))²⟩, the error of one uncorrected step; with others this is divided by the response
-    of the step to its output.
+    network sees; components of a vector field that are zero up to rounding have the σ_in of the largest one. σ_out is such
+    that an output of ±1 at random changes the state as much as it is wrong: with additive coupling
+    σ_out² = ⟨(u*ₙ₊₁ − P(u*ₙ))²⟩, the error of one uncorrected step; with others this is divided by the response of the step
+    to its output.
 
     Args:
         solver: whose scales are set.
@@ -39,6 +40,8 @@ def estimate_scales(
 
     Raises:
         StateError: if the data do not fit the solver.
+        NonFiniteError: if the data, or one step of the physics from them, are not finite.
+        SolveError: if a linear solve of the physics fails.
     """
     require_instance("solver", solver, HybridSolver, "the HybridSolver whose scales are set")
     require_sets("data", data)
@@ -53,9 +56,10 @@ def estimate_scales(
     ]
     seen, needed, mean, variation = (sum(parts[1:], parts[0]) for parts in zip(*means))
     scale, boundaries = seen.sqrt(), data.state_layout.boundary_kinds
-    for vector in _vectors(solver, data):
+    first = next(iter(sets_of(data).values()))
+    for vector in _vectors(solver, first):
         largest = scale[vector].max()
-        scale[vector] = torch.where(scale[vector] > CONSTANT * largest, scale[vector], largest)
+        scale[vector] = torch.where(scale[vector] > rounding(first.states[0]) * largest, scale[vector], largest)
     if not centred:
         solver.set_scales(scale, needed.sqrt(), boundaries)
         return
@@ -64,10 +68,9 @@ def estimate_scales(
     solver.set_scales(torch.where(varies, deviation.to(scale), scale), needed.sqrt(), boundaries, mean)
 
 
-def _vectors(solver: HybridSolver, data: Trajectories | Mixture | Stream) -> list[slice]:
+def _vectors(solver: HybridSolver, data: Trajectories) -> list[slice]:
     """Channels of each vector field that the network sees."""
-    first = next(iter(sets_of(data).values()))
-    return first.cut(slice(None), 0, 1).to(solver.output_scale.device).bind(solver).step.vectors
+    return data.cut(slice(None), 0, 1).to(solver.output_scale.device).bind(solver).step.vectors
 
 
 @checked_solves()

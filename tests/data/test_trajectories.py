@@ -16,7 +16,9 @@ from phi.torch.flow import (
     CenteredGrid,
     Field,
     batch,
+    channel,
     math,
+    spatial,
 )
 
 import phi_hybrid as ph
@@ -172,3 +174,11 @@ def test_replaced_values_are_looked_at_again(data: ph.Trajectories) -> None:
     with pytest.raises(ph.DataError, match="state tensor 0 holds NaN"):
         replace(data[1:], states=(broken[1:],))
     assert replace(data, metadata={}).states[0] is data.states[0]
+
+
+def test_scale_of_whole_numbers() -> None:
+    """They are exact: no deviation is rounding."""
+    ones = math.ones(batch(trajectory=2, time=3), spatial(x=8, y=8), channel(vector="x,y"))
+    grid = CenteredGrid(0.0, PERIODIC, x=8, y=8)
+    states = {"u": grid.with_values(ones), "count": grid.with_values(math.to_int32(ones))}
+    assert ph.Trajectories.from_fields(states).scale == (1.0, 1.0)
