@@ -185,15 +185,22 @@ def leading_inputs(
 
 def inputs_beside(states: Tensors, inputs: Any) -> tuple[Tensors, TreeLayout]:
     """Native inputs of the steps between native states, in their precision if they are NumPy's or Python's."""
-    way_out = 'arguments of the step, inputs=(force,), or by name, inputs={"force": force}'
-    require_instance("inputs", inputs, (tuple, Mapping), way_out)
-    require(not isinstance(inputs, Mapping) or all(isinstance(n, str) for n in inputs), "inputs", inputs, way_out)
-    positional, keywords = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
+    positional, keywords = given_inputs(inputs)
     trajectories, frames = states[0].shape[:2]
     with math.precision(precision_of(states)):
         tensors, layout = leading_inputs(positional, keywords, trajectories, frames - 1)
     _require_alike((*states, *tensors))
     return tensors, layout
+
+
+def given_inputs(inputs: Any) -> tuple[tuple, Mapping[str, Any]]:
+    """Inputs of a step that are given by position, and by name."""
+    way_out = 'arguments of the step, inputs=(force,), or by name, inputs={"force": force}'
+    require_instance("inputs", inputs, (tuple, Mapping), way_out)
+    if not isinstance(inputs, Mapping):
+        return inputs, {}
+    require(all(isinstance(name, str) for name in inputs), "inputs", inputs, way_out)
+    return (), inputs
 
 
 # --- checks ---

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from phi_hybrid.bridge.checks import require_count, require_instance
+from phi_hybrid.bridge.checks import require_count
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.bridge.layout import (
     Layout,
@@ -23,6 +23,7 @@ from phi_hybrid.bridge.layout import (
     without,
 )
 from phi_hybrid.data.coarsening import coarsen as coarsen_by
+from phi_hybrid.data.conversion import given_inputs
 from phi_hybrid.errors import DataError, SolveError, StateError
 from phi_hybrid.linear_solve import checked_solves
 from phi_hybrid.steps import Inputs, Repeatable, all_finite, as_step, bind, flatten_arguments
@@ -42,12 +43,10 @@ def generate(
     """States and inputs of all trajectories, with their layouts; see `Trajectories.generate`."""
     require_count("steps", steps)
     require_count("every", every)
-    way_out = 'arguments of the step, inputs=(force,), or by name, inputs={"force": force}'
-    require_instance("inputs", inputs, (tuple, Mapping), way_out)
+    positional, keywords = given_inputs(inputs)
     if not callable(coarsen):
         require_count("coarsen", coarsen, way_out="or a function state -> state")
     reduce = coarsen if callable(coarsen) else partial(coarsen_by, factor=coarsen)
-    positional, keywords = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
     reference = as_step(step)
     state, layout, arguments = flatten_arguments(reference, initial_states, positional, keywords)
     if TIME in batch_names(layout):

@@ -3,6 +3,6 @@
 from phi_hybrid.hybrid import coupling
 from phi_hybrid.hybrid.ensemble import Ensemble
 from phi_hybrid.hybrid.solver import HybridSolver
-from phi_hybrid.hybrid.step import Gate, HybridStep, StepRecord
+from phi_hybrid.hybrid.step import Gate, HybridStep
 
-__all__ = ["Ensemble", "Gate", "HybridSolver", "HybridStep", "StepRecord", "coupling"]
+__all__ = ["Ensemble", "Gate", "HybridSolver", "HybridStep", "coupling"]

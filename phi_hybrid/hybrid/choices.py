@@ -16,7 +16,9 @@ def chosen_parts(corrects: Sequence[str | int] | None, parts: dict[str | int, La
     if corrects is None:
         return list(parts)
     if unknown := [name for name in corrects if name not in parts]:
-        raise StateError(f"corrects = {tuple(corrects)!r}: the state has no part {unknown[0]!r}, only {list(parts)}")
+        raise StateError(
+            f"corrects = {tuple(corrects)!r}: the state has no part {unknown[0]!r}; choose of {list(parts)}"
+        )
     return [name for name in parts if name in corrects]
 
 

@@ -180,7 +180,9 @@ class HybridSolver(Step):
         for name, scale in scales.items():
             require_instance(name, scale, torch.Tensor, "a tensor (channel,), e.g. torch.tensor([1.0, 0.5])")
             if not torch.isfinite(scale).all() or (scale < 0).any():
-                raise StateError(f"{name} = {scale.tolist()}: scales must be finite and not negative")
+                raise StateError(
+                    f"{name} = {scale.tolist()}: scales must be finite and not negative; 1 leaves a channel as it is"
+                )
         mean = torch.zeros_like(input_scale) if input_mean is None else input_mean
         fits = isinstance(mean, torch.Tensor) and mean.shape == input_scale.shape and bool(torch.isfinite(mean).all())
         require(

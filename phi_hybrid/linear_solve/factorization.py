@@ -10,7 +10,7 @@ import scipy.sparse.linalg
 import torch
 
 from phi_hybrid.linear_solve.solution import Solution, Solver
-from phi_hybrid.linear_solve.system import System, from_columns, to_columns
+from phi_hybrid.linear_solve.system import Csr, System, from_columns, to_columns
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,31 @@ LARGEST_PSEUDO_INVERSE = 1000
 """Unknowns up to which singular values are computed, in about a second."""
 
 
-class FactoredSolver:
-    """Solver with a kept factorisation.
+def regular(system: System) -> Csr:
+    """The matrix itself, or a regular one in place of a singular one, with as many more unknowns at the end as it needs.
 
-    Singular symmetric matrices are fixed at one cell of each singular part, which leaves solutions for right-hand sides
-    in the range as they are up to a constant, and that is taken out. Unsymmetric ones are bordered by their null vectors.
+    Symmetric matrices are fixed at one cell of each singular part, which leaves solutions for right-hand sides in the range
+    as they are up to a constant. Unsymmetric ones are bordered by their null vectors.
     """
+    null = system.null_vectors
+    if null.shape[1] == 0:
+        return system.matrix
+    if system.is_symmetric:
+        fixed = np.zeros(system.size)
+        fixed[np.abs(null).argmax(0)] = system.matrix.diagonal().sum() / system.size
+        return Csr(system.matrix + scipy.sparse.diags(fixed))
+    border = scipy.sparse.csr_matrix(null)
+    return Csr(scipy.sparse.bmat([[system.matrix, border], [border.T, None]]))
+
+
+class FactoredSolver:
+    """Solver with a kept factorisation of `regular(system)`."""
 
     def __init__(self, system: System) -> None:
         self.system, self.null = system, system.null_vectors
-        if system.is_symmetric:
-            fixed = np.zeros(system.size)
-            fixed[np.abs(self.null).argmax(0)] = system.matrix.diagonal().sum() / system.size
-            matrix = system.matrix + scipy.sparse.diags(fixed)
-            options = dict(permc_spec="MMD_AT_PLUS_A", options=dict(SymmetricMode=True), diag_pivot_thresh=0.0)
-        else:
-            border = scipy.sparse.csr_matrix(self.null)
-            matrix = scipy.sparse.bmat([[system.matrix, border], [border.T, None]])
-            matrix = system.matrix if self.null.shape[1] == 0 else matrix
-            options = {}
+        symmetric = dict(permc_spec="MMD_AT_PLUS_A", options=dict(SymmetricMode=True), diag_pivot_thresh=0.0)
+        options = symmetric if system.is_symmetric else {}
+        matrix = regular(system)
         self.border = matrix.shape[0] - system.size
         self.factors = scipy.sparse.linalg.splu(scipy.sparse.csc_matrix(matrix), **options)
 

@@ -10,7 +10,7 @@ import torch
 
 from phi_hybrid.errors import SolveError
 from phi_hybrid.linear_solve.capacitance import CapacitanceSolver
-from phi_hybrid.linear_solve.factorization import PseudoInverseSolver
+from phi_hybrid.linear_solve.factorization import PseudoInverseSolver, regular
 from phi_hybrid.linear_solve.fast_diagonalization import ExactSolver
 from phi_hybrid.linear_solve.operator import LinearSolve
 from phi_hybrid.linear_solve.system import Csr, System
@@ -63,24 +63,14 @@ class _Direct(torch.nn.Module):
 
 
 class _Blocks(torch.nn.Module):
-    """Solver of a system and of its adjoint by block factorisations.
-
-    Singular symmetric matrices are fixed at one cell of each singular part, and unsymmetric ones bordered by their null
-    vectors, as in `FactoredSolver`.
-    """
+    """Solver of a system and of its adjoint by block factorisations of `regular(system)`."""
 
     def __init__(self, system: System, device: torch.device, directions: Collection[bool]) -> None:
         super().__init__()
         null = system.null_vectors
         self.size, self.projects = system.size, system.is_symmetric and null.shape[1] > 0
-        matrix, self.border = system.matrix, 0
-        if self.projects:
-            fixed = np.zeros(system.size)
-            fixed[np.abs(null).argmax(0)] = matrix.diagonal().sum() / system.size
-            matrix = Csr(matrix + scipy.sparse.diags(fixed))
-        elif null.shape[1]:
-            border = scipy.sparse.csr_matrix(null)
-            matrix, self.border = Csr(scipy.sparse.bmat([[matrix, border], [border.T, None]])), null.shape[1]
+        matrix = regular(system)
+        self.border = matrix.shape[0] - system.size
         if self.projects:
             self.register_buffer("null", torch.tensor(null, device=device), persistent=False)
         if system.is_symmetric:

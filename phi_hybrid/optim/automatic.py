@@ -39,7 +39,7 @@ class Automatic:
         smooth = self.matrix_free.suits(jacobian, filter)
         if smooth and self.matrix_free.cost(jacobian).bytes <= self.budget:
             return self.matrix_free
-        needs = ", ".join(f"{type(e).__name__} {cost.bytes / GIB:.1f} GiB" for e, cost in costs.items())
+        needs = ", ".join(f"{type(e).__name__} {cost.bytes / GIB:.1f} GiB" for e, cost in costs.items()) or "memory"
         advice = "" if smooth else "a filter without jumps, rcond=Smooth(1e-3), for which no matrix is needed; "
         raise StateError(
             f"an update with {jacobian.rows} outputs and {jacobian.columns} parameters needs {needs}, more than the budget "

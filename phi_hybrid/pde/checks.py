@@ -21,7 +21,7 @@ def require_number(
     """Raises StateError unless the value is a finite number, > 0 or other than 0 if so wanted; tensors pass unseen."""
     if isinstance(value, Tensor):
         return
-    finite = isinstance(value, Real) and abs(value) < float("inf")
+    finite = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < float("inf")
     allowed = finite and not (positive and value <= 0) and not (nonzero and value == 0)
     kind = " > 0" if positive else " other than 0" if nonzero else ""
     require(allowed, f"{name} = {value!r}: expected a finite number{kind}{way_out and '; ' + way_out}")
@@ -29,5 +29,5 @@ def require_number(
 
 def require_count(name: str, value: int, least: int = 1) -> None:
     """Raises StateError unless the value is an integer that is large enough."""
-    valid = isinstance(value, Integral) and value >= least
+    valid = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
     require(valid, f"{name} = {value!r}: expected an integer of at least {least}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ from phi import math
 from phi.field import CenteredGrid, Field
 
 from phi_hybrid.bridge import flatten
+from phi_hybrid.bridge.checks import require_count, require_number
 from phi_hybrid.bridge.dims import TIME
 from phi_hybrid.errors import StateError
 
@@ -116,15 +117,13 @@ def space_rank(fields: Mapping[str, Field]) -> int:
 def require_numbers(**values: float) -> None:
     """Raises StateError unless all values are finite numbers > 0."""
     for name, value in values.items():
-        if not isinstance(value, Real) or not 0 < value < float("inf"):
-            raise StateError(f"{name} = {value!r}: expected a finite number > 0")
+        require_number(name, value, above=0)
 
 
 def require_counts(**values: int) -> None:
     """Raises StateError unless all values are integers > 0."""
     for name, value in values.items():
-        if not isinstance(value, Integral) or value < 1:
-            raise StateError(f"{name} = {value!r}: expected an integer of at least 1")
+        require_count(name, value)
 
 
 # --- what is shown ---

@@ -6,7 +6,6 @@ from phi_hybrid.steps.plain import PlainStep, as_step, known_step, require_step
 from phi_hybrid.steps.time_loop import (
     all_finite,
     evaluation_mode,
-    non_finite_entries,
     repeat,
     require_finite,
     rollout,
@@ -26,7 +25,6 @@ __all__ = [
     "evaluation_mode",
     "flatten_arguments",
     "known_step",
-    "non_finite_entries",
     "repeat",
     "require_finite",
     "require_step",

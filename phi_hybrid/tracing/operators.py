@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
@@ -73,7 +74,7 @@ def gather_linear(values: torch.Tensor, grid: torch.Tensor, mode: int, padding: 
         inside = ((index >= 0) & (index <= limits)).all(-1)
         weight = torch.where(offset == 1, fraction, 1 - fraction).prod(-1) * inside
         index = torch.minimum(index.clamp_min(0), limits).long()
-        linear = sum(index[..., d] * _stride(sizes, len(sizes) - 1 - d) for d in range(len(sizes)))
+        linear = sum(index[..., d] * math.prod(sizes[len(sizes) - d :]) for d in range(len(sizes)))
         gathered = flat.gather(2, linear.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1))
         result = result + gathered.reshape(*flat.shape[:2], *linear.shape[1:]) * weight.unsqueeze(1)
     return result
@@ -125,13 +126,6 @@ class _Slopes(torch.autograd.Function):
 def _vector(numbers: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     """A small vector, made on its device: a copy from the host would be waited for."""
     return torch.stack([like.new_full((), n) for n in numbers])
-
-
-def _stride(sizes: torch.Size, axis: int) -> int:
-    stride = 1
-    for size in sizes[axis + 1 :]:
-        stride *= size
-    return stride
 
 
 # --- values without their gradient ---

@@ -17,6 +17,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from phi_hybrid.bridge.checks import require_count, require_instance, require_number
+from phi_hybrid.hybrid import Gate
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -32,9 +33,6 @@ class Record(NamedTuple):
 
 Step = Callable[[int, Tensors], Record]
 """`(number, state) -> record`."""
-
-Gate = Callable[[torch.Tensor], torch.Tensor]
-"""Identity in value that changes what flows back."""
 
 
 class GradientMode:

@@ -12,9 +12,9 @@ from phi_hybrid.bridge.checks import require, require_count, require_instance
 from phi_hybrid.bridge.numbers import square
 from phi_hybrid.data import Batch
 from phi_hybrid.errors import StateError
-from phi_hybrid.hybrid import HybridStep
+from phi_hybrid.hybrid import Gate, HybridStep
 from phi_hybrid.steps import Inputs, NativeStep, Repeatable, Step, known_step, require_step
-from phi_hybrid.training.gradient import Full, Gate, GradientMode, Record, require_mode, unrolling
+from phi_hybrid.training.gradient import Full, GradientMode, Record, require_mode, unrolling
 from phi_hybrid.training.losses import L2, Losses
 from phi_hybrid.training.noise import Noise
 

@@ -88,7 +88,8 @@ def _means(solver: HybridSolver, data: Trajectories, samples: int, name: str) ->
         error = [t - u for t, u in zip(target, step.to_channels(uncorrected))]
         if not all_finite((*arguments, *batch.targets)):
             raise NonFiniteError(
-                f"{name} holds NaN or infinite values at step {start} or {start + 1}, so no scales can be estimated",
+                f"{name} holds NaN or infinite values at step {start} or {start + 1}, so no scales can be estimated: "
+                "generate it again, or leave out these trajectories, data[:n]",
                 start,
             )
         if not all_finite(error):
