@@ -170,7 +170,7 @@ def main() -> None:
     found = studies(case, settings)
     per_seed = [{row: own.runs[seed].rows[row] for row, own in found.items()} for seed in seeds]
     print(table := lab.table(per_seed, columns))
-    (folder / "table.md").write_text(table.markdown() + "\n")
+    (folder / "table.md").write_text(table.markdown() + "\n", encoding="utf-8")
     lab.save_figures(folder, figures(case, table, found, options.seed))
 
 

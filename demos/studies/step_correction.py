@@ -214,7 +214,7 @@ def main() -> None:
     found = trained(case, (training, test), settings)
     runs = [{row: result.runs[seed].rows[row] for row, result in found.items()} for seed in settings["seeds"]]
     print(table := lab.table(runs, columns))
-    (options.out / "table.md").write_text(table.markdown() + "\n")
+    (options.out / "table.md").write_text(table.markdown() + "\n", encoding="utf-8")
     lab.save_figures(options.out, figures(found, test, options.seed))
 
 

@@ -209,6 +209,9 @@ def to_channels(*values: Any) -> torch.Tensor:
 
     Returns:
         `(batch, channel, *spatial)`; all batch dims in one (alphabetical), components in the order of their vector.
+
+    Raises:
+        StateError: for values of different resolutions, and for what is on no grid.
     """
     tensors, layout = flatten(values)
     require_tensors(layout, "values")
@@ -224,6 +227,9 @@ def from_channels(channels: torch.Tensor, like: Any) -> Any:
 
     Returns:
         State like `like`; fixed faces are left out, an outer open face follows its neighbour.
+
+    Raises:
+        StateError: if the channels are no tensor, or not as many or not of the shape that `like` has.
     """
     require_instance("channels", channels, torch.Tensor, "a torch tensor (batch, channel, *spatial)")
     tensors, layout = flatten(like)

@@ -81,7 +81,11 @@ def flatten(state: Any) -> tuple[tuple[torch.Tensor, ...], Layout]:
 
 
 def unflatten(layout: Layout, tensors: Sequence[torch.Tensor]) -> Any:
-    """Inverse of `flatten`. Sizes of batch dims are taken from the tensors."""
+    """Inverse of `flatten`. Sizes of batch dims are taken from the tensors.
+
+    Raises:
+        StateError: for another number of tensors than the layout holds.
+    """
     require_instance("layout", layout, Layout, "what flatten() returned second: unflatten(layout, tensors)")
     expected = len(layout.leaves)
     if len(tensors) != expected:

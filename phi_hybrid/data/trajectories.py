@@ -190,7 +190,7 @@ class Trajectories:
         """
         return scale_of([self.states], self.state_layout)
 
-    def __getitem__(self, selection: slice | list[int]) -> Trajectories:
+    def __getitem__(self, selection: int | slice | Sequence[int] | torch.Tensor | np.ndarray) -> Trajectories:
         """Some of the trajectories."""
         if isinstance(selection, Integral):
             selection = [int(selection)]
@@ -219,6 +219,10 @@ class Trajectories:
 
         Args:
             first: number of trajectories in the first part, or their share between 0 and 1.
+
+        Raises:
+            StateError: if `first` is no number.
+            DataError: if a part would be empty.
         """
         require_number("first", first, way_out="how many trajectories, or which share of them, between 0 and 1")
         count = first if isinstance(first, Integral) else round(first * len(self))

@@ -40,8 +40,10 @@ def local_inverse(
 
     Returns:
         `inverse(y, x) -> x̃`, fields or dicts of fields `(batch, x, …)`; to be captured, or used within `linear_solves()`.
-    """
 
+    Raises:
+        StateError: for what is no function, and for a number of iterations that is no integer ≥ 1.
+    """
     for name, function in (("step", step), ("back", back)):
         require_callable(name, function, "a function state -> state")
     require_count("iterations", iterations)
@@ -105,6 +107,9 @@ def carried(
 
     Returns:
         `step({"velocity": …, "marker": …}) -> state`: staggered or centred `(batch, x, y)`, and centred `(batch, x, y)`.
+
+    Raises:
+        StateError: for a time step that is not positive, and for what is no function.
     """
     _require_scheme(dt, flow=flow, advection=advection)
 
@@ -127,6 +132,9 @@ def carried_back(
 
     Returns:
         `back(state) -> state`, as for `carried`. As exact as `advect_back` and the velocity are.
+
+    Raises:
+        StateError: for a time step that is not positive, and for what is no function.
     """
     _require_scheme(dt, flow_back=flow_back, advection=advection)
 
@@ -199,6 +207,9 @@ def burgers_back(
     Returns:
         `back(u, force) -> u`, periodic fields `(batch, x, vector)` or staggered `(batch, x, y)`; to be captured or used as
         it is.
+
+    Raises:
+        StateError: for a time step that is not positive, and for what is no function.
     """
     _require_scheme(dt, advection=advection)
 

@@ -94,6 +94,9 @@ def solenoidal_waves(grid: Field, waves: int) -> Field:
 
     Returns:
         Staggered, `(wave, x, y)`, of speed 1 at most; without divergence in the discrete sense.
+
+    Raises:
+        StateError: if `waves` is no integer ≥ 1.
     """
     require_count("waves", waves)
     k, size = _wavevectors(waves), [grid.resolution.get_size(d) for d in "xy"]

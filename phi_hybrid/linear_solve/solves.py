@@ -100,8 +100,8 @@ def linear_solves(solver: Method | None = None) -> Iterator[None]:
     `capture` does this by itself.
 
     Args:
-        solver: method, `FastDiagonalization()`, `SparseFactorization()` or `ConjugateGradient(…)`; by default the matrix
-            decides.
+        solver: method, `FastDiagonalization()`, `CapacitanceMatrix()`, `SparseFactorization()` or `ConjugateGradient(…)`; by
+            default the matrix decides.
 
     Raises:
         SolveError: in the body, where a solve misses its tolerance, has no solution, or is given NaN; at its end on a GPU.

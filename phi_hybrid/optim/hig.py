@@ -176,7 +176,11 @@ class HIG(torch.optim.Optimizer):
         return {**super().state_dict(), "then": None if self.then is None else self.then.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`.
+
+        Raises:
+            StateError: if only one of the two has an optimizer `then`.
+        """
         state = dict(state_dict)
         then = state.pop("then", None)
         if (then is None) != (self.then is None):

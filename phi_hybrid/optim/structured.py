@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from phi_hybrid.bridge.checks import require_count, require_instance, require_number
+from phi_hybrid.optim.eigenvectors import eigh_bytes, eigh_flops
 from phi_hybrid.optim.engines import (
     Cost,
     Engine,
     Gram,
     Update,
     add_square,
-    eigh_bytes,
-    eigh_flops,
     estimate,
     from_gram,
     unresolved,

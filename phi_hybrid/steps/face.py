@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from phi import math
 
-from phi_hybrid import _compat
 from phi_hybrid.bridge.checks import require_count
 from phi_hybrid.bridge.layout import (
     Layout,
@@ -26,6 +24,7 @@ from phi_hybrid.bridge.layout import (
 )
 from phi_hybrid.errors import StateError
 from phi_hybrid.linear_solve import checked_solves
+from phi_hybrid.steps.arguments import check_tensors, promoted
 
 Tensors = tuple[torch.Tensor, ...]
 Call = tuple[Sequence[Any], Mapping[str, Any]]
@@ -362,57 +361,3 @@ def unflatten_result(layout: Layout, tensors: Sequence[torch.Tensor]) -> Any:
             f"{describe_leaves(layout)}; pass what native() returned"
         )
     return unflatten(layout, tensors)
-
-
-def arguments_of(step: Callable, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of a call of a Python function, by position where that is possible.
-
-    Raises:
-        StateError: for missing, superfluous or unknown ones, before any work is done.
-    """
-    try:
-        signature = inspect.signature(_compat.undecorated(step))
-    except (TypeError, ValueError):
-        return tuple(args), dict(keywords)  # builtins have none
-    try:
-        bound = signature.bind(*args, **keywords)
-    except TypeError as error:
-        given = ", ".join([f"{len(args)} by position", *(f"{name}=…" for name in keywords)])
-        raise StateError(
-            f"the step takes {signature} but got {given}: {error}; pass the state and then every input"
-        ) from None
-    return bound.args, bound.kwargs
-
-
-def argument_names_of(step: Callable) -> tuple[str, ...]:
-    """Names of the arguments that a Python function takes by position; builtins have none."""
-    try:
-        parameters = inspect.signature(_compat.undecorated(step)).parameters.values()
-    except (TypeError, ValueError):
-        return ()
-    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-
-
-def promoted(tensors: Tensors) -> Tensors:
-    """The same tensors, all in double precision if any of them are: PhiFlow does so in `with math.precision(64)`."""
-    bits = {torch.finfo(t.dtype).bits for t in tensors if t.is_floating_point()}
-    if bits != {32, 64}:
-        return tensors
-    return tuple(t.double() if t.dtype == torch.float32 else t for t in tensors)
-
-
-def check_tensors(tensors: Sequence[torch.Tensor], layout: Layout) -> None:
-    """All arguments of a step have one precision and one device.
-
-    Raises:
-        StateError: naming the clash.
-    """
-    floats = sorted({str(t.dtype) for t in tensors if t.is_floating_point()})
-    if len(floats) > 1:
-        raise StateError(
-            f"arguments of different precision: {', '.join(floats)} in {describe_leaves(layout)}. Convert them, e.g. "
-            "phi.math.to_float within `with phi.math.precision(64):`"
-        )
-    devices = sorted({str(t.device) for t in tensors})
-    if len(devices) > 1:
-        raise StateError(f"arguments on different devices: {', '.join(devices)}. Move them with phi.math.to_device")

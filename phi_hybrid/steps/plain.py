@@ -17,7 +17,8 @@ from phi_hybrid.bridge.checks import require, require_callable
 from phi_hybrid.bridge.layout import Layout, TreeLayout, flatten, precision_of, unflatten
 from phi_hybrid.errors import StateError
 from phi_hybrid.linear_solve import Solves, checked_solves
-from phi_hybrid.steps.face import Call, Signature, Step, Tensors, argument_names_of, arguments_of, signature_of
+from phi_hybrid.steps.arguments import argument_names_of, arguments_of
+from phi_hybrid.steps.face import Call, Signature, Step, Tensors, signature_of
 
 
 def run(step: Callable, layout: TreeLayout, tensors: Sequence[torch.Tensor]) -> tuple[Tensors, Layout]:

@@ -20,7 +20,8 @@ from phi_hybrid.bridge.checks import require
 from phi_hybrid.bridge.layout import Layout, TreeLayout, describe_leaves, unflatten
 from phi_hybrid.errors import CaptureError, SolveError, StateError
 from phi_hybrid.linear_solve import Method, Solves, checked_solves
-from phi_hybrid.steps.face import MAX_KNOWN, Call, Step, Tensors, argument_names_of, arguments_of
+from phi_hybrid.steps.arguments import argument_names_of, arguments_of
+from phi_hybrid.steps.face import MAX_KNOWN, Call, Step, Tensors
 from phi_hybrid.steps.plain import computing_like, flat_result, name_of, require_step, run_eager
 from phi_hybrid.tracing.check import check_against_eager, seeded
 from phi_hybrid.tracing.graph import CapturedGraph

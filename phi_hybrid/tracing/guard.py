@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ class Guard(TorchFunctionMode):
                 self._depends[stack.pop()] = any(self._depends[n] for n in top.all_input_nodes)
         return self._depends[node]
 
-    def refuse(self, reason: str, advice: str) -> None:
+    def refuse(self, reason: str, advice: str) -> NoReturn:
         self.error = self.error or CaptureError(f"{reason}, at {user_line()}. Way out: {advice}.")
         raise self.error
 
