@@ -12,7 +12,8 @@ trajectories, by the geometric mean of the three errors. `ConFIG` and `PCGrad` h
 equally many updates, 4 steps unrolled; a backward pass for each term makes theirs slower, see `seconds`. `sum_1_long` is the
 sum with as many more updates as that takes.
 
-    python demos/studies/conflict_free.py [--case turbulence|smoke|burgers] [--quick | --full] [--seed N] [--seeds N] [--out DIR]
+    python demos/studies/conflict_free.py [--case turbulence|smoke|burgers] [--rate 1e-3] [--quick | --full] [--seed N] [--seeds N]
+        [--out DIR]
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Case:
     updates: int = 400
     long: float = 2.1  # times as many updates, in about the time of `ConFIG` and `PCGrad`
     batch: int = 4
+    rate: float = 1e-3
     trajectories: int = 8
 
     def data(self, seed: int) -> tuple[ph.Trajectories, ph.Trajectories, ph.Trajectories]:
@@ -185,7 +187,7 @@ def trained(case: Case, data: ph.Trajectories, method: Method, seed: int) -> ph.
     constraints = {name: (method.weight, term) for name, term in case.terms.items()} if method.weight else {}
     objective = ph.Unrolled(UNROLL, losses=losses.Losses({"state": losses.L2(), **constraints}))
     updates = round(case.updates * (case.long if method.long else 1))
-    lab.adam(solver, data, objective, updates, 1e-3, case.batch, seed, combine=method.combine).fit(updates)
+    lab.adam(solver, data, objective, updates, case.rate, case.batch, seed, combine=method.combine).fit(updates)
     return solver
 
 
@@ -220,9 +222,10 @@ def run(case: Case, seed: int) -> tuple[lab.Rows, Callable]:
 
 
 def main() -> None:
-    options = lab.options(__doc__, "conflict_free", case={"choices": list(CASES), "default": "turbulence"})
+    which = {"choices": list(CASES), "default": "turbulence"}
+    options = lab.options(__doc__, "conflict_free", case=which, rate={"type": float, "default": 1e-3})
     case = CASES[options.case]
-    case = replace(case, updates=round(case.updates * lab.share(options, 0.05)))
+    case = replace(case, updates=round(case.updates * lab.share(options, 0.05)), rate=options.rate)
     lab.study(options, lambda seed: run(case, seed), ["mae", *case.measured, "weight", "seconds"])
 
 
