@@ -108,7 +108,7 @@ class HybridStep:
         require_real("the state", tensors[self._slices[0]])
         every = tuple_of(layout, features.layout)
         batch = batch_names(every)
-        self._sizes = batch_sizes((*tensors, *features.tensors(tensors[0].dtype)), every)
+        self._sizes = batch_sizes((*tensors, *features.tensors(_precision(tensors))), every)
         changed = changed_arguments(coupling.changes, layout)
         self._wide = tuple_of(
             *(with_batch(c, *batch) if n in {0, *changed} else c for n, c in enumerate(layout.children)),
@@ -175,7 +175,7 @@ class HybridStep:
         if gate is not None:
             viewed[: len(before)] = [gate(t) for t in viewed[: len(before)]]
         if self._features.layout.children:
-            viewed += self._features.tensors(before[0].dtype)
+            viewed += self._features.tensors(_precision(before))
         seen = self._input_map.to_channels(viewed, self._sizes)
         try:
             channels = self._network(seen) if output is None else output
@@ -208,7 +208,8 @@ class HybridStep:
 
     def no_output(self) -> torch.Tensor:
         """Zeros of the shape that the network returns, `(batch, channel, *spatial)`."""
-        _, dtype, device = self.signature.tensors[0]
+        device = self.signature.tensors[0][2]
+        dtype = next((own for _, own, _ in self.signature.tensors if own.is_floating_point), torch.float32)
         shape = (math.prod(self._sizes.values()), self._output_map.channels, *self._output_map.resolution.values())
         return torch.zeros(shape, dtype=dtype, device=device)
 
@@ -286,3 +287,8 @@ class HybridStep:
 def _slices(counts: Sequence[int]) -> list[slice]:
     ends = list(accumulate(counts))
     return [slice(end - count, end) for end, count in zip(ends, counts)]
+
+
+def _precision(tensors: Sequence[torch.Tensor]) -> torch.dtype:
+    """That of the first real numbers; a state may begin with whole ones."""
+    return next((t.dtype for t in tensors if t.is_floating_point()), tensors[0].dtype)

@@ -53,7 +53,7 @@ def regular(system: System) -> Csr:
 
 
 class FactoredSolver:
-    """Solver with a kept factorisation of `regular(system)`."""
+    """Solver with a kept factorisation of `regular(system)`; the constants that symmetric ones leave open are taken out."""
 
     def __init__(self, system: System) -> None:
         self.system, self.null = system, system.null_vectors

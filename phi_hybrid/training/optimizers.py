@@ -73,6 +73,11 @@ class Optimizers(torch.optim.Optimizer):
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`.
+
+        Raises:
+            StateError: for the state of another number of optimizers.
+        """
         states = state_dict["optimizers"]
         if len(states) != len(self.optimizers):
             raise StateError(

@@ -57,9 +57,10 @@ def estimate_scales(
     seen, needed, mean, variation = (sum(parts[1:], parts[0]) for parts in zip(*means))
     scale, boundaries = seen.sqrt(), data.state_layout.boundary_kinds
     first = next(iter(sets_of(data).values()))
+    smallest = max(map(rounding, first.states))
     for vector in _vectors(solver, first):
         largest = scale[vector].max()
-        scale[vector] = torch.where(scale[vector] > rounding(first.states[0]) * largest, scale[vector], largest)
+        scale[vector] = torch.where(scale[vector] > smallest * largest, scale[vector], largest)
     if not centred:
         solver.set_scales(scale, needed.sqrt(), boundaries)
         return
@@ -131,7 +132,8 @@ def _needed_outputs(step: HybridStep, arguments: Sequence[torch.Tensor], error: 
 
 
 def _mean_square(channels: torch.Tensor) -> torch.Tensor:
-    return (channels**2).mean([0, *range(2, channels.ndim)])
+    exact = not channels.is_floating_point()  # whole numbers have no mean in torch
+    return (channels.float() if exact else channels).square().mean([0, *range(2, channels.ndim)])
 
 
 def _moments(channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases.small import DT, SmallNet, component_values, faces, forced_step, line, scalar, step
-from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, StaggeredGrid, batch, math, vec
+from phi.torch.flow import PERIODIC, ZERO_GRADIENT, Box, CenteredGrid, Field, StaggeredGrid, batch, math, spatial, vec
 
 import phi_hybrid as ph
 from phi_hybrid.training.scales import estimate_scales
@@ -342,3 +342,21 @@ def test_a_component_that_is_only_rounding(staggered: bool, offset: float) -> No
         solver, data, ph.Unrolled(2), optimizer=torch.optim.SGD(solver.parameters(), 0.0), batch_size=2
     )
     assert trainer.fit(1)["loss"][0] < 10  # of an untrained network; 1e8 with rounding for a unit
+
+
+def test_whole_numbers_beside_a_component_that_is_only_rounding() -> None:
+    """The first part has no rounding, the second has."""
+    trajectory = batch(trajectory=2, time=3)
+    grid = CenteredGrid(0.0, PERIODIC, x=8, y=8)
+    shear = math.random_normal(trajectory, spatial(x=8, y=8)) * vec(x=1.0, y=1e-9)
+    count = math.to_int32(math.ones(trajectory, spatial(x=8, y=8)))
+    data = ph.Trajectories.from_fields({"count": grid.with_values(count), "u": grid.with_values(shear)})
+    step = ph.capture(lambda state: {**state, "u": 0.9 * state["u"]})
+    solver = ph.HybridSolver(step, torch.nn.Conv2d(3, 2, 3, padding=1), corrects=["u"])
+    estimate_scales(solver, data)
+    first, second = solver.input_scale.tolist()[-2:]
+    assert first == second > 0.1
+    trainer = ph.Trainer(
+        solver, data, ph.Unrolled(2), optimizer=torch.optim.SGD(solver.parameters(), 0.0), batch_size=2
+    )
+    assert trainer.fit(1)["loss"][0] < 10

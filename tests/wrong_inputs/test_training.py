@@ -103,6 +103,12 @@ CASES: list[Case] = [
         "2 parameters, 1 of them",
     ),
     ("search among optimizers", lambda: Optimizers(HIG(net)), State, "HIG asks for more than one gradient"),
+    (
+        "state of other optimizers",
+        lambda: Optimizers(torch.optim.SGD(net.parameters())).load_state_dict({"optimizers": []}),
+        State,
+        "the saved state is of 0 optimizers, this one has 1",
+    ),
     ("optimizer of a copy", lambda: trainer(data=data, optimizer=of_other), State, "2 of .*2 parameters are not.*copy"),
     (
         "ascent",
